@@ -1,0 +1,1 @@
+"""What runs anywhere, on plan, transcripts and public keys alone."""

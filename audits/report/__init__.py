@@ -1,0 +1,1 @@
+"""Findings and figures turned into HTML, JSON and Markdown."""

@@ -1,0 +1,4 @@
+"""Integers and bytes: keys, frames, secret sharing, masks, secure aggregation.
+
+Knows neither models nor rounds of learning.
+"""

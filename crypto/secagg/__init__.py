@@ -1,0 +1,1 @@
+"""Secure aggregation, one protocol, whole: both sides, their messages, their order."""

@@ -1,0 +1,1 @@
+"""The generative model. Knows neither privacy nor federation."""

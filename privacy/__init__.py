@@ -1,0 +1,1 @@
+"""Mathematics on vectors and events: clipping, quantisation, noise, accounting."""

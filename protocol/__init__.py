@@ -1,0 +1,1 @@
+"""What the parties agree on: plan, envelope, transport, transcript. Free of torch."""

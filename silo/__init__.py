@@ -1,0 +1,1 @@
+"""What runs beside the data. Everything secret lives here or in ``crypto``."""
