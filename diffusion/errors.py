@@ -1,0 +1,43 @@
+"""Errors of this package.
+
+::
+
+    DiffusionError
+    ├── ShapeMismatch         a tensor, name or length does not fit its layout or model
+    ├── ImagesRejected        images have the wrong shape, range or a non-finite value
+    ├── PartsIncomplete       a model's parts are not disjoint and exhaustive
+    ├── CorruptFile           a file of ours is cut off, damaged or of another kind
+    ├── WeightsUnavailable    a feature extractor's file is missing or is another one
+    └── StatisticsRejected    feature statistics are too few or of another extractor
+
+A wrong field of a configuration is a ``ValueError`` (``config.py``). No message
+contains a tensor, a pixel or a file name of a patient.
+"""
+
+
+class DiffusionError(Exception):
+    """Base of every error that this package raises on purpose."""
+
+
+class ShapeMismatch(DiffusionError):
+    """A tensor, a name or a length does not fit the layout or the model."""
+
+
+class ImagesRejected(DiffusionError):
+    """Images are not finite, not in [-1, 1], or not of an accepted shape."""
+
+
+class PartsIncomplete(DiffusionError):
+    """A model's encoder, bottleneck and decoder do not cover it exactly once."""
+
+
+class CorruptFile(DiffusionError):
+    """A file is cut off, damaged, or not of the expected kind."""
+
+
+class WeightsUnavailable(DiffusionError):
+    """The weights of a feature extractor are missing or have another digest."""
+
+
+class StatisticsRejected(DiffusionError):
+    """Feature statistics cannot be used: too few, not finite, another extractor."""

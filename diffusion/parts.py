@@ -1,0 +1,92 @@
+"""Encoder, bottleneck and decoder: every parameter in exactly one part.
+
+A network declares its parts by structure, as the names of its direct children;
+nothing is guessed from sub-strings. The selections are those of FedDiffuse: which
+parts a silo sends and receives.
+"""
+
+from collections.abc import Iterator, Mapping
+from enum import Enum
+from types import MappingProxyType
+from typing import ClassVar
+
+from torch import nn
+
+from diffusion.errors import PartsIncomplete
+
+
+class Part(Enum):
+    """A part of a UNet.
+
+    The first convolution and the time embedding belong to the encoder, the final
+    block and convolution to the decoder (FedDiffuse's own counting).
+    """
+
+    ENCODER = "encoder"
+    BOTTLENECK = "bottleneck"
+    DECODER = "decoder"
+
+
+#: The parts that are federated, by the selection's name. Source: de Goede, Cox &
+#: Decouchant, 2024, section 3: FULL, ULATDEC, UDEC.
+SELECTIONS: Mapping[str, frozenset[Part]] = MappingProxyType(
+    {
+        "full": frozenset(Part),
+        "ulatdec": frozenset({Part.BOTTLENECK, Part.DECODER}),
+        "udec": frozenset({Part.DECODER}),
+    }
+)
+
+
+class DenoisingNetwork(nn.Module):
+    """A network that predicts the noise in an image; it knows its own parts.
+
+    ``forward(x_t, t)`` takes noised images ``[n, c, h, w]`` and timesteps ``[n]``
+    and returns the predicted noise ``[n, c, h, w]``. Examples of a batch never
+    influence each other: no batch normalisation, no buffers with data.
+    """
+
+    #: The direct children of which each part consists.
+    parts: ClassVar[Mapping[Part, tuple[str, ...]]]
+
+    def zero_initialised(self) -> Iterator[nn.Module]:
+        """Yield the layers that start at zero; none unless a network says so."""
+        yield from ()
+
+
+def part_of(model: nn.Module) -> dict[str, Part]:
+    """Return the part of every parameter, by the parameter's name.
+
+    Guarantees:
+        The keys are exactly the names of ``model.named_parameters()``, in their
+        order; each is in one part.
+
+    Raises:
+        PartsIncomplete: the model declares no parts, or its declaration names a
+            child twice, names one that does not exist, or leaves a parameter out.
+    """
+    owners = _owners(model)
+    result = {}
+    for name, _ in model.named_parameters():
+        child = name.partition(".")[0]
+        if child not in owners:
+            raise PartsIncomplete(f"parameter {name} belongs to no part")
+        result[name] = owners[child]
+    return result
+
+
+def _owners(model: nn.Module) -> dict[str, Part]:
+    """Return the part of each direct child, checked for doubles and ghosts."""
+    declared = getattr(model, "parts", None)
+    if not isinstance(declared, Mapping):
+        raise PartsIncomplete(f"{type(model).__name__} declares no parts")
+    children = {name for name, _ in model.named_children()}
+    owners: dict[str, Part] = {}
+    for part, names in declared.items():
+        for name in names:
+            if name in owners:
+                raise PartsIncomplete(f"child {name} is declared in two parts")
+            if name not in children:
+                raise PartsIncomplete(f"child {name} is declared but does not exist")
+            owners[name] = part
+    return owners
