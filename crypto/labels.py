@@ -1,0 +1,31 @@
+"""Every domain-separation label and format version, in one table.
+
+A label is public. It makes a key, signature or digest that was made for one purpose
+useless for every other, and it changes whenever the meaning of what it protects does.
+"""
+
+PROTOCOL_VERSION = 1
+"""Version in the header of every frame (docs/protocol.md, "The frame")."""
+
+# Signatures (crypto/signatures.py).
+FRAME_SIGNATURE = b"cloister/1/frame-signature"
+PLAN = b"cloister/1/plan"
+TRANSCRIPT_HEAD = b"cloister/1/transcript-head"
+
+# Digests that chain the stages of one setup and slot (crypto/secagg/digests.py).
+SETUP_DIGEST = b"cloister/1/setup-digest"
+KEYS_DIGEST = b"cloister/1/keys-digest"
+MEMBERS_DIGEST = b"cloister/1/members-digest"
+SLOT_DIGEST = b"cloister/1/slot-digest"
+MASK_SEED_COMMITMENT = b"cloister/1/mask-seed-commitment"
+REQUEST_DIGEST = b"cloister/1/request-digest"
+
+# Keys derived from shared secrets and seeds (crypto/kdf.py).
+ENVELOPE_KEY = b"cloister/1/envelope-key"
+SELF_MASK = b"cloister/1/self-mask"
+PAIRWISE_MASK = b"cloister/1/pairwise-mask"
+TRANSPORT_KEY = b"cloister/1/transport-key"
+
+# State on disk (crypto/secagg/*_state.py).
+SILO_STATE = b"cloister/1/silo-state"
+AGGREGATOR_STATE = b"cloister/1/aggregator-state"

@@ -1,0 +1,183 @@
+"""Merkle trees as in Certificate Transparency: root, inclusion, consistency.
+
+A root commits to a list of leaves in order. ``root``, ``MerkleTree.append`` and the two
+proof builders take the leaves' own bytes; the verifiers take leaf hashes, so that they
+never need a leaf they do not hold. Leaves and nodes are hashed with different prefixes,
+so that no node can pass for a leaf.
+
+Source: RFC 6962, section 2.1; the verifiers follow RFC 9162, sections 2.1.3.2 and
+2.1.4.2.
+"""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+
+from crypto.encoding import BytesLike
+from crypto.errors import ProtocolViolation
+
+HASH_BYTES = 32
+EMPTY_ROOT = hashlib.sha256().digest()
+
+
+def leaf_hash(leaf: BytesLike) -> bytes:
+    """Return SHA-256(0x00 || leaf)."""
+    return hashlib.sha256(b"\x00" + leaf).digest()
+
+
+def node_hash(left: bytes, right: bytes) -> bytes:
+    """Return SHA-256(0x01 || left || right)."""
+    return hashlib.sha256(b"\x01" + left + right).digest()
+
+
+class MerkleTree:
+    """A tree that grows: O(log n) hashes, rebuilt by streaming the leaves."""
+
+    def __init__(self, leaves: Iterable[BytesLike] = ()) -> None:
+        self._peaks: list[bytes] = []
+        self.size = 0
+        for leaf in leaves:
+            self.append(leaf)
+
+    def append(self, leaf: BytesLike) -> None:
+        """Add a leaf at the end, in O(log n)."""
+        peak, size = leaf_hash(leaf), self.size
+        while size & 1:
+            peak = node_hash(self._peaks.pop(), peak)
+            size >>= 1
+        self._peaks.append(peak)
+        self.size += 1
+
+    def root(self) -> bytes:
+        """Return the root of the leaves so far."""
+        if not self._peaks:
+            return EMPTY_ROOT
+        node = self._peaks[-1]
+        for peak in reversed(self._peaks[:-1]):
+            node = node_hash(peak, node)
+        return node
+
+
+def root(leaves: Iterable[BytesLike]) -> bytes:
+    """Return the root of a list of leaves: MTH of RFC 6962."""
+    return MerkleTree(leaves).root()
+
+
+def inclusion_proof(leaves: Sequence[BytesLike], index: int) -> list[bytes]:
+    """Return the hashes that lead from one leaf to the root, lowest first.
+
+    Raises:
+        ValueError: there is no such leaf.
+    """
+    if not 0 <= index < len(leaves):
+        raise ValueError(f"index: {index} of {len(leaves)} leaves")
+    if len(leaves) == 1:
+        return []
+    middle = _largest_power_below(len(leaves))
+    if index < middle:
+        return [*inclusion_proof(leaves[:middle], index), root(leaves[middle:])]
+    return [*inclusion_proof(leaves[middle:], index - middle), root(leaves[:middle])]
+
+
+def verify_inclusion(
+    leaf: bytes, index: int, size: int, proof: Sequence[bytes], expected_root: bytes
+) -> None:
+    """Return if the leaf of this hash has this index among ``size`` leaves.
+
+    Args:
+        leaf: the leaf's hash, from :func:`leaf_hash`.
+
+    Raises:
+        ProtocolViolation: the proof does not lead to the root.
+    """
+    if not 0 <= index < size:
+        raise ProtocolViolation(f"leaf {index} of a tree of {size}")
+    node, position, last = leaf, index, size - 1
+    for sibling in proof:
+        if last == 0 or len(sibling) != HASH_BYTES:
+            raise ProtocolViolation("an inclusion proof that is too long")
+        if position & 1 or position == last:
+            node = node_hash(sibling, node)
+            position, last = _skip_lone_levels(position, last)
+        else:
+            node = node_hash(node, sibling)
+        position, last = position >> 1, last >> 1
+    if last != 0 or node != expected_root:
+        raise ProtocolViolation(f"leaf {index} is not under this root")
+
+
+def consistency_proof(leaves: Sequence[BytesLike], old_size: int) -> list[bytes]:
+    """Return the hashes that show that the first leaves have not changed.
+
+    Raises:
+        ValueError: ``old_size`` is not 1 to the number of leaves.
+    """
+    if not 1 <= old_size <= len(leaves):
+        raise ValueError(f"old_size: {old_size} of {len(leaves)} leaves")
+    return _subproof(leaves, old_size, whole=True)
+
+
+def _subproof(leaves: Sequence[BytesLike], size: int, whole: bool) -> list[bytes]:
+    """SUBPROOF of RFC 6962, section 2.1.2."""
+    if size == len(leaves):
+        return [] if whole else [root(leaves)]
+    middle = _largest_power_below(len(leaves))
+    if size <= middle:
+        return [*_subproof(leaves[:middle], size, whole), root(leaves[middle:])]
+    rest = _subproof(leaves[middle:], size - middle, whole=False)
+    return [*rest, root(leaves[:middle])]
+
+
+def verify_consistency(
+    old_size: int, size: int, old_root: bytes, new_root: bytes, proof: Sequence[bytes]
+) -> None:
+    """Return if the tree of ``new_root`` begins with the leaves of ``old_root``.
+
+    Raises:
+        ProtocolViolation: the proof does not show it.
+    """
+    if not 1 <= old_size <= size:
+        raise ProtocolViolation(f"a tree of {size} cannot extend one of {old_size}")
+    if old_size == size:
+        if proof or old_root != new_root:
+            raise ProtocolViolation("two roots of one size")
+        return
+    path = list(proof)
+    if old_size & (old_size - 1) == 0:
+        path.insert(0, old_root)
+    if not path or any(len(node) != HASH_BYTES for node in path):
+        raise ProtocolViolation("a consistency proof that is too short")
+    if _fold_consistency(old_size - 1, size - 1, path) != (old_root, new_root):
+        raise ProtocolViolation(f"the first {old_size} leaves are not the same")
+
+
+def _fold_consistency(
+    position: int, last: int, path: Sequence[bytes]
+) -> tuple[bytes, bytes]:
+    """Return the two roots that a consistency path leads to."""
+    while position & 1:
+        position, last = position >> 1, last >> 1
+    old = new = path[0]
+    for node in path[1:]:
+        if last == 0:
+            raise ProtocolViolation("a consistency proof that is too long")
+        if position & 1 or position == last:
+            old, new = node_hash(node, old), node_hash(node, new)
+            position, last = _skip_lone_levels(position, last)
+        else:
+            new = node_hash(new, node)
+        position, last = position >> 1, last >> 1
+    if last != 0:
+        raise ProtocolViolation("a consistency proof that is too short")
+    return old, new
+
+
+def _skip_lone_levels(position: int, last: int) -> tuple[int, int]:
+    """Climb over levels at which the right-most node has no sibling."""
+    while not position & 1 and position:
+        position, last = position >> 1, last >> 1
+    return position, last
+
+
+def _largest_power_below(number: int) -> int:
+    """Return the largest power of two that is smaller than ``number`` (at least 2)."""
+    return 1 << ((number - 1).bit_length() - 1)
