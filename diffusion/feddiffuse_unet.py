@@ -9,6 +9,7 @@ network of Rogge & Rasul, "The Annotated Diffusion Model", 2022; ConvNeXt block:
 et al., 2022; linear attention: Shen et al., 2021.
 """
 
+import itertools
 from collections.abc import Mapping
 from typing import ClassVar
 
@@ -157,7 +158,7 @@ class FedDiffuseUNet(DenoisingNetwork):
     def __init__(self, dim: int, channels: int, dim_mults: tuple[int, ...]) -> None:
         super().__init__()
         widths = [dim // 3 * 2, *(dim * multiple for multiple in dim_mults)]
-        pairs = list(zip(widths[:-1], widths[1:], strict=True))
+        pairs = list(itertools.pairwise(widths))
         time_dim = 4 * dim
         self.init_conv = nn.Conv2d(channels, widths[0], 7, padding=3)
         self.time_embedding = TimeEmbedding(dim, nn.GELU())

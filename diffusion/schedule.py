@@ -14,6 +14,8 @@ from torch import Tensor
 
 from diffusion.config import ScheduleConfig
 
+Float64Array = npt.NDArray[np.float64]
+
 LINEAR_FIRST_BETA = 1e-4  # Ho et al. (2020), section 4, for T = 1000
 LINEAR_LAST_BETA = 0.02
 COSINE_OFFSET = 0.008  # Nichol & Dhariwal (2021), section 3.2
@@ -36,7 +38,7 @@ class Schedule:
     alpha_bar: Tensor
     signal_rate: Tensor
     noise_rate: Tensor
-    alpha_bar_exact: npt.NDArray[np.float64]
+    alpha_bar_exact: Float64Array
 
     @property
     def num_timesteps(self) -> int:
@@ -83,7 +85,7 @@ def make_schedule(config: ScheduleConfig) -> Schedule:
         betas = linear_betas(config.num_timesteps)
     else:
         betas = cosine_betas(config.num_timesteps)
-    alpha_bar = np.cumprod(1.0 - betas)
+    alpha_bar: Float64Array = np.cumprod(1.0 - betas, dtype=np.float64)
     return Schedule(
         betas=_to_float32(betas),
         alpha_bar=_to_float32(alpha_bar),
@@ -93,7 +95,7 @@ def make_schedule(config: ScheduleConfig) -> Schedule:
     )
 
 
-def linear_betas(num_timesteps: int) -> npt.NDArray[np.float64]:
+def linear_betas(num_timesteps: int) -> Float64Array:
     """Return betas rising linearly from 1e-4 to 0.02 at T = 1000.
 
     For another T both ends are multiplied by 1000 / T, which keeps the last
@@ -103,11 +105,11 @@ def linear_betas(num_timesteps: int) -> npt.NDArray[np.float64]:
         Ho, Jain & Abbeel, 2020, section 4.
     """
     stretch = 1000 / num_timesteps
-    betas = np.linspace(LINEAR_FIRST_BETA, LINEAR_LAST_BETA, num_timesteps) * stretch
-    return np.minimum(betas, LARGEST_BETA)
+    betas = np.linspace(LINEAR_FIRST_BETA, LINEAR_LAST_BETA, num_timesteps)
+    return _limited(betas * stretch)
 
 
-def cosine_betas(num_timesteps: int) -> npt.NDArray[np.float64]:
+def cosine_betas(num_timesteps: int) -> Float64Array:
     """Return the betas whose alpha_bar follows a squared cosine.
 
     alpha_bar(u) = cos²((u + 0.008) / 1.008 · π/2), u = t / T, normalised at 0;
@@ -118,9 +120,14 @@ def cosine_betas(num_timesteps: int) -> npt.NDArray[np.float64]:
     """
     u = np.linspace(0.0, 1.0, num_timesteps + 1)
     alpha_bar = np.cos((u + COSINE_OFFSET) / (1 + COSINE_OFFSET) * math.pi / 2) ** 2
-    return np.minimum(1.0 - alpha_bar[1:] / alpha_bar[:-1], LARGEST_BETA)
+    return _limited(1.0 - alpha_bar[1:] / alpha_bar[:-1])
 
 
-def _to_float32(values: npt.NDArray[np.float64]) -> Tensor:
+def _limited(betas: Float64Array) -> Float64Array:
+    """Return betas, none of which exceeds 0.999."""
+    return np.asarray(np.minimum(betas, LARGEST_BETA), dtype=np.float64)
+
+
+def _to_float32(values: Float64Array) -> Tensor:
     """Cast to a float32 tensor of its own memory."""
     return torch.from_numpy(values.astype(np.float32))
