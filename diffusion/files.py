@@ -1,7 +1,7 @@
 """Whole files or none: the atomic write behind everything that is saved here."""
 
 import os
-import tempfile
+import secrets
 from pathlib import Path
 
 
@@ -15,15 +15,15 @@ def save_atomically(path: Path, content: bytes) -> None:
     Raises:
         OSError: the folder is missing or not writable; the old file is untouched.
     """
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        Path(temporary).replace(path)
+        temporary.replace(path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
     _flush_folder(path.parent)
 
