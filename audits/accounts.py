@@ -1,0 +1,173 @@
+"""What one transcript says, by kind of record, gathered while it is read once.
+
+Traffic is summed by silo, round and stage; all other records are kept with their
+index. Memory grows with silos times rounds; the transcript's bytes are not kept.
+"""
+
+import dataclasses
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar, cast
+
+from protocol.plan import RunPlan
+from protocol.records import Record, Resumed, Traffic
+from protocol.transcript import Entry
+
+R = TypeVar("R")
+
+MAX_NUMBER = 1 << 53
+"""Larger counts are no counts; they would also overflow in figures."""
+
+
+@dataclass(frozen=True)
+class Placed(Generic[R]):
+    """A record with its index in the transcript."""
+
+    index: int
+    record: R
+
+
+@dataclass(frozen=True)
+class StageBytes:
+    """Bytes of one silo in one stage, as one transcript counts them."""
+
+    sent: int = 0
+    received: int = 0
+    vector: int = 0
+
+    def __add__(self, other: "StageBytes") -> "StageBytes":
+        """Return the sum, field by field."""
+        return StageBytes(
+            self.sent + other.sent,
+            self.received + other.received,
+            self.vector + other.vector,
+        )
+
+
+StageName = tuple[int, str]
+"""Round number (0: outside rounds) and stage."""
+
+
+@dataclass
+class Account:
+    """One party's account of a run.
+
+    ``broken`` is set when reading had to stop before the transcript's end;
+    ``impossible`` holds records that no honest party of this plan could write, which
+    are left out of everything else; ``resumed_rounds`` are those in which the party's
+    process was started again, so that an exchange may be counted once or twice;
+    ``growth`` is the size at each signed head with
+    the time of its last record.
+    """
+
+    party: str
+    plan: RunPlan
+    traffic: dict[str, dict[StageName, StageBytes]] = field(default_factory=dict)
+    impossible: list[Placed[str]] = field(default_factory=list)
+    resumed_rounds: set[int] = field(default_factory=set)
+    growth: list[tuple[str, int]] = field(default_factory=list)
+    num_records: int = 0
+    last_round: int = 0
+    broken: bool = False
+
+    def __post_init__(self) -> None:
+        """Prepare the lists."""
+        self._names = frozenset(silo.name for silo in self.plan.silos)
+        self._by_kind: defaultdict[type, list[Placed[Any]]] = defaultdict(list)
+
+    def add(self, entry: Entry) -> None:
+        """Take in the next record."""
+        self.num_records = entry.index + 1
+        reason = self._impossible(entry.record)
+        if reason:
+            self.impossible.append(Placed(entry.index, reason))
+            return
+        self.last_round = max(self.last_round, getattr(entry.record, "round_number", 0))
+        if isinstance(entry.record, Traffic):
+            self._add_traffic(entry.record)
+        elif isinstance(entry.record, Resumed):
+            self.resumed_rounds |= {0, self.last_round, self.last_round + 1}
+        else:
+            placed = Placed(entry.index, entry.record)
+            self._by_kind[type(entry.record)].append(placed)
+
+    @property
+    def kinds(self) -> tuple[type, ...]:
+        """The kinds of records there are, but for traffic and restarts."""
+        return tuple(self._by_kind)
+
+    def all(self, kind: type[R]) -> Sequence[Placed[R]]:
+        """Return the records of one kind, in order."""
+        return cast("Sequence[Placed[R]]", self._by_kind.get(kind, ()))
+
+    def mark(self, size: int, time: str) -> None:
+        """Remember how far the transcript had grown when a head was signed."""
+        self.growth.append((time, size))
+
+    def last(self, kind: type[R]) -> Placed[R] | None:
+        """Return the last record of one kind, if there is one."""
+        records = self.all(kind)
+        return records[-1] if records else None
+
+    def _add_traffic(self, record: Traffic) -> None:
+        """Add the bytes of one stage to their sum."""
+        stages = self.traffic.setdefault(record.silo, {})
+        name = (record.round_number, record.stage)
+        more = StageBytes(record.sent_bytes, record.received_bytes, record.vector_bytes)
+        stages[name] = stages.get(name, StageBytes()) + more
+
+    def _impossible(self, record: Record) -> str:
+        """Return what in a record cannot be, or nothing."""
+        for name, value in _fields(record):
+            if isinstance(value, float) and not math.isfinite(value):
+                return f"{name} is not finite"
+            if isinstance(value, (int, float)) and not 0 <= value < MAX_NUMBER:
+                return f"{name} is {value!r:.40}"
+            if name == "round_number" and value > self.plan.num_rounds:
+                return f"round {value} of {self.plan.num_rounds}"
+        for name in _silos(record):
+            if name not in self._names:
+                return f"{name!r:.80} is no silo of the plan"
+        return ""
+
+
+def _fields(record: Record) -> Iterator[tuple[str, Any]]:
+    """Yield the fields of a record, tuples element by element."""
+    for item in dataclasses.fields(record):
+        value = getattr(record, item.name)
+        for element in value if isinstance(value, tuple) else (value,):
+            yield item.name, element
+
+
+_SILO_FIELDS = (
+    "silo",
+    "silos",
+    "members",
+    "survivors",
+    "self_masks_of",
+    "slot_keys_of",
+)
+
+
+def _silos(record: Record) -> Iterator[str]:
+    """Yield the silos that a record names."""
+    for name in _SILO_FIELDS:
+        value = getattr(record, name, ())
+        yield from (value,) if isinstance(value, str) else value
+
+
+@dataclass(frozen=True)
+class Accounts:
+    """The accounts of all parties whose transcripts are there."""
+
+    plan: RunPlan
+    aggregator: Account | None
+    silos: Mapping[str, Account]
+
+    @property
+    def everyone(self) -> tuple[Account, ...]:
+        """All accounts, the aggregator's first."""
+        first = (self.aggregator,) if self.aggregator else ()
+        return (*first, *self.silos.values())

@@ -1,0 +1,47 @@
+"""The whole audit of a run: every check, in one order."""
+
+from dataclasses import dataclass
+
+from audits.accounts import Accounts
+from audits.conformance import check_conformance
+from audits.disclosure import (
+    Disclosure,
+    check_disclosure,
+    check_privacy,
+    disclosures,
+)
+from audits.evidence import Evidence
+from audits.findings import Finding, Severity, worst
+from audits.integrity import check_integrity
+
+
+@dataclass(frozen=True)
+class Audit:
+    """Findings on a run, and what its transcripts say."""
+
+    evidence: Evidence
+    accounts: Accounts
+    findings: tuple[Finding, ...]
+    disclosures: tuple[Disclosure, ...]
+
+    @property
+    def verdict(self) -> Severity:
+        """The worst severity among the findings."""
+        return worst(self.findings)
+
+    def with_severity(self, severity: Severity) -> tuple[Finding, ...]:
+        """Return the findings of one severity."""
+        return tuple(f for f in self.findings if f.severity == severity)
+
+
+def run_audit(evidence: Evidence) -> Audit:
+    """Return the audit of a run's evidence: integrity, conformance, disclosure.
+
+    Guarantees: deterministic; reads each transcript's records once and its bytes once
+    more; nothing is written. A failed check is a finding, never an exception.
+    """
+    findings, accounts = check_integrity(evidence)
+    findings += check_conformance(accounts)
+    findings += check_disclosure(accounts)
+    findings += check_privacy(accounts.plan)
+    return Audit(evidence, accounts, tuple(findings), disclosures(accounts))

@@ -1,0 +1,13 @@
+"""Errors of the audits. A check that fails is a finding, not an exception.
+
+AuditError
+└── UnreadableTranscript   plan or transcripts that cannot be found, read or told apart
+"""
+
+
+class AuditError(Exception):
+    """Base of all errors of this package; its text is one line for a person."""
+
+
+class UnreadableTranscript(AuditError):
+    """There is nothing to check: say what is wrong, where, and what to do."""

@@ -1,0 +1,201 @@
+"""The updates that left the silos: agreed on by both ends, masked, each in its slot."""
+
+from collections.abc import Iterator
+
+from audits.accounts import Account, Accounts, Placed
+from audits.evidence import AGGREGATOR
+from audits.findings import Finding, count, fail, settle, warn
+from protocol.records import Dropped, Finished, Masked, Survivors
+
+PROTECTED = {"mask": ("mask", "masked"), "none": ("none", "plain")}
+"""How a record may call the protection that the plan's method gives."""
+
+UploadName = tuple[int, int, int, str]
+"""Round number, setup, slot, silo."""
+
+
+def check_uploads(accounts: Accounts) -> list[Finding]:
+    """Return the findings on uploads, slots and protection."""
+    return [*_agreement(accounts), *_slots(accounts), *_protection(accounts)]
+
+
+def _name(record: Masked) -> UploadName:
+    """Return what names an upload."""
+    return record.round_number, record.setup, record.slot, record.silo
+
+
+def _agreement(accounts: Accounts) -> list[Finding]:
+    """Check each upload in the silo's transcript against the aggregator's."""
+    aggregator = accounts.aggregator
+    if aggregator is None or not accounts.silos:
+        missing = "transcripts of the silos are"
+        if aggregator is None:
+            missing = "transcript of the aggregator is"
+        return [warn("uploads", f"Not checked: the {missing} missing.")]
+    received: dict[UploadName, list[Placed[Masked]]] = {}
+    for placed in aggregator.all(Masked):
+        received.setdefault(_name(placed.record), []).append(placed)
+    found: list[Finding] = [*_uncounted(aggregator)]
+    for silo in accounts.silos.values():
+        found += _compare_silo(silo, aggregator, received)
+    number = sum(len(silo.all(Masked)) for silo in accounts.silos.values())
+    return settle(
+        "uploads", found, f"{count(number, 'upload')} recorded alike by both ends."
+    )
+
+
+def _compare_silo(
+    silo: Account,
+    aggregator: Account,
+    received: dict[UploadName, list[Placed[Masked]]],
+) -> Iterator[Finding]:
+    """Yield the contradictions between a silo's uploads and the aggregator's."""
+    sent: set[UploadName] = set()
+    dropped = {
+        p.record.round_number
+        for p in aggregator.all(Dropped)
+        if p.record.silo == silo.party
+    }
+    for placed in silo.all(Masked):
+        record = placed.record
+        sent.add(_name(record))
+        if record.silo != silo.party:
+            yield _fail(silo, placed, "recorded an upload of another silo")
+            continue
+        arrived = received.get(_name(record), [])
+        if not arrived:
+            if record.round_number not in dropped and _covers(
+                aggregator, record.round_number
+            ):
+                yield _fail(
+                    silo,
+                    placed,
+                    "uploaded an update that the aggregator does not show, though it "
+                    "did not drop the silo",
+                )
+        elif all(not _equal(record, other.record) for other in arrived):
+            yield _fail(
+                silo,
+                placed,
+                "uploaded another message than the aggregator recorded",
+                f"record {arrived[0].index:,} of aggregator: "
+                f"{arrived[0].record.upload:.64}, {arrived[0].record.size_bytes:,} "
+                "bytes",
+            )
+    for name, arrivals in received.items():
+        if name[3] == silo.party and name not in sent and not silo.broken:
+            yield fail(
+                "uploads",
+                f"Round {name[0]}: the aggregator recorded an upload of {silo.party} "
+                "that the silo never recorded.",
+                f"record {arrivals[0].index:,} of aggregator",
+                party=silo.party,
+                round_number=name[0],
+            )
+
+
+def _covers(aggregator: Account, number: int) -> bool:
+    """Return whether the aggregator's transcript goes on after a round."""
+    return not aggregator.broken and (
+        aggregator.last(Finished) is not None or aggregator.last_round > number
+    )
+
+
+def _equal(sent: Masked, received: Masked) -> bool:
+    """Return whether two records describe one message."""
+    return (sent.upload, sent.size_bytes, sent.protection) == (
+        received.upload,
+        received.size_bytes,
+        received.protection,
+    )
+
+
+def _fail(
+    account: Account, placed: Placed[Masked], what: str, *evidence: str
+) -> Finding:
+    """Return a FAIL about one upload."""
+    record = placed.record
+    return fail(
+        "uploads",
+        f"Round {record.round_number}: {account.party} {what}.",
+        f"record {placed.index:,} of {account.party}: {record.upload:.64}, "
+        f"{record.size_bytes:,} bytes",
+        *evidence,
+        party=account.party,
+        round_number=record.round_number,
+    )
+
+
+def _uncounted(aggregator: Account) -> Iterator[Finding]:
+    """Check that every survivor's update had arrived."""
+    arrived = {_name(placed.record) for placed in aggregator.all(Masked)}
+    for placed in aggregator.all(Survivors):
+        record = placed.record
+        for silo in record.silos:
+            if (record.round_number, record.setup, record.slot, silo) not in arrived:
+                yield fail(
+                    "uploads",
+                    f"Round {record.round_number}: {silo} counts as a survivor, but "
+                    "the aggregator shows no upload of it.",
+                    f"record {placed.index:,} of aggregator",
+                    party=AGGREGATOR,
+                    round_number=record.round_number,
+                )
+
+
+def _slots(accounts: Accounts) -> list[Finding]:
+    """Check that no silo used a slot for two different messages."""
+    if accounts.plan.protection.method == "none":
+        return [warn("slots", "There were no masks: updates were sent in the clear.")]
+    found: list[Finding] = []
+    used = 0
+    for account in accounts.everyone:
+        first: dict[tuple[str, int, int], Placed[Masked]] = {}
+        for placed in account.all(Masked):
+            record = placed.record
+            name = (record.silo, record.setup, record.slot)
+            other = first.setdefault(name, placed)
+            # The same message sent again after a crash shows nothing new.
+            if other.record.upload != record.upload:
+                found.append(
+                    fail(
+                        "slots",
+                        f"Round {record.round_number}: {record.silo} used slot "
+                        f"{record.slot} of setup {record.setup} for two updates; "
+                        "their difference is not masked.",
+                        f"record {other.index:,} of {account.party}",
+                        f"record {placed.index:,} of {account.party}",
+                        party=record.silo,
+                        round_number=record.round_number,
+                    )
+                )
+        used = max(used, len(first))
+    return settle("slots", found, f"{count(used, 'slot')} used, each for one message.")
+
+
+def _protection(accounts: Accounts) -> list[Finding]:
+    """Check that uploads were masked, or plain, as the plan says."""
+    method = accounts.plan.protection.method
+    found = [
+        fail(
+            "protection",
+            f"Round {placed.record.round_number}: the plan says "
+            f'"{method}", but {placed.record.silo} sent its update as '
+            f'"{placed.record.protection:.20}".',
+            f"record {placed.index:,} of {account.party}",
+            party=placed.record.silo,
+            round_number=placed.record.round_number,
+        )
+        for account in accounts.everyone
+        for placed in account.all(Masked)
+        if placed.record.protection not in PROTECTED[method]
+    ]
+    if method == "none":
+        found.append(
+            warn(
+                "protection",
+                "Updates were sent in the clear, as the plan says: the aggregator saw "
+                "each silo's update.",
+            )
+        )
+    return settle("protection", found, "All updates were masked, as the plan says.")
