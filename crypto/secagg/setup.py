@@ -1,0 +1,197 @@
+"""One setup as both sides see it: what is pinned, which headers and sizes it allows.
+
+Every frame of a setup is opened here, against the one header that it must have.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from crypto.encoding import BytesLike
+from crypto.errors import ProtocolViolation
+from crypto.frame import (
+    AGGREGATOR,
+    EVERYONE,
+    NO_SLOT,
+    OVERHEAD_BYTES,
+    Header,
+    Kind,
+    open_expected,
+    read_header,
+    verify_frame,
+)
+from crypto.secagg.config import SecAggConfig
+from crypto.secagg.digests import setup_digest
+from crypto.secagg.messages import (
+    DIGEST_BYTES,
+    MASKED_PREFIX_BYTES,
+    READY_BYTES,
+    Advertise,
+    Keys,
+    Signed,
+    advertise_bytes,
+    bitmap_bytes,
+    sealed_shares_bytes,
+)
+from crypto.shamir import SHARE_BYTES
+from crypto.signatures import SIGNATURE_BYTES
+
+PASSED_ON = frozenset({Kind.ADVERTISE, Kind.READY, Kind.CONFIRM})
+"""Messages of silos that other silos verify: they are addressed to everyone."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Parameters, roster, aggregator, run and number: fixed before the first message.
+
+    Raises:
+        ValueError: lengths are wrong, or two parties have one identity key.
+    """
+
+    config: SecAggConfig
+    roster: tuple[bytes, ...]
+    aggregator_public: bytes
+    run: bytes
+    number: int
+    digest: bytes = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Compute T0."""
+        digest = setup_digest(
+            self.config, self.roster, self.aggregator_public, self.run, self.number
+        )
+        object.__setattr__(self, "digest", digest)
+
+    def silo_header(self, kind: Kind, silo: int, slot: int = NO_SLOT) -> Header:
+        """Return the header of a silo's message."""
+        recipient = EVERYONE if kind in PASSED_ON else AGGREGATOR
+        return Header(kind, self.run, self.number, slot, silo, recipient)
+
+    def aggregator_header(
+        self, kind: Kind, slot: int = NO_SLOT, recipient: int = EVERYONE
+    ) -> Header:
+        """Return the header of a message of the aggregator."""
+        return Header(kind, self.run, self.number, slot, AGGREGATOR, recipient)
+
+    def share_header(self, sender: int, recipient: int) -> Header:
+        """Return the header that one silo's sealed shares for another are bound to."""
+        return Header(Kind.SHARES, self.run, self.number, NO_SLOT, sender, recipient)
+
+    def open_from_aggregator(self, data: BytesLike, expected: Header) -> memoryview:
+        """Return the body of a frame of the aggregator with this header.
+
+        Raises:
+            MalformedMessage, InvalidSignature, ProtocolViolation: as ``open_expected``.
+        """
+        limit = max_frame_bytes(Kind(expected.kind), self.config)
+        return open_expected(self.aggregator_public, data, expected, max_bytes=limit)
+
+    def open_from_silo(
+        self, data: BytesLike, kind: Kind, slot: int = NO_SLOT, num_words: int = 0
+    ) -> tuple[int, Signed]:
+        """Return who sent a frame of this kind and slot, its body and signature.
+
+        The body of MASKED is not copied: it is the view that ``Masked`` parses.
+
+        Raises:
+            MalformedMessage, InvalidSignature, ProtocolViolation: as ``open_expected``;
+                or the sender is not in the roster.
+        """
+        silo = read_header(data).sender
+        if silo >= self.config.num_silos:
+            raise ProtocolViolation(f"{kind.name} of a sender who is not in the roster")
+        limit = max_frame_bytes(kind, self.config, num_words)
+        header = self.silo_header(kind, silo, slot)
+        body = open_expected(self.roster[silo], data, header, max_bytes=limit)
+        return silo, Signed(body, bytes(memoryview(data)[-SIGNATURE_BYTES:]))
+
+    def verify_all(
+        self, kind: Kind, slot: int, body: BytesLike, signatures: Mapping[int, bytes]
+    ) -> None:
+        """Return if each of these silos has signed this one body.
+
+        Raises:
+            InvalidSignature: one has not; the message names it.
+        """
+        for silo, signature in signatures.items():
+            header = self.silo_header(kind, silo, slot)
+            verify_frame(self.roster[silo], header, body, signature)
+
+    def open_keys(self, body: BytesLike) -> dict[int, Advertise]:
+        """Return the advertisements of a KEYS message, every one of them checked.
+
+        Raises:
+            MalformedMessage: not a canonical message.
+            InvalidSignature: an advertisement was not made by its silo for this setup.
+            ProtocolViolation: too few silos, or a public key that occurs twice.
+        """
+        config = self.config
+        message = Keys.from_bytes(body, config.num_silos, config.slots_per_setup)
+        check_enough(config, message.advertisements, "KEYS")
+        for silo, signed in message.advertisements.items():
+            signatures = {silo: signed.signature}
+            self.verify_all(Kind.ADVERTISE, NO_SLOT, signed.body, signatures)
+        opened = self.read_keys(body)
+        publics = [key for advertise in opened.values() for key in advertise.publics]
+        if len(set(publics)) != len(publics):
+            raise ProtocolViolation("KEYS holds one public key twice")
+        return opened
+
+    def read_keys(self, body: BytesLike) -> dict[int, Advertise]:
+        """Return the advertisements of a KEYS message that was checked before."""
+        num_slots = self.config.slots_per_setup
+        message = Keys.from_bytes(body, self.config.num_silos, num_slots)
+        return {
+            silo: Advertise.from_bytes(signed.body, num_slots)
+            for silo, signed in message.advertisements.items()
+        }
+
+
+def check_enough(
+    config: SecAggConfig, silos: Sequence[int] | Mapping[int, object], what: str
+) -> None:
+    """Raise ``ProtocolViolation`` if a set of silos is too small to hide one of them.
+
+    The bound is max(threshold, min_cohort), for members, cohort and survivors alike.
+    """
+    if len(silos) < config.min_survivors:
+        raise ProtocolViolation(
+            f"{what}: {len(silos)} silos, at least {config.min_survivors} are needed"
+        )
+
+
+def check_part(
+    silos: Sequence[int], whole: Sequence[int] | Mapping[int, object], what: str
+) -> None:
+    """Raise ``ProtocolViolation`` if a set names a silo that an earlier set did not."""
+    strangers = sorted(set(silos) - set(whole))
+    if strangers:
+        raise ProtocolViolation(f"{what}: silo {strangers[0]} does not belong there")
+
+
+def check_inside(index: int, silos: Sequence[int], what: str) -> None:
+    """Raise ``ProtocolViolation`` if a set leaves out the silo that is asked."""
+    if index not in silos:
+        raise ProtocolViolation(f"{what}: this silo, {index}, is not in it")
+
+
+def max_frame_bytes(kind: Kind, config: SecAggConfig, num_words: int = 0) -> int:
+    """Return the length that a frame of this kind has when every silo takes part.
+
+    No frame of the kind is longer; transports may use it as their limit.
+    """
+    n, num_slots = config.num_silos, config.slots_per_setup
+    bitmap, sealed = bitmap_bytes(n), (n - 1) * sealed_shares_bytes(num_slots)
+    body = {
+        Kind.ADVERTISE: advertise_bytes(num_slots),
+        Kind.KEYS: bitmap + n * (advertise_bytes(num_slots) + SIGNATURE_BYTES),
+        Kind.SHARES: DIGEST_BYTES + sealed,
+        Kind.ENVELOPES: DIGEST_BYTES + bitmap + sealed,
+        Kind.READY: READY_BYTES,
+        Kind.ACTIVE: READY_BYTES + bitmap + n * SIGNATURE_BYTES,
+        Kind.MASKED: MASKED_PREFIX_BYTES + 8 * num_words,
+        Kind.SURVIVORS: DIGEST_BYTES + bitmap,
+        Kind.CONFIRM: DIGEST_BYTES + bitmap,
+        Kind.CONFIRMS: DIGEST_BYTES + 2 * bitmap + n * SIGNATURE_BYTES,
+        Kind.REVEAL: DIGEST_BYTES + n * SHARE_BYTES,
+    }
+    return OVERHEAD_BYTES + body[kind]

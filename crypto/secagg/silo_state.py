@@ -1,0 +1,214 @@
+"""What a silo must remember of one setup, and how it is written down. SECRET.
+
+The state holds keys, seeds and shares. Whoever saves it uses mode 0600 and syncs it to
+disk before the reply that it belongs to leaves the machine. Loading an older state than
+the last one saved would let a slot be used twice; that promise is the journal's.
+"""
+
+from dataclasses import dataclass, field, replace
+
+from crypto import labels
+from crypto.encoding import Reader, Writer, digest
+from crypto.errors import MalformedMessage
+from crypto.keys import KEY_BYTES, AgreementKey
+from crypto.prg import MASK_SEED_BYTES
+from crypto.secagg.masks import SlotSecrets
+from crypto.secagg.messages import (
+    DIGEST_BYTES,
+    SHARE_PAIR_BYTES,
+    bitmap_bytes,
+    decode_silos,
+    encode_silos,
+)
+
+MAX_STATE_FIELD_BYTES = 1 << 24
+"""Above KEYS and SHARES of the largest setup (1000 silos, 64 slots: 4.2 MB each)."""
+
+
+@dataclass(frozen=True, repr=False)
+class SlotProgress:
+    """How far the silo has come in its latest slot, and what it has promised there.
+
+    Empty bytes and tuples stand for stages that have not been reached.
+    """
+
+    slot: int
+    round_number: int
+    model_digest: bytes
+    slot_digest: bytes = b""
+    cohort: tuple[int, ...] = ()
+    words_digest: bytes = b""
+    survivors: tuple[int, ...] = ()
+    reveal: bytes = b""
+
+
+@dataclass(frozen=True, repr=False)
+class SiloState:
+    """One silo's memory of one setup.
+
+    Attributes:
+        advertisement: the ADVERTISE frame that was sent.
+        channel: the key that opens envelopes; deleted when they have been opened.
+        secrets: by slot, what masks; deleted when the slot is revealed or passed over.
+        keys: the body of KEYS that was accepted.
+        shares: the SHARES frame that was sent.
+        envelopes_digest: digest of the ENVELOPES body that was accepted.
+        members: U2.
+        held: by slot and silo, the two shares held of its secrets, own ones included.
+        progress: the latest slot.
+        revealed_round: the highest round of which a share was revealed; 0 for none.
+    """
+
+    advertisement: bytes = b""
+    channel: AgreementKey | None = None
+    secrets: dict[int, SlotSecrets] = field(default_factory=dict)
+    keys: bytes = b""
+    shares: bytes = b""
+    envelopes_digest: bytes = b""
+    members: tuple[int, ...] = ()
+    held: dict[int, dict[int, bytes]] = field(default_factory=dict)
+    progress: SlotProgress | None = None
+    revealed_round: int = 0
+
+
+def forget_before(slot: int, state: SiloState) -> SiloState:
+    """Return the state without the secrets and held shares of the slots below one."""
+    return replace(
+        state,
+        secrets={s: own for s, own in state.secrets.items() if s >= slot},
+        held={s: pairs for s, pairs in state.held.items() if s >= slot},
+    )
+
+
+def encode_state(state: SiloState, owner: bytes, num_silos: int) -> bytes:
+    """Return the state as bytes, with a digest at the end against torn writes.
+
+    Args:
+        owner: digest of setup and silo that the state belongs to.
+    """
+    writer = Writer().fixed(owner, DIGEST_BYTES)
+    channel = state.channel.to_bytes() if state.channel else b""
+    for data in (
+        state.advertisement,
+        channel,
+        state.keys,
+        state.shares,
+        state.envelopes_digest,
+        encode_silos(state.members, num_silos),
+    ):
+        writer.prefixed(data, MAX_STATE_FIELD_BYTES)
+    writer.integer(state.revealed_round, 4)
+    _write_secrets(writer, state)
+    _write_held(writer, state, num_silos)
+    _write_progress(writer, state.progress, num_silos)
+    body = writer.to_bytes()
+    return body + digest(labels.SILO_STATE, body)
+
+
+def decode_state(data: bytes, owner: bytes, num_silos: int) -> SiloState:
+    """Return the state of :func:`encode_state`.
+
+    Raises:
+        MalformedMessage: torn, altered, or of another setup or silo.
+    """
+    body = data[:-DIGEST_BYTES]
+    if digest(labels.SILO_STATE, body) != data[-DIGEST_BYTES:]:
+        raise MalformedMessage("a silo state that is torn or of another version")
+    reader = Reader(body)
+    if reader.fixed(DIGEST_BYTES) != owner:
+        raise MalformedMessage("a silo state of another setup or silo")
+    advertisement, channel, keys, shares, envelopes, members = (
+        reader.prefixed(MAX_STATE_FIELD_BYTES) for _ in range(6)
+    )
+    state = SiloState(
+        advertisement=advertisement,
+        channel=AgreementKey.from_bytes(channel) if channel else None,
+        keys=keys,
+        shares=shares,
+        envelopes_digest=envelopes,
+        members=decode_silos(members, num_silos),
+        revealed_round=reader.integer(4),
+        secrets=_read_secrets(reader),
+        held=_read_held(reader, num_silos),
+        progress=_read_progress(reader, num_silos),
+    )
+    reader.end()
+    return state
+
+
+def _write_secrets(writer: Writer, state: SiloState) -> None:
+    """Append the secrets of every slot that is left."""
+    writer.integer(len(state.secrets), 2)
+    for slot, own in state.secrets.items():
+        writer.integer(slot, 4).fixed(own.mask_seed, MASK_SEED_BYTES)
+        writer.fixed(own.agreement.to_bytes(), KEY_BYTES)
+
+
+def _read_secrets(reader: Reader) -> dict[int, SlotSecrets]:
+    """Read what :func:`_write_secrets` wrote."""
+    secrets = {}
+    for _ in range(reader.integer(2)):
+        slot, mask_seed = reader.integer(4), reader.fixed(MASK_SEED_BYTES)
+        agreement = AgreementKey.from_bytes(reader.fixed(KEY_BYTES))
+        secrets[slot] = SlotSecrets(mask_seed, agreement)
+    return secrets
+
+
+def _write_held(writer: Writer, state: SiloState, num_silos: int) -> None:
+    """Append the shares that are held, slot by slot."""
+    writer.integer(len(state.held), 2)
+    for slot, pairs in state.held.items():
+        writer.integer(slot, 4)
+        writer.fixed(encode_silos(pairs, num_silos), bitmap_bytes(num_silos))
+        for _, pair in sorted(pairs.items()):
+            writer.fixed(pair, SHARE_PAIR_BYTES)
+
+
+def _read_held(reader: Reader, num_silos: int) -> dict[int, dict[int, bytes]]:
+    """Read what :func:`_write_held` wrote."""
+    held = {}
+    for _ in range(reader.integer(2)):
+        slot = reader.integer(4)
+        silos = decode_silos(reader.view(bitmap_bytes(num_silos)), num_silos)
+        held[slot] = {silo: reader.fixed(SHARE_PAIR_BYTES) for silo in silos}
+    return held
+
+
+def _write_progress(
+    writer: Writer, progress: SlotProgress | None, num_silos: int
+) -> None:
+    """Append the latest slot, if there is one."""
+    writer.integer(progress is not None, 1)
+    if progress is None:
+        return
+    writer.integer(progress.slot, 4).integer(progress.round_number, 4)
+    writer.fixed(progress.model_digest, DIGEST_BYTES)
+    for data in (
+        progress.slot_digest,
+        encode_silos(progress.cohort, num_silos),
+        progress.words_digest,
+        encode_silos(progress.survivors, num_silos),
+        progress.reveal,
+    ):
+        writer.prefixed(data, MAX_STATE_FIELD_BYTES)
+
+
+def _read_progress(reader: Reader, num_silos: int) -> SlotProgress | None:
+    """Read what :func:`_write_progress` wrote."""
+    if not reader.integer(1):
+        return None
+    slot, round_number = reader.integer(4), reader.integer(4)
+    model_digest = reader.fixed(DIGEST_BYTES)
+    slot_digest, cohort, words_digest, survivors, reveal = (
+        reader.prefixed(MAX_STATE_FIELD_BYTES) for _ in range(5)
+    )
+    return SlotProgress(
+        slot,
+        round_number,
+        model_digest,
+        slot_digest,
+        decode_silos(cohort, num_silos),
+        words_digest,
+        decode_silos(survivors, num_silos),
+        reveal,
+    )

@@ -1,0 +1,160 @@
+"""A whole secure aggregation in memory, driven stage by stage, for tests only.
+
+``reach(stage)`` plays everything honestly up to and including what the aggregator sends
+in that stage. The frames of every stage are kept, so that a test can replace one.
+"""
+
+import hashlib
+from collections.abc import Iterable
+
+import numpy as np
+
+from crypto.frame import AGGREGATOR, NO_SLOT, Header, Kind, make_frame
+from crypto.keys import IdentityKey
+from crypto.secagg.aggregator_side import AggregatorSide
+from crypto.secagg.config import SecAggConfig
+from crypto.secagg.silo_side import SiloSide
+
+RUN = bytes(range(16))
+OTHER_RUN = bytes(16)
+MODEL = hashlib.sha256(b"model of round 1").digest()
+OTHER_MODEL = hashlib.sha256(b"another model").digest()
+NUM_WORDS = 257
+STAGES = ("keys", "envelopes", "active", "survivors", "confirms")
+
+
+def make_identities(num_silos: int) -> list[IdentityKey]:
+    """Return the same identity keys in every test; the aggregator's is the last."""
+    return [
+        IdentityKey.from_bytes(hashlib.sha256(b"identity %d" % index).digest())
+        for index in range(num_silos + 1)
+    ]
+
+
+class Federation:
+    """Silos, an aggregator, and every frame that passed between them."""
+
+    def __init__(self, config: SecAggConfig, *, run: bytes = RUN, setup: int = 1):
+        self.config, self.run, self.setup = config, run, setup
+        *self.identities, self.aggregator_identity = make_identities(config.num_silos)
+        self.roster = [identity.public for identity in self.identities]
+        self.silos = [
+            SiloSide(*self.silo_arguments(index)) for index in range(config.num_silos)
+        ]
+        self.aggregator = AggregatorSide(*self.aggregator_arguments())
+        rng = np.random.default_rng(7)
+        self.words = [
+            rng.integers(0, 1 << 63, NUM_WORDS, dtype=np.uint64) for _ in self.silos
+        ]
+        self.slot, self.round_number, self.model = 0, 1, MODEL
+        self.frames: dict[str, dict[int, bytes]] = {}
+
+    def silo_arguments(self, index: int) -> tuple:
+        return (
+            self.config,
+            self.roster,
+            self.aggregator_identity.public,
+            self.identities[index],
+            index,
+            self.run,
+            self.setup,
+        )
+
+    def aggregator_arguments(self) -> tuple:
+        return (
+            self.config,
+            self.roster,
+            self.aggregator_identity,
+            self.run,
+            self.setup,
+        )
+
+    @property
+    def everyone(self) -> range:
+        return range(self.config.num_silos)
+
+    def reach(
+        self,
+        stage: str,
+        *,
+        lost_before_upload: Iterable[int] = (),
+        lost_after_upload: Iterable[int] = (),
+    ) -> "Federation":
+        """Play honestly until the aggregator has made the broadcast of a stage."""
+        gone = set(lost_before_upload)
+        late = gone | set(lost_after_upload)
+        steps = {
+            "keys": lambda: self.advertise(),
+            "envelopes": lambda: self.share(),
+            "active": lambda: self.ready(),
+            "survivors": lambda: self.mask(set(self.everyone) - gone),
+            "confirms": lambda: self.confirm(set(self.everyone) - late),
+        }
+        for name in STAGES[: STAGES.index(stage) + 1]:
+            steps[name]()
+        return self
+
+    def advertise(self) -> None:
+        sent = {i: silo.advertise() for i, silo in enumerate(self.silos)}
+        for frame in sent.values():
+            self.aggregator.add_advertisement(frame)
+        self.frames["advertise"] = sent
+        self.frames["keys"] = dict.fromkeys(self.everyone, self.aggregator.keys())
+
+    def share(self) -> None:
+        sent = {
+            i: silo.share(self.frames["keys"][i]) for i, silo in enumerate(self.silos)
+        }
+        for frame in sent.values():
+            self.aggregator.add_shares(frame)
+        self.frames["shares"] = sent
+        self.frames["envelopes"] = {i: self.aggregator.envelopes(i) for i in sent}
+
+    def ready(self, silos: Iterable[int] | None = None) -> None:
+        """Deliver the shares if need be, open the slot, collect READY."""
+        chosen = list(self.everyone if silos is None else silos)
+        for i in chosen:
+            self.silos[i].receive_shares(self.frames["envelopes"][i])
+        arguments = (self.slot, self.round_number, self.model)
+        self.aggregator.open_slot(*arguments, NUM_WORDS)
+        sent = {i: self.silos[i].ready(*arguments) for i in chosen}
+        for frame in sent.values():
+            self.aggregator.add_ready(frame)
+        self.frames["ready"] = sent
+        self.frames["active"] = dict.fromkeys(chosen, self.aggregator.active())
+
+    def mask(self, silos: Iterable[int]) -> None:
+        sent = {
+            i: self.silos[i].mask(self.frames["active"][i], self.words[i])
+            for i in silos
+        }
+        for frame in sent.values():
+            self.aggregator.add_masked(frame)
+        self.frames["masked"] = sent
+        self.frames["survivors"] = dict.fromkeys(sent, self.aggregator.survivors())
+
+    def confirm(self, silos: Iterable[int]) -> None:
+        sent = {i: self.silos[i].confirm(self.frames["survivors"][i]) for i in silos}
+        for frame in sent.values():
+            self.aggregator.add_confirm(frame)
+        self.frames["confirm"] = sent
+        self.frames["confirms"] = dict.fromkeys(sent, self.aggregator.confirms())
+
+    def reveal(self, silos: Iterable[int]) -> np.ndarray:
+        sent = {i: self.silos[i].reveal(self.frames["confirms"][i]) for i in silos}
+        for frame in sent.values():
+            self.aggregator.add_reveal(frame)
+        self.frames["reveal"] = sent
+        return self.aggregator.unmask()
+
+    def plain_sum(self, silos: Iterable[int]) -> np.ndarray:
+        """The slow, obvious reference: Python integers, modulo 2^64."""
+        columns = zip(*(self.words[i].tolist() for i in silos), strict=True)
+        return np.array([sum(column) % 2**64 for column in columns], np.uint64)
+
+    def sign_as_aggregator(
+        self, kind: Kind, body: bytes, *, slot: int = NO_SLOT, **fields
+    ) -> bytes:
+        """What a dishonest aggregator can always do: sign any body it likes."""
+        header = Header(kind, self.run, self.setup, slot, AGGREGATOR, **fields)
+        return make_frame(self.aggregator_identity, header, body)
