@@ -17,50 +17,55 @@ whenever they are called again. A call out of order is the caller's bug:
 ``RuntimeError``. The caller saves ``to_bytes()`` before what they return leaves.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from crypto import labels
 from crypto.encoding import BytesLike, digest
-from crypto.errors import CryptoError, ProtocolViolation
+from crypto.errors import ProtocolViolation
 from crypto.frame import NO_SLOT, Kind, make_frame
-from crypto.keys import AgreementKey, IdentityKey
+from crypto.keys import IdentityKey
 from crypto.ring import add_into
+from crypto.secagg.aggregator_setup import (
+    check_publics,
+    make_envelopes,
+    make_keys,
+    parse_entry,
+    parse_shares,
+)
+from crypto.secagg.aggregator_slot import (
+    agreed_digest,
+    check_digest,
+    expected_ready,
+    take_masks_away,
+)
 from crypto.secagg.aggregator_state import (
     AggregatorState,
     SlotSum,
     decode_state,
     encode_state,
 )
-from crypto.secagg.config import MAX_WORDS, SecAggConfig
-from crypto.secagg.digests import (
-    commit_to_seed,
-    keys_digest,
-    members_digest,
-    slot_digest,
+from crypto.secagg.checks import (
+    check_enough,
+    check_part,
+    is_new,
+    naming,
+    require_call,
 )
-from crypto.secagg.masks import unmask
+from crypto.secagg.config import MAX_WORDS, SecAggConfig
 from crypto.secagg.messages import (
     Active,
-    Advertise,
     Confirms,
-    Envelopes,
-    Keys,
     Masked,
     Ready,
     Reveal,
-    Shares,
-    Signed,
     Survivors,
     decode_silos,
     encode_silos,
 )
-from crypto.secagg.recovery import open_secrets
-from crypto.secagg.setup import Setup, check_enough, check_part
-from crypto.signatures import SIGNATURE_BYTES
+from crypto.secagg.setup import Setup
 
 Words = npt.NDArray[np.uint64]
 
@@ -92,8 +97,6 @@ class AggregatorSide:
         self._identity = identity
         self._state = AggregatorState()
 
-    # ------------------------------------------------------------------ setup
-
     def add_advertisement(self, data: BytesLike) -> None:
         """Take one ADVERTISE.
 
@@ -104,23 +107,10 @@ class AggregatorSide:
         state = self._state
         silo, signed = self._setup.open_from_silo(data, Kind.ADVERTISE)
         entry = bytes(signed.body) + signed.signature
-        with _naming(silo):
-            if _is_new(state.advertised, silo, entry, bool(state.keys)):
-                self._check_publics(self._advertise_of(entry))
+        with naming(silo):
+            if is_new(state.advertised, silo, entry, bool(state.keys)):
+                check_publics(self._setup, state, parse_entry(self._setup, entry))
                 state.advertised[silo] = entry
-
-    def _check_publics(self, message: Advertise) -> None:
-        """Refuse keys that would stop every other silo."""
-        known = {
-            public
-            for entry in self._state.advertised.values()
-            for public in self._advertise_of(entry).publics
-        }
-        if len(known | set(message.publics)) < len(known) + len(message.publics):
-            raise ProtocolViolation("a public key that occurs twice")
-        probe = AgreementKey.generate()
-        for public in message.publics:
-            probe.exchange(public)
 
     def keys(self) -> bytes:
         """Return the KEYS frame for every silo; no further ADVERTISE is taken.
@@ -128,16 +118,10 @@ class AggregatorSide:
         Raises:
             ProtocolViolation: fewer silos than a cohort needs.
         """
-        state, config = self._state, self._config
+        state = self._state
         if not state.keys:
-            check_enough(config, state.advertised, "KEYS")
-            message = Keys(
-                {
-                    silo: Signed(entry[:-SIGNATURE_BYTES], entry[-SIGNATURE_BYTES:])
-                    for silo, entry in state.advertised.items()
-                }
-            )
-            state.keys = message.to_bytes(config.num_silos, config.slots_per_setup)
+            check_enough(self._config, state.advertised, "KEYS")
+            state.keys = make_keys(self._setup, state)
         return self._broadcast(Kind.KEYS, NO_SLOT, state.keys)
 
     def add_shares(self, data: BytesLike) -> None:
@@ -149,14 +133,13 @@ class AggregatorSide:
                 or ENVELOPES have been sent.
         """
         state = self._state
-        _require(bool(state.keys), "add_shares() before keys()")
+        require_call(bool(state.keys), "add_shares() before keys()")
         silo, signed = self._setup.open_from_silo(data, Kind.SHARES)
         body = bytes(signed.body)
-        with _naming(silo):
+        with naming(silo):
             check_part((silo,), state.advertised, "SHARES")
-            if _is_new(state.shares, silo, body, bool(state.members)):
-                if self._shares_of(body).keys_digest != self._keys_digest():
-                    raise ProtocolViolation("SHARES answer another KEYS")
+            if is_new(state.shares, silo, body, bool(state.members)):
+                parse_shares(self._setup, state, body)
                 state.shares[silo] = body
 
     def envelopes(self, silo: int) -> bytes:
@@ -167,32 +150,19 @@ class AggregatorSide:
             ProtocolViolation: fewer members than a cohort needs.
         """
         state, config = self._state, self._config
-        _require(bool(state.keys), "envelopes() before keys()")
+        require_call(bool(state.keys), "envelopes() before keys()")
         if not state.members:
             check_enough(config, state.shares, "ENVELOPES")
             state.members = encode_silos(state.shares, config.num_silos)
-        _require(silo in self.members, f"envelopes() for silo {silo}, no member")
-        sealed = tuple(
-            self._shares_of(state.shares[sender]).sealed[self._place(sender, silo)]
-            for sender in self.members
-            if sender != silo
-        )
-        message = Envelopes(self._keys_digest(), self.members, sealed)
-        body = message.to_bytes(config.num_silos, config.slots_per_setup)
+        require_call(silo in self.members, f"envelopes() for silo {silo}, no member")
+        body = make_envelopes(self._setup, state, self.members, silo)
         header = self._setup.aggregator_header(Kind.ENVELOPES, recipient=silo)
         return make_frame(self._identity, header, body)
-
-    def _place(self, sender: int, recipient: int) -> int:
-        """Return where in a sender's SHARES the envelope for a recipient stands."""
-        peers = [silo for silo in sorted(self._state.advertised) if silo != sender]
-        return peers.index(recipient)
 
     @property
     def members(self) -> tuple[int, ...]:
         """U2: the silos of the setup; empty before :meth:`envelopes`."""
         return decode_silos(self._state.members, self._config.num_silos)
-
-    # ------------------------------------------------------------------ slot
 
     def open_slot(
         self, slot: int, round_number: int, model_digest: bytes, num_words: int
@@ -212,11 +182,13 @@ class AggregatorSide:
             ValueError: the vector is empty or too long.
         """
         state, last = self._state, self._state.slot
-        _require(bool(state.members), "open_slot() before envelopes()")
+        require_call(bool(state.members), "open_slot() before envelopes()")
         first = 0 if last is None else last.slot + 1
-        _require(first <= slot < self._config.slots_per_setup, f"slot {slot} is spent")
+        require_call(
+            first <= slot < self._config.slots_per_setup, f"slot {slot} is spent"
+        )
         if last is not None and self._is_revealing(last):
-            _require(
+            require_call(
                 round_number > last.round_number,
                 f"round {round_number}: shares of round {last.round_number} were asked",
             )
@@ -235,11 +207,11 @@ class AggregatorSide:
         """
         slot = self._slot()
         silo, signed = self._setup.open_from_silo(data, Kind.READY, slot.slot)
-        with _naming(silo):
+        with naming(silo):
             check_part((silo,), self.members, "READY")
-            if Ready.from_bytes(signed.body) != self._ready():
+            if Ready.from_bytes(signed.body) != self._ready(slot):
                 raise ProtocolViolation("READY for another model, round or setup")
-            if _is_new(slot.ready, silo, signed.signature, bool(slot.active)):
+            if is_new(slot.ready, silo, signed.signature, bool(slot.active)):
                 slot.ready[silo] = signed.signature
 
     def active(self) -> bytes:
@@ -252,7 +224,7 @@ class AggregatorSide:
         slot = self._slot()
         if not slot.active:
             check_enough(self._config, slot.ready, "ACTIVE")
-            message = Active(self._ready(), slot.ready)
+            message = Active(self._ready(slot), slot.ready)
             slot.active = message.to_bytes(self._config.num_silos)
         return self._broadcast(Kind.ACTIVE, slot.slot, slot.active)
 
@@ -272,15 +244,15 @@ class AggregatorSide:
                 been sent.
         """
         slot = self._slot()
-        _require(bool(slot.active), "add_masked() before active()")
+        require_call(bool(slot.active), "add_masked() before active()")
         silo, signed = self._setup.open_from_silo(
             data, Kind.MASKED, slot.slot, slot.total.size
         )
-        with _naming(silo):
+        with naming(silo):
             check_part((silo,), self.cohort, "MASKED")
             message = Masked.from_bytes(signed.body, slot.total.size)
-            self._check_slot_digest(message.slot_digest)
-            if _is_new(slot.masked, silo, signed.signature, bool(slot.survivors)):
+            check_digest(self._setup, self._state, slot, message.slot_digest)
+            if is_new(slot.masked, silo, signed.signature, bool(slot.survivors)):
                 add_into(slot.total, np.frombuffer(message.words, "<u8"))
                 slot.masked[silo] = signed.signature
 
@@ -292,10 +264,10 @@ class AggregatorSide:
             ProtocolViolation: the survivors are too few: the slot is lost.
         """
         slot = self._slot()
-        _require(bool(slot.active), "survivors() before active()")
+        require_call(bool(slot.active), "survivors() before active()")
         if not slot.survivors:
             check_enough(self._config, slot.masked, "SURVIVORS")
-            message = Survivors(self._slot_digest(), tuple(sorted(slot.masked)))
+            message = self._survivors(slot)
             slot.survivors = message.to_bytes(self._config.num_silos)
         return self._broadcast(Kind.SURVIVORS, slot.slot, slot.survivors)
 
@@ -314,13 +286,13 @@ class AggregatorSide:
                 cohort; a second one; or CONFIRMS has been sent.
         """
         slot = self._slot()
-        _require(bool(slot.survivors), "add_confirm() before survivors()")
+        require_call(bool(slot.survivors), "add_confirm() before survivors()")
         silo, signed = self._setup.open_from_silo(data, Kind.CONFIRM, slot.slot)
-        with _naming(silo):
+        with naming(silo):
             check_part((silo,), self.cohort, "CONFIRM")
             if signed.body != slot.survivors:
                 raise ProtocolViolation("CONFIRM of other survivors")
-            if _is_new(slot.confirmed, silo, signed.signature, bool(slot.confirms)):
+            if is_new(slot.confirmed, silo, signed.signature, bool(slot.confirms)):
                 slot.confirmed[silo] = signed.signature
 
     def confirms(self) -> bytes:
@@ -331,16 +303,14 @@ class AggregatorSide:
             ProtocolViolation: fewer confirmations than the threshold.
         """
         slot = self._slot()
-        _require(bool(slot.survivors), "confirms() before survivors()")
+        require_call(bool(slot.survivors), "confirms() before survivors()")
         if not slot.confirms:
             if len(slot.confirmed) < self._config.threshold:
                 raise ProtocolViolation(
                     f"CONFIRMS: {len(slot.confirmed)} confirmations, "
                     f"{self._config.threshold} are needed"
                 )
-            message = Confirms(
-                Survivors(self._slot_digest(), self.survivor_indices), slot.confirmed
-            )
+            message = Confirms(self._survivors(slot), slot.confirmed)
             slot.confirms = message.to_bytes(self._config.num_silos)
         return self._broadcast(Kind.CONFIRMS, slot.slot, slot.confirms)
 
@@ -354,14 +324,14 @@ class AggregatorSide:
                 cohort; or a second one.
         """
         slot = self._slot()
-        _require(self._is_revealing(slot), "add_reveal() before confirms()")
+        require_call(self._is_revealing(slot), "add_reveal() before confirms()")
         silo, signed = self._setup.open_from_silo(data, Kind.REVEAL, slot.slot)
         body = bytes(signed.body)
-        with _naming(silo):
+        with naming(silo):
             check_part((silo,), self.cohort, "REVEAL")
             message = Reveal.from_bytes(body, len(self.cohort))
-            self._check_slot_digest(message.slot_digest)
-            if _is_new(slot.reveals, silo, body, is_closed=False):
+            check_digest(self._setup, self._state, slot, message.slot_digest)
+            if is_new(slot.reveals, silo, body, is_closed=False):
                 slot.reveals[silo] = body
 
     def unmask(self) -> Words:
@@ -382,7 +352,7 @@ class AggregatorSide:
                 sum stays masked; further REVEALs may help.
         """
         slot = self._slot()
-        _require(self._is_revealing(slot), "unmask() before confirms()")
+        require_call(self._is_revealing(slot), "unmask() before confirms()")
         if slot.is_unmasked:
             return slot.total
         if len(slot.reveals) < self._config.threshold:
@@ -390,48 +360,9 @@ class AggregatorSide:
                 f"REVEAL: {len(slot.reveals)} silos, "
                 f"{self._config.threshold} are needed"
             )
-        self._take_masks_away(slot)
+        take_masks_away(self._setup, self._state, slot)
         slot.is_unmasked = True
         return slot.total
-
-    def _take_masks_away(self, slot: SlotSum) -> None:
-        """Open what was revealed and unmask the sum in place."""
-        cohort, survivors = self.cohort, self.survivor_indices
-        opened = open_secrets(
-            {
-                silo: Reveal.from_bytes(body, len(cohort)).shares
-                for silo, body in slot.reveals.items()
-            },
-            self._config.threshold,
-            {silo: self._is_committed(silo, silo in survivors) for silo in cohort},
-        )
-        unmask(
-            slot.total,
-            {silo: opened[silo] for silo in survivors},
-            {
-                silo: AgreementKey.from_bytes(opened[silo])
-                for silo in cohort
-                if silo not in survivors
-            },
-            {
-                silo: self._advertised_by(silo).slot_publics[slot.slot]
-                for silo in cohort
-            },
-            self._slot_digest(),
-        )
-
-    def _is_committed(self, silo: int, survived: bool) -> Callable[[bytes], bool]:
-        """Return the check of a silo's mask seed, or of a dropout's agreement key."""
-        slot, message = self._slot().slot, self._advertised_by(silo)
-        if survived:
-            commitment = message.commitments[slot]
-            return lambda secret: (
-                commit_to_seed(self._setup.digest, silo, slot, secret) == commitment
-            )
-        public = message.slot_publics[slot]
-        return lambda secret: AgreementKey.from_bytes(secret).public == public
-
-    # ------------------------------------------------------------------ state
 
     def to_bytes(self) -> bytes:
         """Return the whole state, the sum so far included. Keep it private."""
@@ -461,8 +392,6 @@ class AggregatorSide:
         """Return the digest of the setup that the state belongs to."""
         return digest(labels.AGGREGATOR_STATE, self._setup.digest)
 
-    # ------------------------------------------------------------------ helpers
-
     def _slot(self) -> SlotSum:
         """Return the latest slot."""
         if self._state.slot is None:
@@ -479,71 +408,11 @@ class AggregatorSide:
         header = self._setup.aggregator_header(kind, slot)
         return make_frame(self._identity, header, body)
 
-    def _advertise_of(self, entry: bytes) -> Advertise:
-        """Parse a stored ADVERTISE."""
-        body = entry[:-SIGNATURE_BYTES]
-        return Advertise.from_bytes(body, self._config.slots_per_setup)
-
-    def _advertised_by(self, silo: int) -> Advertise:
-        """Return what a silo has advertised."""
-        return self._advertise_of(self._state.advertised[silo])
-
-    def _shares_of(self, body: bytes) -> Shares:
-        """Parse a stored SHARES."""
-        num_peers = len(self._state.advertised) - 1
-        return Shares.from_bytes(body, num_peers, self._config.slots_per_setup)
-
-    def _keys_digest(self) -> bytes:
-        """Return T1."""
-        return keys_digest(self._setup.digest, self._state.keys)
-
-    def _ready(self) -> Ready:
+    def _ready(self, slot: SlotSum) -> Ready:
         """Return what every silo of the cohort must sign in READY."""
-        slot = self._slot()
-        agreed = members_digest(
-            self._keys_digest(), self.members, self._config.num_silos
-        )
-        return Ready(agreed, slot.round_number, slot.model_digest)
+        return expected_ready(self._setup, self._state, slot)
 
-    def _slot_digest(self) -> bytes:
-        """Return T3."""
-        slot = self._slot()
-        return slot_digest(
-            self._ready().members_digest,
-            slot.slot,
-            slot.round_number,
-            slot.model_digest,
-            self.cohort,
-            self._config.num_silos,
-        )
-
-    def _check_slot_digest(self, found: bytes) -> None:
-        """Refuse an answer to another ACTIVE."""
-        if found != self._slot_digest():
-            raise ProtocolViolation("an answer to another cohort, model or setup")
-
-
-@contextmanager
-def _naming(silo: int) -> Iterator[None]:
-    """Put the silo's index before the message of a ``CryptoError``."""
-    try:
-        yield
-    except CryptoError as error:
-        raise type(error)(f"silo {silo}: {error}") from None
-
-
-def _is_new(table: dict[int, bytes], silo: int, entry: bytes, is_closed: bool) -> bool:
-    """Whether an entry is to be stored: not if it is there, refused if it differs."""
-    if table.get(silo) == entry:
-        return False
-    if silo in table:
-        raise ProtocolViolation("a second, different answer to one stage")
-    if is_closed:
-        raise ProtocolViolation("an answer after its stage was closed")
-    return True
-
-
-def _require(condition: bool, message: str) -> None:
-    """Raise ``RuntimeError``: a call out of order is the caller's bug."""
-    if not condition:
-        raise RuntimeError(message)
+    def _survivors(self, slot: SlotSum) -> Survivors:
+        """Return what SURVIVORS says and every CONFIRM signs."""
+        digest = agreed_digest(self._setup, self._state, slot)
+        return Survivors(digest, tuple(sorted(slot.masked)))

@@ -3,7 +3,7 @@
 Every frame of a setup is opened here, against the one header that it must have.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from crypto.encoding import BytesLike
@@ -19,6 +19,7 @@ from crypto.frame import (
     read_header,
     verify_frame,
 )
+from crypto.secagg.checks import check_enough
 from crypto.secagg.config import SecAggConfig
 from crypto.secagg.digests import setup_digest
 from crypto.secagg.messages import (
@@ -144,34 +145,6 @@ class Setup:
             silo: Advertise.from_bytes(signed.body, num_slots)
             for silo, signed in message.advertisements.items()
         }
-
-
-def check_enough(
-    config: SecAggConfig, silos: Sequence[int] | Mapping[int, object], what: str
-) -> None:
-    """Raise ``ProtocolViolation`` if a set of silos is too small to hide one of them.
-
-    The bound is max(threshold, min_cohort), for members, cohort and survivors alike.
-    """
-    if len(silos) < config.min_survivors:
-        raise ProtocolViolation(
-            f"{what}: {len(silos)} silos, at least {config.min_survivors} are needed"
-        )
-
-
-def check_part(
-    silos: Sequence[int], whole: Sequence[int] | Mapping[int, object], what: str
-) -> None:
-    """Raise ``ProtocolViolation`` if a set names a silo that an earlier set did not."""
-    strangers = sorted(set(silos) - set(whole))
-    if strangers:
-        raise ProtocolViolation(f"{what}: silo {strangers[0]} does not belong there")
-
-
-def check_inside(index: int, silos: Sequence[int], what: str) -> None:
-    """Raise ``ProtocolViolation`` if a set leaves out the silo that is asked."""
-    if index not in silos:
-        raise ProtocolViolation(f"{what}: this silo, {index}, is not in it")
 
 
 def max_frame_bytes(kind: Kind, config: SecAggConfig, num_words: int = 0) -> int:

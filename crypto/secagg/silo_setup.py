@@ -11,11 +11,12 @@ from crypto.encoding import BytesLike
 from crypto.errors import ProtocolViolation
 from crypto.keys import AgreementKey
 from crypto.prg import MASK_SEED_BYTES
+from crypto.secagg.checks import check_enough, check_inside, check_part
 from crypto.secagg.digests import commit_to_seed, keys_digest
 from crypto.secagg.envelopes import open_shares, seal_shares
 from crypto.secagg.masks import SlotSecrets
 from crypto.secagg.messages import SHARE_PAIR_BYTES, Advertise, Envelopes, Shares
-from crypto.secagg.setup import Setup, check_enough, check_inside, check_part
+from crypto.secagg.setup import Setup
 from crypto.shamir import split
 
 HeldShares = dict[int, dict[int, bytes]]

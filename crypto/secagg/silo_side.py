@@ -33,6 +33,7 @@ from crypto.encoding import BytesLike, Writer, digest
 from crypto.errors import ProtocolViolation
 from crypto.frame import Header, Kind, make_frame, read_header
 from crypto.keys import AgreementKey, IdentityKey
+from crypto.secagg.checks import check_same, require_call
 from crypto.secagg.config import SecAggConfig
 from crypto.secagg.messages import (
     DIGEST_BYTES,
@@ -132,10 +133,10 @@ class SiloSide:
                 was answered before.
         """
         state = self._state
-        _require(bool(state.advertisement), "share() before advertise()")
+        require_call(bool(state.advertisement), "share() before advertise()")
         body = self._open(keys, self._setup.aggregator_header(Kind.KEYS))
         if state.keys:
-            _require_same(body == state.keys, "KEYS", "setup")
+            check_same(body == state.keys, "KEYS", "setup")
             return state.shares
         ours = self._own_advertisement(state.advertisement)
         check_keys(self._setup, self._index, body, ours)
@@ -162,12 +163,12 @@ class SiloSide:
                 silo then takes no part in the setup.
         """
         state = self._state
-        _require(bool(state.shares), "receive_shares() before share()")
+        require_call(bool(state.shares), "receive_shares() before share()")
         header = self._setup.aggregator_header(Kind.ENVELOPES, recipient=self._index)
         body = self._open(envelopes, header)
         request = digest(labels.REQUEST_DIGEST, body)
         if state.envelopes_digest:
-            _require_same(request == state.envelopes_digest, "ENVELOPES", "setup")
+            check_same(request == state.envelopes_digest, "ENVELOPES", "setup")
             return
         self._state = replace(
             self._with_envelopes(body), envelopes_digest=request, channel=None
@@ -205,7 +206,7 @@ class SiloSide:
                 does not exist; or a share was revealed in this round or a later one.
         """
         state, progress = self._state, self._state.progress
-        _require(bool(state.members), "ready() before receive_shares()")
+        require_call(bool(state.members), "ready() before receive_shares()")
         if len(model_digest) != DIGEST_BYTES:
             raise ValueError(f"model_digest: {len(model_digest)} bytes")
         if progress is None or progress.slot != slot:
@@ -213,7 +214,7 @@ class SiloSide:
             progress = SlotProgress(slot, round_number, model_digest)
         asked = (round_number, model_digest)
         promised = (progress.round_number, progress.model_digest)
-        _require_same(asked == promised, "request for READY", f"slot {slot}")
+        check_same(asked == promised, "request for READY", f"slot {slot}")
         body = expected_ready(self._setup, state, progress).to_bytes()
         self._state = forget_before(slot, replace(state, progress=progress))
         header = self._setup.silo_header(Kind.READY, self._index, slot)
@@ -245,7 +246,7 @@ class SiloSide:
         progress = replace(progress, words_digest=content)
         if before.slot_digest:
             same = progress == before
-            _require_same(same, "ACTIVE or vector", f"slot {before.slot}")
+            check_same(same, "ACTIVE or vector", f"slot {before.slot}")
         if before.slot not in state.secrets:
             raise ProtocolViolation(f"slot {before.slot} has been revealed")
         own = state.secrets[before.slot]
@@ -384,15 +385,3 @@ def _check_words(words: Words) -> None:
     """Refuse what is not a vector of 64-bit words."""
     if words.dtype != np.uint64 or words.ndim != 1 or not words.size:
         raise ValueError(f"words: must be uint64 [w], is {words.dtype} {words.shape}")
-
-
-def _require(condition: bool, message: str) -> None:
-    """Raise ``RuntimeError``: a call out of order is the caller's bug."""
-    if not condition:
-        raise RuntimeError(message)
-
-
-def _require_same(is_same: bool, what: str, where: str) -> None:
-    """Refuse a second, different request: every stage answers one."""
-    if not is_same:
-        raise ProtocolViolation(f"another {what} than the one answered in this {where}")

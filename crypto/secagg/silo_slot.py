@@ -13,10 +13,11 @@ import numpy.typing as npt
 
 from crypto.errors import ProtocolViolation
 from crypto.frame import Kind
+from crypto.secagg.checks import check_enough, check_inside, check_part
 from crypto.secagg.digests import keys_digest, members_digest, slot_digest
 from crypto.secagg.masks import SlotSecrets, mask
 from crypto.secagg.messages import Active, Confirms, Masked, Ready, Reveal, Survivors
-from crypto.secagg.setup import Setup, check_enough, check_inside, check_part
+from crypto.secagg.setup import Setup
 from crypto.secagg.silo_state import SiloState, SlotProgress
 from crypto.shamir import SHARE_BYTES
 

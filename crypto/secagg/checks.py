@@ -1,0 +1,73 @@
+"""Small checks that both sides make: sets of silos, order of calls, one answer each."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+from crypto.errors import CryptoError, ProtocolViolation
+from crypto.secagg.config import SecAggConfig
+
+
+def check_enough(
+    config: SecAggConfig, silos: Sequence[int] | Mapping[int, object], what: str
+) -> None:
+    """Raise ``ProtocolViolation`` if a set of silos is too small to hide one of them.
+
+    The bound is max(threshold, min_cohort), for members, cohort and survivors alike.
+    """
+    if len(silos) < config.min_survivors:
+        raise ProtocolViolation(
+            f"{what}: {len(silos)} silos, at least {config.min_survivors} are needed"
+        )
+
+
+def check_part(
+    silos: Sequence[int], whole: Sequence[int] | Mapping[int, object], what: str
+) -> None:
+    """Raise ``ProtocolViolation`` if a set names a silo that an earlier set did not."""
+    strangers = sorted(set(silos) - set(whole))
+    if strangers:
+        raise ProtocolViolation(f"{what}: silo {strangers[0]} does not belong there")
+
+
+def check_inside(index: int, silos: Sequence[int], what: str) -> None:
+    """Raise ``ProtocolViolation`` if a set leaves out the silo that is asked."""
+    if index not in silos:
+        raise ProtocolViolation(f"{what}: this silo, {index}, is not in it")
+
+
+def check_same(is_same: bool, what: str, where: str) -> None:
+    """Raise ``ProtocolViolation``: a stage answers one request, and again only that."""
+    if not is_same:
+        raise ProtocolViolation(f"another {what} than the one answered in this {where}")
+
+
+def is_new(
+    table: Mapping[int, bytes], silo: int, entry: bytes, is_closed: bool
+) -> bool:
+    """Whether an entry is to be stored, which it is not if it already stands there.
+
+    Raises:
+        ProtocolViolation: the silo has another entry, or the stage is closed.
+    """
+    if table.get(silo) == entry:
+        return False
+    if silo in table:
+        raise ProtocolViolation("a second, different answer to one stage")
+    if is_closed:
+        raise ProtocolViolation("an answer after its stage was closed")
+    return True
+
+
+@contextmanager
+def naming(silo: int) -> Iterator[None]:
+    """Put the silo's index before the message of a ``CryptoError``."""
+    try:
+        yield
+    except CryptoError as error:
+        raise type(error)(f"silo {silo}: {error}") from None
+
+
+def require_call(is_in_order: bool, message: str) -> None:
+    """Raise ``RuntimeError``: a call out of order is the caller's bug."""
+    if not is_in_order:
+        raise RuntimeError(message)
