@@ -164,6 +164,22 @@ class AggregatorSide:
         """U2: the silos of the setup; empty before :meth:`envelopes`."""
         return decode_silos(self._state.members, self._config.num_silos)
 
+    @property
+    def sharers(self) -> tuple[int, ...]:
+        """The silos whose SHARES were taken so far."""
+        return tuple(sorted(self._state.shares))
+
+    @property
+    def latest_slot(self) -> SlotSum | None:
+        """The slot that was opened last, to be read only; None before the first."""
+        return self._state.slot
+
+    @property
+    def is_revealing(self) -> bool:
+        """Whether silos may have revealed shares: the slot can only be completed."""
+        slot = self._state.slot
+        return slot is not None and self._is_revealing(slot)
+
     def open_slot(
         self, slot: int, round_number: int, model_digest: bytes, num_words: int
     ) -> None:

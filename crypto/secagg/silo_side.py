@@ -325,6 +325,20 @@ class SiloSide:
         semi_honest = self._config.trust == "semi-honest"
         return semi_honest and read_header(data).kind == Kind.SURVIVORS
 
+    @property
+    def setup_number(self) -> int:
+        """The number of the setup that this side belongs to."""
+        return self._setup.number
+
+    @property
+    def latest_slot(self) -> SlotProgress:
+        """How far this silo has come in its latest slot.
+
+        Raises:
+            RuntimeError: called before :meth:`ready`.
+        """
+        return self._progress("latest_slot")
+
     def to_bytes(self) -> bytes:
         """Return the whole state. SECRET: keys, seeds and shares."""
         return encode_state(self._state, self._owner(), self._config.num_silos)
