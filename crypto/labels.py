@@ -20,6 +20,9 @@ SLOT_DIGEST = b"cloister/1/slot-digest"
 MASK_SEED_COMMITMENT = b"cloister/1/mask-seed-commitment"
 REQUEST_DIGEST = b"cloister/1/request-digest"
 
+# Digests of protocol messages (protocol/envelope.py).
+MODEL = b"cloister/1/model-digest"
+
 # Keys derived from shared secrets and seeds (crypto/kdf.py).
 ENVELOPE_KEY = b"cloister/1/envelope-key"
 SELF_MASK = b"cloister/1/self-mask"

@@ -8,7 +8,8 @@
     ├── PartsIncomplete       a model's parts are not disjoint and exhaustive
     ├── CorruptFile           a file of ours is cut off, damaged or of another kind
     ├── WeightsUnavailable    a feature extractor's file is missing or is another one
-    └── StatisticsRejected    feature statistics are too few or of another extractor
+    ├── StatisticsRejected    feature statistics are too few or of another extractor
+    └── DeviceUnavailable     a device was asked for that this machine lacks
 
 A wrong field of a configuration is a ``ValueError`` (``config.py``). No message
 contains a tensor, a pixel or a file name of a patient.
@@ -41,3 +42,7 @@ class WeightsUnavailable(DiffusionError):
 
 class StatisticsRejected(DiffusionError):
     """Feature statistics cannot be used: too few, not finite, another extractor."""
+
+
+class DeviceUnavailable(DiffusionError):
+    """A device was asked for by name, and this machine has none of its kind."""

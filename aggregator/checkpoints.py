@@ -1,0 +1,173 @@
+"""What the aggregator keeps on disk in one run.
+
+::
+
+    DIR/
+      identity.key, identity.pub     made by `aggregator init`
+      runs/<plan>/
+        transcript/                  evidence
+        checkpoint-000007/           the state after a round, written whole
+          global.safetensors         global parameters, and how to sample from them
+          average.safetensors        their moving average
+          state.json                 round number, grid ranges, number of EMA updates
+        secagg-000002.state          the slot in work; public keys and masked vectors
+        model.safetensors            the last average, when the run is over
+"""
+
+import base64
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from aggregator.errors import StateBroken
+from aggregator.state import RoundState
+from diffusion.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from diffusion.ema import ExponentialMovingAverage
+from diffusion.errors import DiffusionError
+from protocol.encoding import decode, encode, from_table, to_table
+from protocol.errors import EncodingError
+from protocol.files import save_bytes, save_secret, whole_folder
+from protocol.plan import RunPlan
+
+GLOBAL_FILE = "global.safetensors"
+AVERAGE_FILE = "average.safetensors"
+STATE_FILE = "state.json"
+MODEL_FILE = "model.safetensors"
+_FOLDER, _SIDE = "checkpoint-", "secagg-"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Numbers:
+    """The content of ``state.json``; ``ranges`` is base64 of little-endian float32."""
+
+    plan: str
+    round_number: int
+    num_updates: int
+    ranges: str
+
+
+class CheckpointStore:
+    """The folder of one run at the aggregator."""
+
+    def __init__(self, folder: Path, plan: RunPlan) -> None:
+        self.folder, self._plan = folder, plan
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    @property
+    def transcript(self) -> Path:
+        """The folder of the transcript."""
+        return self.folder / "transcript"
+
+    @property
+    def model(self) -> Path:
+        """The file of the finished model."""
+        return self.folder / MODEL_FILE
+
+    def save(self, state: RoundState) -> None:
+        """Write the state after a round, whole or not at all; older ones are removed.
+
+        Raises:
+            OSError: the file system refuses; the older checkpoint stays.
+        """
+        numbers = _Numbers(
+            plan=self._plan.digest.hex(),
+            round_number=state.round_number,
+            num_updates=state.average.num_updates,
+            ranges=base64.b64encode(state.ranges.astype("<f4").tobytes()).decode(),
+        )
+        target = self.folder / f"{_FOLDER}{state.round_number:06d}"
+        with whole_folder(target) as folder:
+            for name, parameters in (
+                (GLOBAL_FILE, state.parameters),
+                (AVERAGE_FILE, state.average.parameters),
+            ):
+                save_checkpoint(folder / name, self._checkpoint(parameters, state))
+            save_bytes(folder / STATE_FILE, encode(to_table(numbers)))
+        for number in self._saved():
+            if number < state.round_number:
+                shutil.rmtree(self.folder / f"{_FOLDER}{number:06d}")
+
+    def load(self) -> RoundState | None:
+        """Return the newest saved state, or None before the first.
+
+        Raises:
+            StateBroken: cut off, damaged, or of another plan; names the file.
+        """
+        saved = self._saved()
+        if not saved:
+            return None
+        folder = self.folder / f"{_FOLDER}{max(saved):06d}"
+        try:
+            numbers = from_table(_Numbers, decode((folder / STATE_FILE).read_bytes()))
+            parameters = load_checkpoint(folder / GLOBAL_FILE).parameters
+            average = load_checkpoint(folder / AVERAGE_FILE).parameters
+            ranges = np.frombuffer(base64.b64decode(numbers.ranges), dtype="<f4")
+        except (DiffusionError, EncodingError, OSError, ValueError) as error:
+            raise StateBroken(
+                f"{folder}: {error}; remove this folder to go back to an older "
+                "checkpoint, or begin a new run"
+            ) from None
+        if numbers.plan != self._plan.digest.hex():
+            raise StateBroken(f"{folder}: belongs to another plan")
+        return RoundState(
+            round_number=numbers.round_number,
+            parameters=parameters,
+            average=ExponentialMovingAverage(
+                decay=self._plan.aggregation.ema_decay,
+                parameters=average,
+                num_updates=numbers.num_updates,
+            ),
+            ranges=ranges.astype(np.float32),
+        )
+
+    def save_model(self, state: RoundState) -> None:
+        """Write the finished model: the moving average of the global parameters."""
+        save_checkpoint(self.model, self._checkpoint(state.average.parameters, state))
+
+    def save_side(self, setup: int, data: bytes) -> None:
+        """Write the state of the slot in work; it is on disk when this returns."""
+        save_secret(self.folder / f"{_SIDE}{setup:06d}.state", data)
+        for number, path in self._sides():
+            if number < setup:
+                path.unlink()
+
+    def load_side(self) -> tuple[int, bytes] | None:
+        """Return number and state of the newest setup, if there is one."""
+        sides = self._sides()
+        if not sides:
+            return None
+        number, path = max(sides)
+        return number, path.read_bytes()
+
+    def _checkpoint(
+        self, parameters: Mapping[str, Tensor], state: RoundState
+    ) -> Checkpoint:
+        """Return parameters as a checkpoint that can be sampled from."""
+        return Checkpoint(
+            model=self._plan.model,
+            schedule=self._plan.schedule,
+            sampler=self._plan.evaluation.sampler,
+            parameters=parameters,
+            notes={
+                "plan": self._plan.digest.hex(),
+                "round": f"{state.round_number} of {self._plan.num_rounds}",
+            },
+        )
+
+    def _saved(self) -> list[int]:
+        """Return the round numbers of the saved states."""
+        return [
+            int(path.name.removeprefix(_FOLDER))
+            for path in self.folder.glob(f"{_FOLDER}*")
+        ]
+
+    def _sides(self) -> list[tuple[int, Path]]:
+        """Return the saved setups with their files."""
+        return [
+            (int(path.stem.removeprefix(_SIDE)), path)
+            for path in self.folder.glob(f"{_SIDE}*.state")
+        ]

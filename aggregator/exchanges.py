@@ -1,0 +1,128 @@
+"""Exchanges with the silos, with their evidence: who answered, in how many bytes."""
+
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from crypto.errors import CryptoError, ProtocolViolation
+from crypto.frame import AGGREGATOR, read_header
+from crypto.keys import IdentityKey
+from protocol import records
+from protocol.envelope import Kind, Refusal, make_envelope, open_envelope
+from protocol.errors import ProtocolError
+from protocol.plan import RunPlan
+from protocol.transcript import TranscriptWriter
+from protocol.transport import Transport
+
+logger = logging.getLogger(__name__)
+
+Accept = Callable[[int, bytes], int]
+"""Takes a silo's reply; returns how many of its bytes are the vector, or raises."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One exchange: its name, the round it belongs to (0: none), and its deadline."""
+
+    name: str
+    round_number: int
+    deadline_seconds: float
+
+
+class Exchanges:
+    """Sends requests, hands replies on as they arrive, and records both.
+
+    A silo that answers wrongly, refuses, or does not answer in time is left out of
+    the stage and recorded as dropped; the others go on.
+    """
+
+    def __init__(
+        self,
+        plan: RunPlan,
+        identity: IdentityKey,
+        transport: Transport,
+        transcript: TranscriptWriter,
+        on_stage: Callable[[Stage], None] = lambda stage: None,
+        on_bytes: Callable[[int, int], None] = lambda sent, received: None,
+    ) -> None:
+        self.plan, self.identity, self.transcript = plan, identity, transcript
+        self._transport, self._on_stage, self._on_bytes = transport, on_stage, on_bytes
+
+    def ask(
+        self, stage: Stage, requests: Mapping[int, bytes], accept: Accept
+    ) -> tuple[int, ...]:
+        """Run one exchange; return the silos whose replies were accepted."""
+        self._on_stage(stage)
+        answered, accepted = set(), []
+        for silo, reply in self._transport.exchange(
+            requests, deadline_seconds=stage.deadline_seconds
+        ):
+            answered.add(silo)
+            request, vector_bytes = requests[silo], 0
+            try:
+                self._check_origin(silo, reply)
+                vector_bytes = accept(silo, reply)
+                accepted.append(silo)
+            except (CryptoError, ProtocolError) as error:
+                self._drop(stage, silo, str(error))
+            self._record_traffic(stage, silo, request, reply, vector_bytes)
+        for silo in sorted(set(requests) - answered):
+            self._drop(stage, silo, "no answer in time")
+            self._record_traffic(stage, silo, requests[silo], b"", 0)
+        return tuple(sorted(accepted))
+
+    def envelope(self, kind: int, body: bytes, *, setup: int, slot: int) -> bytes:
+        """Return a signed envelope of the aggregator."""
+        return make_envelope(
+            self.plan,
+            self.identity,
+            kind,
+            body,
+            sender=AGGREGATOR,
+            setup=setup,
+            slot=slot,
+        )
+
+    def names(self, silos: Iterable[int]) -> tuple[str, ...]:
+        """Return the names of silos, in the order of the plan."""
+        return tuple(self.plan.silos[silo].name for silo in sorted(silos))
+
+    def _check_origin(self, silo: int, reply: bytes) -> None:
+        """Refuse a reply of somebody else, and one that says no."""
+        header = read_header(reply)
+        if header.sender != silo:
+            raise ProtocolViolation(f"a reply signed by silo {header.sender}")
+        if header.kind == Kind.REFUSED:
+            _, body = open_envelope(
+                self.plan, reply, sender=silo, kinds=(Kind.REFUSED,)
+            )
+            raise ProtocolViolation(f"refused: {Refusal.from_body(body).check}")
+
+    def _drop(self, stage: Stage, silo: int, reason: str) -> None:
+        """Record that a silo is left out of a stage."""
+        name = self.plan.silos[silo].name
+        logger.warning("%s dropped at %s: %s", name, stage.name, reason)
+        self.transcript.append(
+            records.Dropped(
+                round_number=stage.round_number,
+                stage=stage.name,
+                silo=name,
+                reason=reason[:400],
+            )
+        )
+
+    def _record_traffic(
+        self, stage: Stage, silo: int, request: bytes, reply: bytes, vector_bytes: int
+    ) -> None:
+        """Record the bytes of one silo's exchange, as the silo counts them."""
+        self._on_bytes(len(reply), len(request))
+        self.transcript.append(
+            records.Traffic(
+                round_number=stage.round_number,
+                stage=stage.name,
+                silo=self.plan.silos[silo].name,
+                sent_bytes=len(reply),
+                received_bytes=len(request),
+                vector_bytes=vector_bytes,
+            )
+        )

@@ -1,0 +1,249 @@
+"""One round, as a function from a state to the next; and the run, as its repetition.
+
+The order of a round: sum → mean → apply → transcript → checkpoint → evaluation. A crash
+between any two of them is made good by the next start: what the checkpoint already
+holds is not done again, what the transcript already says is not said twice.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from aggregator.averaging import apply, mean_update, round_grid, skip
+from aggregator.checkpoints import CheckpointStore
+from aggregator.errors import RoundAborted
+from aggregator.evaluation import Evaluation, Reference, evaluate
+from aggregator.exchanges import Exchanges, Stage
+from aggregator.secure_sum import SecureSum
+from aggregator.state import RoundState, initial_state, shared_layout
+from aggregator.sums import PlainSum, Summation, Task
+from crypto.ring import words_needed
+from diffusion.checkpoint import Checkpoint
+from diffusion.parameters import ParameterLayout, flatten, parameters_digest
+from protocol import records
+from protocol.envelope import EndReply, EndRequest, Kind, floats_to_bytes, open_envelope
+from protocol.plan import RunPlan
+from protocol.transcript import read_records
+from protocol.version import SOFTWARE
+
+
+@dataclass(frozen=True, kw_only=True)
+class Watcher:
+    """Who wants to be told how a run goes; each function is called in turn."""
+
+    on_round: Callable[[int], None] = lambda round_number: None
+    on_closed: Callable[[RoundState], None] = lambda state: None
+    on_lost: Callable[[int, str], None] = lambda round_number, reason: None
+    on_evaluation: Callable[[int, Evaluation], None] = lambda number, result: None
+
+
+class Run:
+    """One execution of one plan at the aggregator.
+
+    Args:
+        reference: what samples are measured against; None switches evaluation off.
+
+    Raises:
+        StateBroken, TranscriptBroken: what is on disk cannot be continued.
+    """
+
+    def __init__(
+        self,
+        exchanges: Exchanges,
+        store: CheckpointStore,
+        *,
+        reference: Reference | None,
+        device: torch.device,
+        watcher: Watcher,
+    ) -> None:
+        self._exchanges, self._store = exchanges, store
+        self._plan, self._transcript = exchanges.plan, exchanges.transcript
+        self._reference, self._device, self._watcher = reference, device, watcher
+        self._layout = shared_layout(self._plan)
+        self._said = _Said.read(store, self._transcript.size)
+        self._summation: Summation = (
+            SecureSum(exchanges, store)
+            if self._plan.protection.method == "mask"
+            else PlainSum(exchanges)
+        )
+
+    def run(self) -> RoundState:
+        """Carry out the rounds that are left; return the last state.
+
+        Raises:
+            CohortTooSmall: too few silos are left; what is finished is saved.
+        """
+        state = self._begin()
+        while state.round_number < self._plan.num_rounds:
+            self._watcher.on_round(state.round_number + 1)
+            state = self._finish_round(state, self._next_state(state))
+        self._end(state)
+        return state
+
+    def _begin(self) -> RoundState:
+        """Open, or resume, the transcript; return the state to go on from."""
+        first: records.Record = records.Resumed(software=SOFTWARE)
+        if not self._transcript.size:
+            first = records.Opened(
+                plan=self._plan.digest.hex(), party="aggregator", software=SOFTWARE
+            )
+        self._transcript.append(first)
+        state = self._store.load()
+        if state is None:
+            return initial_state(self._plan)
+        self._evaluate(state)
+        return state
+
+    def _next_state(self, state: RoundState) -> RoundState:
+        """Return the state after one round; unchanged parameters when it was lost."""
+        number = state.round_number + 1
+        try:
+            following, survivors = run_round(
+                self._plan, self._layout, state, self._summation
+            )
+        except RoundAborted as error:
+            if number not in self._said.closed:
+                self._transcript.append(
+                    records.RoundLost(round_number=number, reason=str(error)[:400])
+                )
+            self._watcher.on_lost(number, str(error))
+            return skip(state)
+        if number not in self._said.closed:
+            self._transcript.append(
+                records.RoundClosed(
+                    round_number=number,
+                    survivors=self._exchanges.names(survivors),
+                    parameters=self._digest(following).hex(),
+                )
+            )
+        return following
+
+    def _finish_round(self, before: RoundState, after: RoundState) -> RoundState:
+        """Save, sign and evaluate a round."""
+        self._transcript.sign_head()
+        self._store.save(after)
+        self._watcher.on_closed(after)
+        self._evaluate(after)
+        return after
+
+    def _evaluate(self, state: RoundState) -> None:
+        """Measure the Fréchet distance where the plan asks for it, once."""
+        number, config = state.round_number, self._plan.evaluation
+        is_due = config.is_due(number, self._plan.num_rounds)
+        if self._reference is None or not is_due or number in self._said.evaluated:
+            return
+        result = evaluate(
+            self._checkpoint(state),
+            self._reference,
+            seed=self._plan.seed_for("evaluation"),
+            num_samples=config.num_samples,
+            device=self._device,
+        )
+        self._transcript.append(
+            records.Evaluated(
+                round_number=number,
+                extractor=self._reference.extractor.name,
+                extractor_digest=self._reference.extractor.digest,
+                reference=self._reference.digest,
+                reference_count=self._reference.statistics.count,
+                num_samples=result.num_samples,
+                frechet_distance=result.frechet_distance,
+                class_shares=result.class_shares,
+            )
+        )
+        self._watcher.on_evaluation(number, result)
+
+    def _end(self, state: RoundState) -> None:
+        """Tell the silos that the run is over; keep the heads of their transcripts."""
+        shared = flatten(state.parameters, self._layout)
+        request = EndRequest(
+            round_number=state.round_number,
+            head=self._transcript.sign_head(),
+            parameters=floats_to_bytes(shared),
+        )
+        body = self._exchanges.envelope(Kind.END, request.to_body(), setup=0, slot=0)
+        everyone = range(len(self._plan.silos))
+        stage = Stage(
+            name="end",
+            round_number=0,
+            deadline_seconds=self._plan.deadlines.exchange_seconds,
+        )
+        self._exchanges.ask(stage, dict.fromkeys(everyone, body), self._take_head)
+        self._transcript.append(
+            records.Finished(
+                round_number=state.round_number, parameters=self._digest(state).hex()
+            )
+        )
+        self._transcript.sign_head()
+        self._store.save_model(state)
+
+    def _take_head(self, silo: int, reply: bytes) -> int:
+        """Record the head of a silo's transcript, once its signature holds."""
+        _, body = open_envelope(self._plan, reply, sender=silo, kinds=(Kind.END_SEEN,))
+        head = EndReply.from_body(body).head
+        head.check(self._plan.digest, self._plan.roster[silo])
+        self._transcript.append(
+            records.SiloHead(
+                silo=self._plan.silos[silo].name,
+                size=head.size,
+                root=head.root,
+                signature=head.signature,
+            )
+        )
+        return 0
+
+    def _digest(self, state: RoundState) -> bytes:
+        """Return the digest of a state's shared parameters."""
+        return parameters_digest(state.parameters, self._layout)
+
+    def _checkpoint(self, state: RoundState) -> Checkpoint:
+        """Return the moving average as a model that can be sampled from."""
+        return Checkpoint(
+            model=self._plan.model,
+            schedule=self._plan.schedule,
+            sampler=self._plan.evaluation.sampler,
+            parameters=state.average.parameters,
+        )
+
+
+def run_round(
+    plan: RunPlan, layout: ParameterLayout, state: RoundState, summation: Summation
+) -> tuple[RoundState, tuple[int, ...]]:
+    """Return the state after one round, and the silos in its sum.
+
+    Raises:
+        CohortTooSmall, RoundAborted: the round has no sum.
+    """
+    number, grid = state.round_number + 1, round_grid(plan, layout, state)
+    field_bits = plan.update.field_bits(number, len(plan.silos))
+    grid.check_headroom(field_bits, len(plan.silos))
+    task = Task(
+        round_number=number,
+        parameters=floats_to_bytes(flatten(state.parameters, layout)),
+        ranges=floats_to_bytes(state.ranges),
+        num_words=words_needed(layout.size, field_bits),
+        field_bits=field_bits,
+    )
+    total = summation.sum_round(task)
+    mean = mean_update(plan, grid, total.words, total.survivors, number)
+    return apply(plan, layout, state, mean), total.survivors
+
+
+@dataclass(frozen=True)
+class _Said:
+    """What the transcript of an interrupted run already says."""
+
+    closed: frozenset[int]
+    evaluated: frozenset[int]
+
+    @classmethod
+    def read(cls, store: CheckpointStore, size: int) -> "_Said":
+        """Read the rounds that were closed, lost or evaluated."""
+        closed, evaluated = set(), set()
+        for entry in read_records(store.transcript) if size else ():
+            if isinstance(entry.record, records.RoundClosed | records.RoundLost):
+                closed.add(entry.record.round_number)
+            elif isinstance(entry.record, records.Evaluated):
+                evaluated.add(entry.record.round_number)
+        return cls(frozenset(closed), frozenset(evaluated))

@@ -1,0 +1,47 @@
+"""What survives a round: a value. The work on it is functions."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from diffusion.ema import ExponentialMovingAverage
+from diffusion.model import make_model
+from diffusion.parameters import ParameterLayout, make_layout, parameters_of
+from diffusion.parts import SELECTIONS
+from protocol.plan import RunPlan
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundState:
+    """The global model after ``round_number`` rounds.
+
+    ``ranges`` are those of the next round's grid, empty before the first mean update.
+    ``average`` is the moving average from which samples are drawn.
+    """
+
+    round_number: int
+    parameters: Mapping[str, Tensor] = field(repr=False)
+    average: ExponentialMovingAverage = field(repr=False)
+    ranges: npt.NDArray[np.float32] = field(repr=False)
+
+
+def initial_state(plan: RunPlan) -> RoundState:
+    """Return the state before the first round; it follows from the plan alone."""
+    parameters = parameters_of(make_model(plan.model, plan.seed_for("model")))
+    return RoundState(
+        round_number=0,
+        parameters=parameters,
+        average=ExponentialMovingAverage(
+            decay=plan.aggregation.ema_decay, parameters=parameters
+        ),
+        ranges=np.empty(0, dtype=np.float32),
+    )
+
+
+def shared_layout(plan: RunPlan) -> ParameterLayout:
+    """Return names and shapes of the parameters that are federated."""
+    model = make_model(plan.model, 0)
+    return make_layout(model, SELECTIONS[plan.update.selection])

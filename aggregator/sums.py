@@ -1,0 +1,125 @@
+"""The sum of a round's updates: what is asked, what comes back, and the plain way.
+
+The masked way is ``aggregator.secure_sum``.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from aggregator.averaging import Words
+from aggregator.errors import CohortTooSmall
+from aggregator.exchanges import Exchanges, Stage
+from crypto.errors import MalformedMessage
+from crypto.ring import add_into
+from protocol import records
+from protocol.envelope import Kind, RoundRequest, open_envelope
+from protocol.transcript import Head
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What a round asks of every silo: the model, and how long its vectors are."""
+
+    round_number: int
+    parameters: bytes
+    ranges: bytes
+    num_words: int
+    field_bits: int
+
+    def request(self, head: Head, attempt: int, envelopes: bytes) -> RoundRequest:
+        """Return the request to one silo."""
+        return RoundRequest(
+            round_number=self.round_number,
+            attempt=attempt,
+            head=head,
+            parameters=self.parameters,
+            ranges=self.ranges,
+            envelopes=envelopes,
+        )
+
+    def model_digest(self, head: Head) -> bytes:
+        """Return the digest of parameters and grid that silos sign."""
+        return self.request(head, 1, b"").model_digest()
+
+
+@dataclass(frozen=True)
+class Sum:
+    """Packed words of the sum, and the silos whose updates it holds."""
+
+    words: Words
+    survivors: tuple[int, ...]
+
+
+class Summation(Protocol):
+    """How a round's updates become one sum."""
+
+    def sum_round(self, task: Task) -> Sum:
+        """Return the sum of a round.
+
+        Raises:
+            CohortTooSmall: too few silos, nothing was revealed.
+            RoundAborted: the round is closed without a sum.
+        """
+        ...
+
+
+class PlainSum:
+    """The sum of updates that arrive in the clear: for comparisons only.
+
+    The silos' policies refuse it unless their operators permit it.
+    """
+
+    def __init__(self, exchanges: Exchanges) -> None:
+        self._exchanges, self._plan = exchanges, exchanges.plan
+
+    def sum_round(self, task: Task) -> Sum:
+        """Return the sum of a round."""
+        head = self._exchanges.transcript.sign_head()
+        place = {"round_number": task.round_number, "setup": 0, "slot": 0}
+        self._exchanges.transcript.append(
+            records.RoundOpened(
+                **place,
+                attempt=1,
+                model=task.model_digest(head).hex(),
+                field_bits=task.field_bits,
+            )
+        )
+        total = np.zeros(task.num_words, dtype=np.uint64)
+
+        def take(silo: int, reply: bytes) -> int:
+            _, body = open_envelope(self._plan, reply, sender=silo, kinds=(Kind.PLAIN,))
+            if len(body) != 8 * task.num_words:
+                raise MalformedMessage(f"an update of {len(body):,} bytes")
+            add_into(total, np.frombuffer(body, dtype="<u8"))
+            self._exchanges.transcript.append(
+                records.Masked(
+                    **place,
+                    silo=self._plan.silos[silo].name,
+                    upload=hashlib.sha256(reply).hexdigest(),
+                    size_bytes=len(reply),
+                    protection="none",
+                )
+            )
+            return len(body)
+
+        request = self._exchanges.envelope(
+            Kind.ROUND, task.request(head, 1, b"").to_body(), setup=0, slot=0
+        )
+        stage = Stage(
+            name="ready",
+            round_number=task.round_number,
+            deadline_seconds=self._plan.deadlines.training_seconds,
+        )
+        everyone = range(len(self._plan.silos))
+        survivors = self._exchanges.ask(stage, dict.fromkeys(everyone, request), take)
+        if len(survivors) < self._plan.protection.min_cohort:
+            raise CohortTooSmall(
+                f"{len(survivors)} silos answered, the smallest cohort is "
+                f"{self._plan.protection.min_cohort}"
+            )
+        names = self._exchanges.names(survivors)
+        self._exchanges.transcript.append(records.Survivors(**place, silos=names))
+        return Sum(total, survivors)

@@ -1,0 +1,23 @@
+"""Errors of the privacy mathematics.
+
+PrivacyError
+├── NotFinite       an update holds NaN or infinity
+├── GridTooCoarse   a grid cannot represent what it is given
+└── Overflow        the cohort's sum would not fit its fields
+"""
+
+
+class PrivacyError(Exception):
+    """Base of all errors of this package; its text never holds a value of data."""
+
+
+class NotFinite(PrivacyError):
+    """A vector holds NaN or infinity; it is refused, never clipped silently."""
+
+
+class GridTooCoarse(PrivacyError):
+    """A grid's ranges are not positive, or do not fit the vector."""
+
+
+class Overflow(PrivacyError):
+    """Values, or the sum of a cohort's values, would not fit their fields."""

@@ -1,0 +1,204 @@
+"""The only encoder: canonical bytes for plans, envelopes and records.
+
+Everything that is signed or hashed passes through :func:`encode`: JSON with sorted
+names, no white space, UTF-8, no NaN; byte strings are lower-case hexadecimal. There is
+one encoding of a value, and :func:`decode` refuses any other.
+
+Frozen dataclasses describe what a table may hold; :func:`from_table` builds one and
+names the field that is unknown, missing or of the wrong type.
+"""
+
+import dataclasses
+import difflib
+import json
+import math
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+from protocol.errors import EncodingError
+
+T = TypeVar("T")
+Table = Mapping[str, Any]
+
+
+def encode(value: object) -> bytes:
+    """Return the canonical bytes of a value made of tables, lists, text and numbers.
+
+    Raises:
+        EncodingError: the value holds NaN, infinity or another type.
+    """
+    try:
+        text = json.dumps(
+            value,
+            sort_keys=True,
+            separators=(",", ":"),
+            ensure_ascii=False,
+            allow_nan=False,
+        )
+        return text.encode()
+    except (TypeError, ValueError) as error:
+        raise EncodingError(f"cannot be encoded: {error}") from None
+
+
+def decode(data: bytes) -> Any:
+    """Return the value of canonical bytes.
+
+    Guarantees: ``encode(decode(data)) == data``, so that two different byte strings
+    never mean the same.
+
+    Raises:
+        EncodingError: the bytes are not JSON, or not the canonical form.
+    """
+    try:
+        value = json.loads(data.decode())
+    except (ValueError, RecursionError) as error:
+        raise EncodingError(f"not valid JSON: {error}") from None
+    if encode(value) != bytes(data):
+        raise EncodingError("not in canonical form")
+    return value
+
+
+def to_table(value: object) -> Any:
+    """Return a dataclass as nested tables, lists, text and numbers.
+
+    Fields that the dataclass computes by itself (``init=False``) are left out.
+    """
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {
+            field.name: to_table(getattr(value, field.name))
+            for field in dataclasses.fields(value)
+            if field.init
+        }
+    if isinstance(value, Mapping):
+        return {str(name): to_table(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_table(item) for item in value]
+    return value
+
+
+def from_table(kind: type[T], table: object, where: str = "") -> T:
+    """Build a frozen dataclass from a table, strictly.
+
+    Args:
+        kind: a dataclass whose fields are numbers, text, booleans, literals, other
+            dataclasses, or tuples and mappings of these.
+        table: nested tables as ``tomllib`` or :func:`decode` return them.
+        where: dotted name of the table, for messages.
+
+    Raises:
+        EncodingError: a field is unknown, missing, of the wrong type or refused by
+            the dataclass; the message names it.
+    """
+    if not isinstance(table, Mapping):
+        raise EncodingError(f"{where or 'input'}: must be a table, is {_kind(table)}")
+    hints = typing.get_type_hints(kind)
+    everything = dataclasses.fields(kind)  # type: ignore[arg-type]
+    fields = {field.name: field for field in everything if field.init}
+    values: dict[str, Any] = {}
+    for name, item in table.items():
+        if name not in fields:
+            raise EncodingError(f"{_join(where, name)}: {_unknown(name, fields)}")
+        values[name] = _convert(hints[name], item, _join(where, name))
+    for name, field in fields.items():
+        optional = (
+            field.default is not dataclasses.MISSING
+            or field.default_factory is not dataclasses.MISSING
+        )
+        if name not in values and not optional:
+            raise EncodingError(f"{_join(where, name)}: is missing")
+    try:
+        return kind(**values)
+    except ValueError as error:
+        raise EncodingError(f"{where + '.' if where else ''}{error}") from None
+
+
+def _convert(hint: Any, item: object, where: str) -> Any:
+    """Return the item as the type that the hint asks for."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint):
+        return from_table(typing.cast("type", hint), item, where)
+    if origin is typing.Literal:
+        if item not in arguments or isinstance(item, bool):
+            choices = ", ".join(repr(choice) for choice in arguments)
+            raise EncodingError(f"{where}: must be one of {choices}, is {item!r}")
+        return item
+    if origin in (types.UnionType, typing.Union):
+        return _convert_optional(arguments, item, where)
+    if origin is tuple:
+        return _convert_tuple(arguments, item, where)
+    if origin in (dict, Mapping) or hint in (dict, Mapping):
+        return _convert_mapping(arguments, item, where)
+    return _convert_scalar(hint, item, where)
+
+
+def _convert_optional(arguments: tuple[Any, ...], item: object, where: str) -> Any:
+    """Return None, or the item as the one other type of an optional field."""
+    if item is None and type(None) in arguments:
+        return None
+    (hint,) = [argument for argument in arguments if argument is not type(None)]
+    return _convert(hint, item, where)
+
+
+def _convert_tuple(arguments: tuple[Any, ...], item: object, where: str) -> Any:
+    """Return a list as a tuple of one element type."""
+    if isinstance(item, (str, bytes)) or not isinstance(item, Sequence):
+        raise EncodingError(f"{where}: must be a list, is {_kind(item)}")
+    hint = arguments[0]
+    return tuple(
+        _convert(hint, element, f"{where}[{index}]")
+        for index, element in enumerate(item)
+    )
+
+
+def _convert_mapping(arguments: tuple[Any, ...], item: object, where: str) -> Any:
+    """Return a table as a dictionary from text to one element type."""
+    if not isinstance(item, Mapping):
+        raise EncodingError(f"{where}: must be a table, is {_kind(item)}")
+    hint = arguments[1] if arguments else Any
+    return {
+        str(name): _convert(hint, element, _join(where, str(name)))
+        for name, element in item.items()
+    }
+
+
+def _convert_scalar(hint: Any, item: object, where: str) -> Any:
+    """Return a number, text or boolean, checked; whole numbers pass as reals."""
+    if hint is Any:
+        return item
+    if hint is float and isinstance(item, int) and not isinstance(item, bool):
+        item = float(item)
+    if not isinstance(item, hint) or (hint is not bool and isinstance(item, bool)):
+        raise EncodingError(f"{where}: must be {_NAMES[hint]}, is {_kind(item)}")
+    if isinstance(item, float) and math.isnan(item):
+        raise EncodingError(f"{where}: must be a number, is NaN")
+    return item
+
+
+_NAMES = {
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    bool: "true or false",
+}
+
+
+def _kind(item: object) -> str:
+    """Describe an item in a person's words."""
+    if isinstance(item, Mapping):
+        return "a table"
+    if isinstance(item, (list, tuple)):
+        return "a list"
+    return f"{item!r:.60}"
+
+
+def _join(where: str, name: str) -> str:
+    """Return the dotted name of a field."""
+    return f"{where}.{name}" if where else name
+
+
+def _unknown(name: str, fields: Mapping[str, object]) -> str:
+    """Say that a field is unknown, and which known one is nearest."""
+    near = difflib.get_close_matches(name, fields, n=1)
+    return f"unknown field{f'; did you mean {near[0]}?' if near else ''}"

@@ -1,0 +1,291 @@
+"""Every message beside those of secure aggregation: one frozen dataclass each.
+
+All of them travel in ``crypto.frame``: its header (kind, run, setup, slot, sender) and
+its signature are the envelope. A body is one canonical table followed by byte strings,
+each behind its length, and nothing after them.
+"""
+
+import enum
+import hashlib
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from crypto import labels
+from crypto.frame import AGGREGATOR, Header, make_frame, open_frame, read_header
+from crypto.keys import IdentityKey
+from protocol.encoding import decode, encode, from_table, to_table
+from protocol.errors import EncodingError, EnvelopeRejected
+from protocol.plan import RunPlan
+from protocol.transcript import Head
+
+MAX_MESSAGE_BYTES = 1 << 32
+MAX_TABLE_BYTES = 1 << 20
+
+
+class Kind(enum.IntEnum):
+    """Kinds of envelopes; 1 to 63 belong to secure aggregation."""
+
+    CHALLENGE = 64
+    HELLO = 65
+    OPEN_SETUP = 66
+    ROUND = 67
+    PLAIN = 68
+    END = 69
+    END_SEEN = 70
+    REFUSED = 71
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundRequest:
+    """The aggregator's request to train in one round.
+
+    ``parameters`` are the shared parameters as little-endian float32 in the order of
+    the layout; ``ranges`` the grid, float32, one a tensor (empty in the first round).
+    ``envelopes`` holds the sealed shares of a setup that this round begins, else
+    nothing. ``head`` is the aggregator's newest transcript head.
+    """
+
+    round_number: int
+    attempt: int
+    head: Head
+    parameters: bytes
+    ranges: bytes
+    envelopes: bytes = b""
+
+    def to_body(self) -> bytes:
+        """Return the body's bytes."""
+        table = {
+            "round_number": self.round_number,
+            "attempt": self.attempt,
+            "head": to_table(self.head),
+        }
+        return join_body(table, self.parameters, self.ranges, self.envelopes)
+
+    @classmethod
+    def from_body(cls, body: memoryview) -> "RoundRequest":
+        """Return the request of a body.
+
+        Raises:
+            EnvelopeRejected: malformed.
+        """
+        table, (parameters, ranges, envelopes) = split_body(body, 3)
+        check_names(table, ("round_number", "attempt", "head"))
+        return cls(
+            round_number=_count(table, "round_number"),
+            attempt=_count(table, "attempt"),
+            head=_head(table),
+            parameters=parameters,
+            ranges=ranges,
+            envelopes=envelopes,
+        )
+
+    def model_digest(self) -> bytes:
+        """Return the digest that silos sign in READY: shared parameters and grid.
+
+        A different model, or a different grid, for different silos is noticed by
+        every silo, and the masks derived from it do not cancel.
+        """
+        digest = hashlib.sha256(labels.MODEL + b"\x00")
+        for part in (self.parameters, self.ranges):
+            digest.update(struct.pack(">Q", len(part)))
+            digest.update(part)
+        return digest.digest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class EndRequest:
+    """The aggregator's notice that the run is over, with the last parameters."""
+
+    round_number: int
+    head: Head
+    parameters: bytes
+
+    def to_body(self) -> bytes:
+        """Return the body's bytes."""
+        table = {"round_number": self.round_number, "head": to_table(self.head)}
+        return join_body(table, self.parameters)
+
+    @classmethod
+    def from_body(cls, body: memoryview) -> "EndRequest":
+        """Return the notice of a body.
+
+        Raises:
+            EnvelopeRejected: malformed.
+        """
+        table, (parameters,) = split_body(body, 1)
+        check_names(table, ("round_number", "head"))
+        return cls(
+            round_number=_count(table, "round_number"),
+            head=_head(table),
+            parameters=parameters,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EndReply:
+    """A silo's last word: the head of its own transcript."""
+
+    head: Head
+
+    def to_body(self) -> bytes:
+        """Return the body's bytes."""
+        return join_body({"head": to_table(self.head)})
+
+    @classmethod
+    def from_body(cls, body: memoryview) -> "EndReply":
+        """Return the reply of a body.
+
+        Raises:
+            EnvelopeRejected: malformed.
+        """
+        table, _ = split_body(body, 0)
+        check_names(table, ("head",))
+        return cls(head=_head(table))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refusal:
+    """A silo's answer to a request that it refuses: at which stage, by which check."""
+
+    stage: str
+    check: str
+
+    def to_body(self) -> bytes:
+        """Return the body's bytes."""
+        return join_body({"stage": self.stage[:64], "check": self.check[:400]})
+
+    @classmethod
+    def from_body(cls, body: memoryview) -> "Refusal":
+        """Return the refusal of a body.
+
+        Raises:
+            EnvelopeRejected: malformed.
+        """
+        table, _ = split_body(body, 0)
+        check_names(table, ("stage", "check"))
+        return cls(stage=str(table["stage"])[:64], check=str(table["check"])[:400])
+
+
+def make_envelope(
+    plan: RunPlan,
+    identity: IdentityKey,
+    kind: int,
+    body: bytes,
+    *,
+    sender: int,
+    setup: int = 0,
+    slot: int = 0,
+) -> bytes:
+    """Return a signed envelope of this run."""
+    header = Header(kind=kind, run=plan.run, setup=setup, slot=slot, sender=sender)
+    return make_frame(identity, header, body)
+
+
+def open_envelope(
+    plan: RunPlan, data: bytes, *, sender: int, kinds: Sequence[int]
+) -> tuple[Header, memoryview]:
+    """Return header and body of an envelope, its origin verified.
+
+    Args:
+        sender: the silo index, or ``AGGREGATOR``, that must have signed it.
+        kinds: what it may be.
+
+    Raises:
+        EnvelopeRejected: another run, sender or kind.
+        CryptoError: malformed, or wrongly signed.
+    """
+    header = read_header(data)
+    if header.run != plan.run:
+        raise EnvelopeRejected("a message of another run")
+    if header.sender != sender or header.kind not in kinds:
+        raise EnvelopeRejected(
+            f"a message of kind {header.kind} from {header.sender}, expected kind "
+            f"{' or '.join(str(int(kind)) for kind in kinds)} from {sender}"
+        )
+    key = plan.aggregator_key if sender == AGGREGATOR else plan.roster[sender]
+    return open_frame(key, data, max_bytes=MAX_MESSAGE_BYTES)
+
+
+def join_body(table: Mapping[str, Any], *parts: bytes) -> bytes:
+    """Return a canonical table and byte strings as one body."""
+    pieces = [encode(table), *parts]
+    return b"".join(
+        piece for part in pieces for piece in (struct.pack(">Q", len(part)), part)
+    )
+
+
+def split_body(body: memoryview, num_parts: int) -> tuple[dict[str, Any], list[bytes]]:
+    """Return the table and exactly so many byte strings of a body.
+
+    Raises:
+        EnvelopeRejected: cut off, too long, trailing bytes, or not a table.
+    """
+    pieces, position = [], 0
+    for index in range(num_parts + 1):
+        if len(body) - position < 8:
+            raise EnvelopeRejected("a message is cut off")
+        (length,) = struct.unpack_from(">Q", body, position)
+        position += 8
+        limit = MAX_TABLE_BYTES if index == 0 else MAX_MESSAGE_BYTES
+        if length > min(limit, len(body) - position):
+            raise EnvelopeRejected("a message is cut off or too long")
+        pieces.append(bytes(body[position : position + length]))
+        position += length
+    if position != len(body):
+        raise EnvelopeRejected("a message has trailing bytes")
+    try:
+        table = decode(pieces[0])
+    except EncodingError as error:
+        raise EnvelopeRejected(f"a message's table is {error}") from None
+    if not isinstance(table, dict):
+        raise EnvelopeRejected("a message does not begin with a table")
+    return table, pieces[1:]
+
+
+def check_names(table: Mapping[str, Any], names: Sequence[str]) -> None:
+    """Raise :class:`EnvelopeRejected` unless a table has exactly these names."""
+    if set(table) != set(names):
+        raise EnvelopeRejected(f"a message must hold exactly {', '.join(names)}")
+
+
+def floats_to_bytes(vector: np.ndarray[Any, np.dtype[np.float32]]) -> bytes:
+    """Return float32 values ``[d]`` as little-endian bytes."""
+    return vector.astype("<f4", copy=False).tobytes()
+
+
+def floats_from_bytes(
+    data: bytes, length: int
+) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """Return float32 ``[length]`` of little-endian bytes; finite values only.
+
+    Raises:
+        EnvelopeRejected: another number of bytes, NaN or infinity.
+    """
+    if len(data) != 4 * length:
+        raise EnvelopeRejected(
+            f"a message holds {len(data):,} bytes of values, expected {4 * length:,}"
+        )
+    values = np.frombuffer(data, dtype="<f4").astype(np.float32, copy=False)
+    if not np.isfinite(values).all():
+        raise EnvelopeRejected("a message holds NaN or infinity")
+    return values
+
+
+def _count(table: Mapping[str, Any], name: str) -> int:
+    """Return a positive whole number of a table."""
+    value = table[name]
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value < 2**31:
+        raise EnvelopeRejected(f"{name} must be a positive whole number")
+    return value
+
+
+def _head(table: Mapping[str, Any]) -> Head:
+    """Return the transcript head of a table; its signature is not verified here."""
+    try:
+        return from_table(Head, table["head"], "head")
+    except EncodingError as error:
+        raise EnvelopeRejected(f"a message's {error}") from None

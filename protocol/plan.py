@@ -1,0 +1,327 @@
+"""The plan: everything agreed and public, signed by the aggregator's operator.
+
+A *draft* (:class:`PlanDraft`) says what shall be done; a *plan* (:class:`RunPlan`) adds
+who does it: names and identity keys. Both are TOML files. The digest of a plan's
+canonical bytes names the run; a fresh nonce in it makes every run another one.
+"""
+
+import dataclasses
+import hashlib
+import secrets
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import tomli_w
+
+from crypto import labels
+from crypto.errors import InvalidSignature
+from crypto.keys import IdentityKey
+from crypto.secagg.config import SecAggConfig
+from crypto.signatures import sign, verify
+from diffusion.config import ScheduleConfig, UNetConfig
+from protocol.encoding import encode, from_table, to_table
+from protocol.errors import EncodingError, PlanRejected
+from protocol.files import save_bytes
+from protocol.settings import (
+    MAX_SILOS,
+    AggregationConfig,
+    DeadlineConfig,
+    EvaluationConfig,
+    PrivacyConfig,
+    ProtectionConfig,
+    TrainingConfig,
+    UpdateConfig,
+    require,
+)
+
+MAX_PLAN_BYTES = 1 << 20
+RUN_BYTES = 16
+NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-_")
+
+Draft = TypeVar("Draft", bound="PlanDraft")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanDraft:
+    """What a run does, without the parties that do it."""
+
+    format: Literal[1] = 1
+    name: str
+    num_rounds: int
+    seed: int
+    model: UNetConfig
+    schedule: ScheduleConfig = ScheduleConfig(kind="linear")
+    training: TrainingConfig
+    update: UpdateConfig = UpdateConfig()
+    protection: ProtectionConfig = ProtectionConfig()
+    privacy: PrivacyConfig = PrivacyConfig()
+    aggregation: AggregationConfig = AggregationConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    deadlines: DeadlineConfig = DeadlineConfig()
+
+    def __post_init__(self) -> None:
+        """Check the numbers, and the combinations of choices."""
+        check_name(self.name)
+        require(1 <= self.num_rounds <= 1_000_000, "num_rounds: must be 1 to 1,000,000")
+        require(0 <= self.seed < 2**63, "seed: must be 0 to 2^63 - 1")
+        require(
+            self.privacy.mechanism == "none" or self.update.rounding == "stochastic",
+            'update.rounding: "nearest" is for comparisons without differential '
+            'privacy; use "stochastic"',
+        )
+        require(
+            self.privacy.mechanism == "none",
+            'privacy.mechanism: "dp-sgd" is not part of this version; use "none"',
+        )
+        require(
+            self.update.selection == "full" or not self.evaluation.every_rounds,
+            f'evaluation.every_rounds: must be 0 with selection "'
+            f'{self.update.selection}": the aggregator holds no complete model',
+        )
+
+    def seed_for(self, purpose: str, *numbers: int) -> int:
+        """Return a reproducible seed of 63 bits for one purpose, silo and round.
+
+        Never for keys, masks, rounding or noise: those ask the operating system.
+        """
+        digest = hashlib.sha256(encode(["seed", self.seed, purpose, *numbers])).digest()
+        return int.from_bytes(digest[:8], "big") >> 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class AggregatorParty:
+    """The aggregator's entry in a plan: its Ed25519 key as hexadecimal digits."""
+
+    identity_key: str
+
+    def __post_init__(self) -> None:
+        """Check the key's form."""
+        check_hex("identity_key", self.identity_key, 32)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiloParty:
+    """A silo's entry in a plan: name, key, and its declared weight in the mean."""
+
+    name: str
+    identity_key: str
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Check name, key and weight."""
+        check_name(self.name)
+        check_hex("identity_key", self.identity_key, 32)
+        require(0 < self.weight < 1e12, "weight: must be positive and finite")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunPlan(PlanDraft):
+    """A draft with its parties: what every party of one run agrees on."""
+
+    nonce: str
+    aggregator: AggregatorParty
+    silos: tuple[SiloParty, ...]
+    digest: bytes = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Check the parties, and compute the digest."""
+        super().__post_init__()
+        check_hex("nonce", self.nonce, RUN_BYTES)
+        require(len(self.silos) <= MAX_SILOS, f"silos: must be at most {MAX_SILOS:,}")
+        for what in ("name", "identity_key"):
+            values = [getattr(silo, what) for silo in self.silos]
+            require(len(set(values)) == len(values), f"silos: two have the same {what}")
+        require(
+            self.aggregator.identity_key not in {s.identity_key for s in self.silos},
+            "aggregator.identity_key: is also the key of a silo",
+        )
+        try:
+            self.protection.check_silos(len(self.silos))
+        except ValueError as error:
+            raise ValueError(f"protection.{error}") from None
+        canonical = labels.PLAN + b"\x00" + encode(to_table(self))
+        object.__setattr__(self, "digest", hashlib.sha256(canonical).digest())
+
+    @property
+    def run(self) -> bytes:
+        """The 16 bytes that stand for this run in every message header."""
+        return self.digest[:RUN_BYTES]
+
+    @property
+    def roster(self) -> tuple[bytes, ...]:
+        """The silos' identity keys, by silo index."""
+        return tuple(bytes.fromhex(silo.identity_key) for silo in self.silos)
+
+    @property
+    def aggregator_key(self) -> bytes:
+        """The aggregator's identity key."""
+        return bytes.fromhex(self.aggregator.identity_key)
+
+    def silo_index(self, identity_key: bytes) -> int:
+        """Return the index of the silo that has a key.
+
+        Raises:
+            PlanRejected: no silo of the plan has it.
+        """
+        try:
+            return self.roster.index(identity_key)
+        except ValueError:
+            raise PlanRejected(
+                f"this identity key is not in the plan ({len(self.silos)} silos: "
+                f"{', '.join(silo.name for silo in self.silos)})"
+            ) from None
+
+    def secagg_config(self) -> SecAggConfig:
+        """Return the parameters of the secure aggregation."""
+        return self.protection.secagg_config(len(self.silos))
+
+    def relative_weights(self) -> tuple[float, ...]:
+        """Return each silo's factor in the sum, 1 for the heaviest."""
+        if self.update.weights == "equal":
+            return (1.0,) * len(self.silos)
+        heaviest = max(silo.weight for silo in self.silos)
+        return tuple(silo.weight / heaviest for silo in self.silos)
+
+
+def check_name(name: str) -> None:
+    """Raise ``ValueError`` unless a name is 1 to 64 of the permitted characters."""
+    require(
+        0 < len(name) <= 64 and NAME_CHARACTERS.issuperset(name),
+        f"name: must be 1 to 64 of a-z, 0-9, - and _, is {name!r:.80}",
+    )
+
+
+def check_hex(name: str, text: str, num_bytes: int) -> None:
+    """Raise ``ValueError`` unless a text is so many bytes in lower-case hexadecimal."""
+    try:
+        valid = bytes.fromhex(text).hex() == text and len(text) == 2 * num_bytes
+    except ValueError:
+        valid = False
+    require(valid, f"{name}: must be {2 * num_bytes} lower-case hexadecimal digits")
+
+
+def make_plan(
+    draft: PlanDraft, aggregator_key: bytes, silos: Sequence[SiloParty]
+) -> RunPlan:
+    """Return the plan of a new run: the draft, its parties, and a fresh nonce.
+
+    Raises:
+        PlanRejected: the draft cannot be carried out by these parties.
+    """
+    sections = {f.name: getattr(draft, f.name) for f in dataclasses.fields(PlanDraft)}
+    protection = dataclasses.replace(
+        draft.protection, threshold=draft.protection.threshold_for(len(silos))
+    )
+    try:
+        return RunPlan(
+            **(sections | {"protection": protection}),
+            nonce=secrets.token_hex(RUN_BYTES),
+            aggregator=AggregatorParty(identity_key=aggregator_key.hex()),
+            silos=tuple(silos),
+        )
+    except ValueError as error:
+        raise PlanRejected(str(error)) from None
+
+
+def load_draft(path: Path) -> tuple[PlanDraft, Mapping[str, Any]]:
+    """Return a draft from its TOML file, and its ``[simulation]`` table as it stands.
+
+    Raises:
+        PlanRejected: unreadable, or a field is unknown, missing or wrong; one line
+            that names file and field.
+    """
+    table = dict(_read_toml(path))
+    simulation = table.pop("simulation", {})
+    for name in ("silos", "aggregator", "nonce", "signature"):
+        if name in table:
+            raise PlanRejected(f"{path}: {name}: belongs to a finished plan, not here")
+    return _build(PlanDraft, table, path), simulation
+
+
+def save_plan(path: Path, plan: RunPlan, identity: IdentityKey) -> None:
+    """Write a plan with its signature, whole or not at all.
+
+    Raises:
+        PlanRejected: the identity is not the aggregator of the plan.
+    """
+    if identity.public != plan.aggregator_key:
+        raise PlanRejected("the plan names another aggregator's identity key")
+    table = to_table(plan)
+    signature = sign(identity, labels.PLAN, plan.digest)
+    table["signature"] = {"aggregator": signature.hex()}
+    save_bytes(path, tomli_w.dumps(_without_none(table)).encode())
+
+
+def load_plan(path: Path) -> RunPlan:
+    """Return a plan from its TOML file, its signature verified.
+
+    Raises:
+        PlanRejected: unreadable, malformed, or not signed by the aggregator that it
+            names; one line that names file and field.
+    """
+    table = dict(_read_toml(path))
+    if "silos" not in table and "aggregator" not in table:
+        raise PlanRejected(
+            f"{path}: is a draft without parties; make a plan of it with "
+            "`aggregator plan make`"
+        )
+    signature = table.pop("signature", None)
+    plan = _build(RunPlan, table, path)
+    try:
+        verify(
+            plan.aggregator_key,
+            labels.PLAN,
+            plan.digest,
+            bytes.fromhex(signature["aggregator"]),
+        )
+    except (TypeError, KeyError, ValueError, InvalidSignature):
+        raise PlanRejected(
+            f"{path}: the signature of the aggregator is missing or wrong"
+        ) from None
+    return plan
+
+
+def describe(table: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, str]]:
+    """Yield every field of a plan's table with its dotted name, for people to read."""
+    for name, value in table.items():
+        label = f"{where}.{name}" if where else name
+        if isinstance(value, Mapping):
+            yield from describe(value, label)
+        else:
+            yield label, str(value)
+
+
+def _read_toml(path: Path) -> Mapping[str, Any]:
+    """Return the tables of a TOML file of bounded size."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_PLAN_BYTES + 1)
+    except OSError as error:
+        raise PlanRejected(f"{path}: {error.strerror}") from None
+    if len(data) > MAX_PLAN_BYTES:
+        raise PlanRejected(f"{path}: larger than {MAX_PLAN_BYTES:,} bytes")
+    try:
+        return tomllib.loads(data.decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise PlanRejected(f"{path}: not valid TOML: {error}") from None
+
+
+def _build(kind: type[Draft], table: Mapping[str, Any], path: Path) -> Draft:
+    """Return the draft or plan of a table, errors prefixed with the file."""
+    try:
+        return from_table(kind, table)
+    except EncodingError as error:
+        raise PlanRejected(f"{path}: {error}") from None
+
+
+def _without_none(table: Any) -> Any:
+    """Return a table without its empty optional fields, which TOML cannot write."""
+    if isinstance(table, Mapping):
+        items = table.items()
+        return {name: _without_none(item) for name, item in items if item is not None}
+    if isinstance(table, list):
+        return [_without_none(item) for item in table]
+    return table

@@ -1,0 +1,283 @@
+"""What a transcript may say: one frozen dataclass for each kind of record.
+
+Records hold digests, names, counts of bytes and published numbers – never an image, a
+tensor, a key, a share, a file name or a value that depends on one silo's data. Byte
+strings are hexadecimal; silos are named as in the plan. A kind never changes its
+meaning: a new one gets a new name.
+
+Both sides write *traffic* where bytes leave or arrive, so that a run's disclosures are
+complete: the sum over the records is the sum over the wire.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, TypeAlias
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opened:
+    """A party began its transcript of a run; always the first record."""
+
+    kind: ClassVar[str] = "opened"
+    plan: str
+    party: str
+    software: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resumed:
+    """A party's process was started again in the middle of a run."""
+
+    kind: ClassVar[str] = "resumed"
+    software: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class SetupOpened:
+    """One key exchange was completed, good for several slots.
+
+    ``members`` took part; ``advertisements`` is the digest of all advertised keys.
+    """
+
+    kind: ClassVar[str] = "setup-opened"
+    setup: int
+    members: tuple[str, ...]
+    advertisements: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundOpened:
+    """The global parameters of a round were sent (aggregator) or received (silo).
+
+    ``model`` is the digest of shared parameters and grid that every silo signs in
+    READY; ``attempt`` counts from 1.
+    """
+
+    kind: ClassVar[str] = "round-opened"
+    round_number: int
+    attempt: int
+    setup: int
+    slot: int
+    model: str
+    field_bits: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cohort:
+    """The silos that were ready, all with the same model."""
+
+    kind: ClassVar[str] = "cohort"
+    round_number: int
+    silos: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Masked:
+    """An update was uploaded (silo) or received (aggregator).
+
+    ``upload`` is the SHA-256 of the whole signed message; ``protection`` says whether
+    its vector was masked or plain.
+    """
+
+    kind: ClassVar[str] = "masked"
+    round_number: int
+    setup: int
+    slot: int
+    silo: str
+    upload: str
+    size_bytes: int
+    protection: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Survivors:
+    """The silos whose updates a sum holds (aggregator), as announced (silo)."""
+
+    kind: ClassVar[str] = "survivors"
+    round_number: int
+    setup: int
+    slot: int
+    silos: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Confirmed:
+    """At least ``threshold`` silos signed the same list of survivors.
+
+    The aggregator names all of them; a silo names those whose signatures it saw.
+    """
+
+    kind: ClassVar[str] = "confirmed"
+    round_number: int
+    setup: int
+    slot: int
+    silos: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Revealed:
+    """Shares were revealed: of self masks of survivors, of slot keys of the lost.
+
+    The aggregator lists in ``silos`` those that answered; a silo lists itself.
+    """
+
+    kind: ClassVar[str] = "revealed"
+    round_number: int
+    setup: int
+    slot: int
+    silos: tuple[str, ...]
+    self_masks_of: tuple[str, ...]
+    slot_keys_of: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundClosed:
+    """A round ended with a mean update; ``parameters`` is the new model's digest."""
+
+    kind: ClassVar[str] = "round-closed"
+    round_number: int
+    survivors: tuple[str, ...]
+    parameters: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundLost:
+    """A round ended without a sum; its updates were destroyed."""
+
+    kind: ClassVar[str] = "round-lost"
+    round_number: int
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dropped:
+    """A silo did not answer a stage, or answered wrongly, and was left out."""
+
+    kind: ClassVar[str] = "dropped"
+    round_number: int
+    stage: str
+    silo: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refused:
+    """A silo refused a request of the aggregator; ``check`` names what failed."""
+
+    kind: ClassVar[str] = "refused"
+    round_number: int
+    stage: str
+    check: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Traffic:
+    """Bytes that one silo sent to and received from the aggregator in one stage.
+
+    ``vector_bytes`` of the bytes sent are the masked (or plain) vector itself.
+    """
+
+    kind: ClassVar[str] = "traffic"
+    round_number: int
+    stage: str
+    silo: str
+    sent_bytes: int
+    received_bytes: int
+    vector_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluated:
+    """A Fréchet distance of samples of the global model.
+
+    ``extractor`` is its name and ``extractor_digest`` the SHA-256 of its weights;
+    ``reference`` the digest of the reference statistics, over ``reference_count``
+    images; ``class_shares`` the shares of the extractor's classes among the samples,
+    where it has classes.
+    """
+
+    kind: ClassVar[str] = "evaluated"
+    round_number: int
+    extractor: str
+    extractor_digest: str
+    reference: str
+    reference_count: int
+    num_samples: int
+    frechet_distance: float
+    class_shares: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadSeen:
+    """A silo was shown a signed head of the aggregator's transcript."""
+
+    kind: ClassVar[str] = "head-seen"
+    round_number: int
+    size: int
+    root: str
+    signature: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiloHead:
+    """The aggregator was told the head of a silo's transcript at the end of a run."""
+
+    kind: ClassVar[str] = "silo-head"
+    silo: str
+    size: int
+    root: str
+    signature: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finished:
+    """The run ended after all its rounds; ``parameters`` is the last model's digest."""
+
+    kind: ClassVar[str] = "finished"
+    round_number: int
+    parameters: str
+
+
+Record: TypeAlias = (
+    Opened
+    | Resumed
+    | SetupOpened
+    | RoundOpened
+    | Cohort
+    | Masked
+    | Survivors
+    | Confirmed
+    | Revealed
+    | RoundClosed
+    | RoundLost
+    | Dropped
+    | Refused
+    | Traffic
+    | Evaluated
+    | HeadSeen
+    | SiloHead
+    | Finished
+)
+
+RECORD_KINDS: dict[str, type[Record]] = {
+    record.kind: record
+    for record in (
+        Opened,
+        Resumed,
+        SetupOpened,
+        RoundOpened,
+        Cohort,
+        Masked,
+        Survivors,
+        Confirmed,
+        Revealed,
+        RoundClosed,
+        RoundLost,
+        Dropped,
+        Refused,
+        Traffic,
+        Evaluated,
+        HeadSeen,
+        SiloHead,
+        Finished,
+    )
+}

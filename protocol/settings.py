@@ -1,0 +1,227 @@
+"""The sections of a plan: everything that all parties of a run agree on.
+
+One frozen dataclass per section of the TOML file; each checks its own numbers. Model,
+noise schedule and sampler are described in ``diffusion.config``. Fields are public by
+definition: nothing secret and nothing computed from data belongs here.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from crypto.ring import field_bits_for
+from crypto.secagg.config import SecAggConfig
+from diffusion.config import SamplerConfig
+
+FIRST_ROUND_FIELD_BITS = 32
+"""Width of a packed field in a run's first round, when no mean update is known yet."""
+
+MAX_VALUE_BITS = 24
+"""Most bits a quantised value may have; beyond, float32 updates have none to give."""
+
+MAX_SILOS = 1000
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise ``ValueError`` with a message that begins with the field's name."""
+    if not condition:
+        raise ValueError(message)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """How a silo trains in one round.
+
+    Exactly one of ``local_steps`` and ``local_epochs`` is positive. The learning rate
+    falls linearly over the whole run to ``final_learning_rate_fraction`` of its start.
+    ``optimizer_state`` says whether Adam's moments are kept over rounds or made anew,
+    as FedDiffuse does (de Goede et al. 2024).
+    """
+
+    local_steps: int = 0
+    local_epochs: int = 0
+    examples_per_step: int = 32
+    learning_rate: float = 1e-4
+    final_learning_rate_fraction: float = 1.0
+    optimizer_state: Literal["kept", "fresh"] = "kept"
+    loss: Literal["mse", "huber"] = "mse"
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        for name in ("local_steps", "local_epochs"):
+            require(getattr(self, name) >= 0, f"{name}: must not be negative")
+        require(
+            (self.local_steps > 0) != (self.local_epochs > 0),
+            "local_steps: exactly one of local_steps and local_epochs must be positive",
+        )
+        require(self.examples_per_step >= 1, "examples_per_step: must be at least 1")
+        require(0 < self.learning_rate <= 1, "learning_rate: must be in (0, 1]")
+        require(
+            0 < self.final_learning_rate_fraction <= 1,
+            "final_learning_rate_fraction: must be in (0, 1]",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpdateConfig:
+    """What leaves a silo, and in which form.
+
+    ``selection`` names the parts of the UNet that are federated (FedDiffuse);
+    ``clipping_norm`` bounds the L2 norm of the update; ``value_bits`` are the bits of
+    one quantised value. ``rounding`` is stochastic with dither from the operating
+    system, or nearest for comparisons of runs. ``weights`` are equal, or the numbers
+    declared for the silos in the plan.
+    """
+
+    selection: Literal["full", "ulatdec", "udec"] = "full"
+    clipping_norm: float = 5.0
+    value_bits: int = 16
+    rounding: Literal["stochastic", "nearest"] = "stochastic"
+    weights: Literal["equal", "declared"] = "equal"
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        require(
+            0 < self.clipping_norm < math.inf,
+            "clipping_norm: must be positive and finite",
+        )
+        require(
+            2 <= self.value_bits <= MAX_VALUE_BITS,
+            f"value_bits: must be 2 to {MAX_VALUE_BITS}, is {self.value_bits}",
+        )
+
+    def field_bits(self, round_number: int, num_silos: int) -> int:
+        """Return the bits that one packed value occupies in a round."""
+        if round_number == 1:
+            return FIRST_ROUND_FIELD_BITS
+        return field_bits_for(self.value_bits, num_silos)
+
+    def value_bits_in(self, round_number: int, num_silos: int) -> int:
+        """Return the bits of one value in a round; the first round uses all it has."""
+        if round_number == 1:
+            return FIRST_ROUND_FIELD_BITS - (num_silos - 1).bit_length()
+        return self.value_bits
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProtectionConfig:
+    """How updates are hidden from the aggregator.
+
+    ``threshold`` silos can reconstruct the masks of those that are lost; ``min_cohort``
+    is the smallest number of silos in a sum; ``max_colluding`` the number of silos that
+    may collude with the aggregator; ``slots_per_setup`` the number of vectors that one
+    key exchange serves. A threshold of 0 means two thirds of the silos plus one, or
+    what ``max_colluding`` demands if that is more.
+    """
+
+    method: Literal["mask", "none"] = "mask"
+    threshold: int = 0
+    min_cohort: int = 3
+    max_colluding: int = 1
+    trust: Literal["malicious", "semi-honest"] = "malicious"
+    slots_per_setup: int = 16
+
+    def __post_init__(self) -> None:
+        """Check the ranges that do not depend on the silos."""
+        require(self.threshold >= 0, "threshold: must not be negative")
+        require(self.min_cohort >= 2, "min_cohort: must be at least 2")
+        require(self.max_colluding >= 0, "max_colluding: must not be negative")
+        require(1 <= self.slots_per_setup <= 64, "slots_per_setup: must be 1 to 64")
+
+    def threshold_for(self, num_silos: int) -> int:
+        """Return the threshold for a number of silos, the default filled in."""
+        if self.threshold:
+            return self.threshold
+        demanded = (num_silos + self.max_colluding) // 2 + 1
+        return min(num_silos, max(2 * num_silos // 3 + 1, demanded))
+
+    def secagg_config(self, num_silos: int) -> SecAggConfig:
+        """Return the parameters of secure aggregation among so many silos.
+
+        Raises:
+            ValueError: it could not hide an update among them; names the field.
+        """
+        return SecAggConfig(
+            num_silos=num_silos,
+            threshold=self.threshold_for(num_silos),
+            min_cohort=self.min_cohort,
+            max_colluding=self.max_colluding,
+            trust=self.trust,
+            slots_per_setup=self.slots_per_setup,
+        )
+
+    def check_silos(self, num_silos: int) -> None:
+        """Raise ``ValueError`` when this protection cannot hold for so many silos."""
+        require(
+            num_silos >= self.min_cohort,
+            f"min_cohort: {num_silos} silos are fewer than the smallest cohort of "
+            f"{self.min_cohort}",
+        )
+        if self.method == "mask":
+            self.secagg_config(num_silos)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrivacyConfig:
+    """The differential-privacy mechanism of the run."""
+
+    mechanism: Literal["none", "dp-sgd"] = "none"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AggregationConfig:
+    """What the aggregator does with the mean update.
+
+    The mean is scaled by ``learning_rate``; the moving average of the global
+    parameters, from which samples are drawn, decays by ``ema_decay`` per round (0: the
+    latest parameters).
+    """
+
+    learning_rate: float = 1.0
+    ema_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        require(0 < self.learning_rate <= 10, "learning_rate: must be in (0, 10]")
+        require(0 <= self.ema_decay < 1, "ema_decay: must be in [0, 1)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """When and how a Fréchet distance is measured.
+
+    ``every_rounds`` 0 switches it off; the last round is always evaluated otherwise.
+    ``extractor_sha256``, where given, is the full SHA-256 of the Inception weights.
+    """
+
+    every_rounds: int = 0
+    num_samples: int = 500
+    extractor: Literal["fd-small-digits", "fd-small-fashion", "inception"] = (
+        "fd-small-fashion"
+    )
+    extractor_sha256: str = ""
+    sampler: SamplerConfig = SamplerConfig(kind="ddim", num_steps=50)
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        require(self.every_rounds >= 0, "every_rounds: must not be negative")
+        require(self.num_samples >= 2, "num_samples: must be at least 2")
+
+    def is_due(self, round_number: int, num_rounds: int) -> bool:
+        """Return whether a round is followed by an evaluation."""
+        if not self.every_rounds:
+            return False
+        return round_number % self.every_rounds == 0 or round_number == num_rounds
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeadlineConfig:
+    """How long the aggregator waits: for training, and for any other exchange."""
+
+    training_seconds: float = 3600.0
+    exchange_seconds: float = 120.0
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        for name in ("training_seconds", "exchange_seconds"):
+            require(0 < getattr(self, name) < math.inf, f"{name}: must be positive")

@@ -1,0 +1,97 @@
+"""What a silo's operator reads before approving a plan."""
+
+import math
+from dataclasses import dataclass
+
+from crypto.ring import words_needed
+from diffusion.config import UNetConfig
+from protocol.plan import RunPlan
+from silo.policy import Policy, plan_epsilon, refusals
+
+
+@dataclass(frozen=True, kw_only=True)
+class Leaving:
+    """What would leave the silo in a run, in values and bytes."""
+
+    num_values: int
+    num_parameters: int
+    first_round_bytes: int
+    later_round_bytes: int
+    total_bytes: int
+
+
+def count_parameters(model: UNetConfig, selection: str) -> tuple[int, int]:
+    """Return how many parameters are federated, and how many the model has."""
+    from diffusion.model import make_model
+    from diffusion.parameters import make_layout
+    from diffusion.parts import SELECTIONS
+
+    network = make_model(model, 0)
+    return (
+        make_layout(network, SELECTIONS[selection]).size,
+        make_layout(network, SELECTIONS["full"]).size,
+    )
+
+
+def what_would_leave(plan: RunPlan) -> Leaving:
+    """Return what one silo would send: the vectors of all rounds, exactly."""
+    selected, everything = count_parameters(plan.model, plan.update.selection)
+
+    def vector_bytes(round_number: int) -> int:
+        bits = plan.update.field_bits(round_number, len(plan.silos))
+        return 8 * words_needed(selected, bits)
+
+    first, later = vector_bytes(1), vector_bytes(2)
+    return Leaving(
+        num_values=selected,
+        num_parameters=everything,
+        first_round_bytes=first,
+        later_round_bytes=later,
+        total_bytes=first + later * (plan.num_rounds - 1),
+    )
+
+
+def explain(plan: RunPlan, policy: Policy) -> list[str]:
+    """Return, in sentences, what a plan asks of a silo and what the policy says."""
+    leaving, protection = what_would_leave(plan), plan.protection
+    update, epsilon = plan.update, plan_epsilon(plan)
+    lines = [
+        f"Run {plan.name}, plan {plan.digest.hex()}.",
+        f"{len(plan.silos)} silos train one model of {leaving.num_parameters:,} "
+        f"parameters in {plan.num_rounds} rounds: "
+        f"{', '.join(silo.name for silo in plan.silos)}.",
+        f"What leaves: in each round the change of {leaving.num_values:,} parameters "
+        f"(selection {update.selection}), clipped to norm {update.clipping_norm:g} and "
+        f"quantised to {update.value_bits} bits: {leaving.first_round_bytes:,} bytes "
+        f"in the first round, {leaving.later_round_bytes:,} in each later one, "
+        f"{leaving.total_bytes:,} in all, and a few kB of keys, shares and signatures.",
+        _protection_sentence(plan),
+        "Privacy cost: "
+        + (
+            "no differential privacy, epsilon is unbounded. The sum and the trained "
+            "model are public to the run, and nothing limits what they may reveal "
+            "about an image."
+            if math.isinf(epsilon)
+            else f"epsilon {epsilon:g}."
+        ),
+        f"Sums hold at least {max(protection.min_cohort, protection.threshold)} silos.",
+    ]
+    reasons = refusals(policy, plan)
+    if reasons:
+        lines += [f"REFUSED by this silo's policy: {reason}." for reason in reasons]
+    else:
+        lines.append("This silo's policy permits the plan.")
+    return lines
+
+
+def _protection_sentence(plan: RunPlan) -> str:
+    """Say what the aggregator could see."""
+    protection = plan.protection
+    if protection.method == "none":
+        return "Protection: NONE; the aggregator sees this silo's update as it is."
+    return (
+        f"Protection: secure aggregation; {protection.threshold} of "
+        f"{len(plan.silos)} silos can make up for those that are lost. The aggregator "
+        f"learns the sum and nothing else, as long as it colludes with at most "
+        f"{protection.max_colluding} silos."
+    )

@@ -1,0 +1,298 @@
+"""The ``silo`` command: what an institution runs beside its data."""
+
+import logging
+import sys
+from pathlib import Path
+
+import click
+
+from diffusion.errors import DiffusionError
+from protocol.command import missing_extra, reporting_errors, set_up_logging
+from protocol.files import load_identity, locked, save_bytes, save_identity
+from protocol.plan import load_draft, load_plan
+from silo.config import (
+    DEFAULT_CONFIG,
+    ComputeConfig,
+    DataConfig,
+    SiloConfig,
+    SiloFolder,
+    load_config,
+)
+from silo.errors import ConfigRejected, PolicyViolation, SiloError
+from silo.policy import DEFAULT_POLICY, check_approved, load_policy, refusals
+
+logger = logging.getLogger(__name__)
+
+DirPath = click.Path(file_okay=False, path_type=Path)
+FilePath = click.Path(dir_okay=False, path_type=Path)
+
+dir_option = click.option(
+    "--dir",
+    "folder",
+    type=DirPath,
+    default=Path(),
+    help="This silo's folder.  [default: the current one]",
+)
+device_option = click.option(
+    "--device",
+    type=click.Choice(["auto", "cuda", "cpu"]),
+    default=None,
+    help="Where to compute.  [default: as in silo.toml, else auto]",
+)
+threads_option = click.option(
+    "--threads", type=click.IntRange(min=1), default=None, help="CPU threads."
+)
+data_option = click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="An .npz file or a folder of images, instead of silo.toml's.",
+)
+
+
+@click.group()
+@click.option("-v", "--verbose", count=True, help="Log more; twice for debugging.")
+def cli(verbose: int) -> None:
+    """Train a diffusion model with others; the images stay here."""
+    set_up_logging(verbose)
+
+
+@cli.command()
+@click.argument("folder", type=DirPath)
+def init(folder: Path) -> None:
+    """Make a silo's FOLDER: identity key, silo.toml, policy.toml."""
+    from crypto.keys import IdentityKey
+
+    files = SiloFolder(folder)
+    for path in (files.identity, files.config, files.policy):
+        if path.exists():
+            raise ConfigRejected(f"{path}: exists; nothing was changed")
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    key = IdentityKey.generate()
+    save_bytes(files.config, DEFAULT_CONFIG.encode())
+    save_bytes(files.policy, DEFAULT_POLICY.encode())
+    save_bytes(files.public, key.public.hex().encode() + b"\n")
+    save_identity(files.identity, key)
+    click.echo(f"public key: {key.public.hex()}")
+    click.echo(f"Give {files.public} to the aggregator's operator, and read the key")
+    click.echo("to them by telephone. Then edit silo.toml and policy.toml.")
+
+
+@cli.command("check-plan")
+@click.argument("plan_path", metavar="PLAN", type=FilePath)
+@click.option("--approve", is_flag=True, help="Permit `silo train` to run this plan.")
+@dir_option
+def check_plan_command(plan_path: Path, approve: bool, folder: Path) -> None:
+    """Say what PLAN would let leave, at what privacy cost, and what is refused."""
+    from silo.check import explain
+
+    plan, files = load_plan(plan_path), SiloFolder(folder)
+    plan.silo_index(load_identity(files.identity).public)
+    policy = load_policy(files)
+    for line in explain(plan, policy):
+        click.echo(line)
+    if reasons := refusals(policy, plan):
+        raise PolicyViolation(f"this silo refuses the plan: {reasons[0]}")
+    if approve:
+        approval = files.approval(plan)
+        approval.parent.mkdir(exist_ok=True)
+        save_bytes(approval, plan.name.encode() + b"\n")
+        click.echo(f"approved: {approval}")
+    elif not files.approval(plan).exists():
+        click.echo("Not approved yet; run this again with --approve to permit it.")
+
+
+@cli.command()
+@click.option(
+    "--plan", "plan_path", type=FilePath, help="A signed plan: train with others."
+)
+@click.option(
+    "--local", "draft_path", type=FilePath, help="A draft: train alone, nothing leaves."
+)
+@click.option("--connect", type=FilePath, help="The aggregator's UNIX socket.")
+@click.option("--out", type=FilePath, help="With --local: where to save the model.")
+@click.option(
+    "--patience",
+    default=600.0,
+    show_default=True,
+    help="Seconds to wait for the aggregator.",
+)
+@click.option("--progress-lines", is_flag=True, hidden=True)
+@dir_option
+@data_option
+@device_option
+@threads_option
+def train(
+    plan_path: Path | None,
+    draft_path: Path | None,
+    connect: Path | None,
+    out: Path | None,
+    patience: float,
+    progress_lines: bool,
+    folder: Path,
+    data: Path | None,
+    device: str | None,
+    threads: int | None,
+) -> None:
+    """Join a run and train until it ends; or, with --local, train alone."""
+    if (plan_path is None) == (draft_path is None):
+        raise click.UsageError("give either --plan or --local")
+    files = SiloFolder(folder)
+    if draft_path is not None:
+        config = _config(files, data, device, threads, must_exist=False)
+        _train_alone(draft_path, config, files, out or Path("model.safetensors"))
+        return
+    if plan_path is None or connect is None:
+        raise click.UsageError("--plan needs --connect, the aggregator's socket")
+    config = _config(files, data, device, threads, must_exist=True)
+    _train_with_others(plan_path, connect, patience, config, files, progress_lines)
+
+
+def _config(
+    files: SiloFolder,
+    data: Path | None,
+    device: str | None,
+    threads: int | None,
+    *,
+    must_exist: bool,
+) -> SiloConfig:
+    """Return silo.toml with the command line's words over it."""
+    config = SiloConfig()
+    if must_exist or files.config.exists():
+        config = load_config(files)
+    compute = ComputeConfig(
+        device=device or config.compute.device,  # type: ignore[arg-type]
+        threads=threads or config.compute.threads,
+    )
+    source = config.data
+    if data is not None:
+        source = DataConfig(
+            source="folder" if data.is_dir() else "npz",
+            path=str(data.resolve()),
+            value_range=config.data.value_range,
+        )
+    return SiloConfig(data=source, compute=compute)
+
+
+def _train_with_others(
+    plan_path: Path,
+    connect: Path,
+    patience: float,
+    config: SiloConfig,
+    files: SiloFolder,
+    progress_lines: bool,
+) -> None:
+    """Take part in a run over local sockets."""
+    from diffusion.checkpoint import choose_device
+    from silo.data import load_images
+    from silo.display import make_display
+    from silo.service import serve
+    from silo.session import LocalResources, SiloSession
+    from silo.store import RunStore
+
+    plan = load_plan(plan_path)
+    identity = load_identity(files.identity)
+    policy = load_policy(files)
+    check_approved(files, plan)
+    store = RunStore(files.run(plan))
+    if store.is_finished():
+        click.echo("this run is over; nothing to do")
+        return
+    _use_threads(config.compute.threads)
+    name = plan.silos[plan.silo_index(identity.public)].name
+    with (
+        locked(store.folder),
+        make_display(name, plan.num_rounds, lines=progress_lines) as display,
+    ):
+        resources = LocalResources(
+            identity=identity,
+            images=load_images(config.data, files.root),
+            policy=policy,
+            device=choose_device(config.compute.device),
+            observe=display.training,
+        )
+        session = SiloSession(plan, store, resources)
+        try:
+            serve(
+                session,
+                plan,
+                identity,
+                connect,
+                patience_seconds=patience,
+                announce=display.say,
+            )
+        finally:
+            session.close()
+    click.echo(f"{name}: the run is over; transcript: {store.transcript}")
+
+
+def _train_alone(
+    draft_path: Path, config: SiloConfig, files: SiloFolder, out: Path
+) -> None:
+    """Train without anybody else."""
+    from diffusion.checkpoint import choose_device
+    from silo.data import load_images
+    from silo.display import make_display
+    from silo.local import train_alone
+
+    draft, _ = load_draft(draft_path)
+    _use_threads(config.compute.threads)
+    images = load_images(config.data, files.root)
+    with make_display("alone", draft.num_rounds, lines=False) as display:
+        train_alone(
+            draft,
+            images,
+            out,
+            device=choose_device(config.compute.device),
+            observe=display.training,
+        )
+    click.echo(f"saved: {out}")
+
+
+@cli.command()
+@click.argument("checkpoint_path", metavar="CHECKPOINT", type=FilePath)
+@click.option("--count", type=click.IntRange(1, 10_000), default=64, show_default=True)
+@click.option("--columns", type=click.IntRange(1, 100), default=8, show_default=True)
+@click.option("--enlarge", type=click.IntRange(1, 32), default=4, show_default=True)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--out", type=FilePath, default=Path("samples.png"), show_default=True)
+@click.option("--device", type=click.Choice(["auto", "cuda", "cpu"]), default="auto")
+def sample(
+    checkpoint_path: Path,
+    count: int,
+    columns: int,
+    enlarge: int,
+    seed: int,
+    out: Path,
+    device: str,
+) -> None:
+    """Draw images from a CHECKPOINT into one PNG grid."""
+    from diffusion.checkpoint import choose_device, load_checkpoint
+    from diffusion.images import save_grid
+
+    checkpoint = load_checkpoint(checkpoint_path)
+    images = checkpoint.images(seed=seed, count=count, device=choose_device(device))
+    save_grid(out, images, columns, enlarge)
+    click.echo(f"saved: {out}")
+
+
+def _use_threads(threads: int) -> None:
+    """Set the number of CPU threads, if one is given."""
+    import torch
+
+    if threads:
+        torch.set_num_threads(threads)
+
+
+def main() -> None:
+    """Run the command; errors become one line and an exit code."""
+    with reporting_errors(SiloError, DiffusionError):
+        try:
+            cli.main(standalone_mode=False)
+        except click.Abort:
+            raise KeyboardInterrupt from None
+        except click.ClickException as error:
+            error.show()
+            sys.exit(error.exit_code)
+        except ModuleNotFoundError as error:
+            sys.exit(missing_extra("silo", error.name))

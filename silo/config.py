@@ -1,0 +1,145 @@
+"""Local matters of one silo: where its files lie, which data, which device.
+
+Nothing here is agreed with others and nothing here can change what is private; what
+the silo refuses is in ``silo.policy``.
+"""
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from protocol.encoding import from_table
+from protocol.errors import EncodingError
+from protocol.plan import RunPlan
+from silo.errors import ConfigRejected
+
+T = TypeVar("T")
+
+IDENTITY_FILE = "identity.key"
+PUBLIC_FILE = "identity.pub"
+CONFIG_FILE = "silo.toml"
+POLICY_FILE = "policy.toml"
+APPROVED_FOLDER = "approved"
+RUNS_FOLDER = "runs"
+
+DEFAULT_CONFIG = """\
+# This silo's own matters. Paths are relative to this file's folder.
+
+[data]
+# Where the images are: an .npz file ("npz"), a folder of images ("folder"), or a
+# torchvision data set ("torchvision", its name in `dataset`).
+source = "npz"
+path = "data.npz"
+split = "train"
+# The smallest and largest value that a pixel may have; [0, 255] for 8-bit images.
+# Values outside are refused, never clamped.
+value_range = [0, 255]
+
+[compute]
+device = "auto"      # auto, cuda or cpu
+threads = 0          # CPU threads; 0: all cores
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where this silo's images are, and the range of their values.
+
+    ``num_images`` 0 means all; ``download`` lets torchvision fetch a data set.
+    """
+
+    source: Literal["npz", "folder", "torchvision"] = "npz"
+    path: str = "data.npz"
+    dataset: str = ""
+    split: Literal["train", "test", "val"] = "train"
+    value_range: tuple[float, ...] = (0.0, 255.0)
+    download: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the range."""
+        if len(self.value_range) != 2 or not self.value_range[0] < self.value_range[1]:
+            raise ValueError("value_range: must be two numbers, the smaller one first")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComputeConfig:
+    """The device, and the number of CPU threads (0: all cores)."""
+
+    device: Literal["auto", "cuda", "cpu"] = "auto"
+    threads: int = 0
+
+    def __post_init__(self) -> None:
+        """Check the number of threads."""
+        if self.threads < 0:
+            raise ValueError("threads: must not be negative")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiloConfig:
+    """The content of ``silo.toml``."""
+
+    data: DataConfig = DataConfig()
+    compute: ComputeConfig = ComputeConfig()
+
+
+@dataclass(frozen=True)
+class SiloFolder:
+    """The files of one silo, below one folder."""
+
+    root: Path
+
+    @property
+    def identity(self) -> Path:
+        """The identity key, readable by its owner alone."""
+        return self.root / IDENTITY_FILE
+
+    @property
+    def public(self) -> Path:
+        """The public key, to be given to the aggregator's operator."""
+        return self.root / PUBLIC_FILE
+
+    @property
+    def config(self) -> Path:
+        """Data and device."""
+        return self.root / CONFIG_FILE
+
+    @property
+    def policy(self) -> Path:
+        """What this silo refuses."""
+        return self.root / POLICY_FILE
+
+    def approval(self, plan: RunPlan) -> Path:
+        """The file whose presence says that the operator approved a plan."""
+        return self.root / APPROVED_FOLDER / plan.digest.hex()
+
+    def run(self, plan: RunPlan) -> Path:
+        """The folder of this silo's state in one run."""
+        return self.root / RUNS_FOLDER / f"{plan.name}-{plan.run.hex()[:12]}"
+
+
+def load_config(folder: SiloFolder) -> SiloConfig:
+    """Return the content of ``silo.toml``.
+
+    Raises:
+        ConfigRejected: missing or malformed; one line that names the field.
+    """
+    return load_toml(SiloConfig, folder.config)
+
+
+def load_toml(kind: type[T], path: Path) -> T:
+    """Return a TOML file as a frozen dataclass, strictly.
+
+    Raises:
+        ConfigRejected: missing or malformed; one line that names file and field.
+    """
+    try:
+        table: Mapping[str, Any] = tomllib.loads(path.read_text())
+        return from_table(kind, table)
+    except OSError as error:
+        raise ConfigRejected(
+            f"{path}: {error.strerror}; `silo init` makes a silo's files"
+        ) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, EncodingError) as error:
+        raise ConfigRejected(f"{path}: {error}") from None

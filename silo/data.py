@@ -1,0 +1,226 @@
+"""This silo's images: loaded, checked, and brought to [-1, 1].
+
+No path, name, count or pixel leaves this module but to the training beside it.
+Everything that is read is checked whole before anything is used: one size, one number
+of channels, no NaN, nothing outside the declared range.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image, UnidentifiedImageError
+
+from diffusion.config import UNetConfig
+from silo.config import DataConfig
+from silo.errors import DataError
+
+ARRAY_NAMES: Mapping[str, tuple[str, ...]] = {
+    "train": ("images", "x_train", "train_images"),
+    "test": ("x_test", "test_images"),
+    "val": ("val_images", "x_val"),
+}
+LABEL_NAMES: Mapping[str, tuple[str, ...]] = {
+    "train": ("labels", "y_train", "train_labels"),
+    "test": ("y_test", "test_labels"),
+    "val": ("val_labels", "y_val"),
+}
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
+TORCHVISION_SETS = ("FashionMNIST", "MNIST")
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """A silo's examples as they lie in memory: ``[n, h, w, c]`` of some range.
+
+    ``pixels`` keeps the type of the file (8-bit images stay 8-bit); :meth:`batch`
+    brings the chosen ones to [-1, 1]. ``labels`` are there where the source has any.
+    """
+
+    pixels: npt.NDArray[Any]
+    value_range: tuple[float, float]
+    labels: npt.NDArray[np.int64] | None = None
+
+    def __len__(self) -> int:
+        """The number of examples; secret unless the plan says otherwise."""
+        return len(self.pixels)
+
+    def batch(self, indices: npt.NDArray[np.int64]) -> torch.Tensor:
+        """Return examples as float32 ``[n, c, h, w]`` in [-1, 1]."""
+        low, high = self.value_range
+        chosen = torch.from_numpy(self.pixels[indices].astype(np.float32))
+        scaled = (chosen - low) * (2.0 / (high - low)) - 1.0
+        return scaled.clamp_(-1.0, 1.0).permute(0, 3, 1, 2).contiguous()
+
+    def check_fits(self, model: UNetConfig) -> None:
+        """Raise :class:`DataError` unless the model takes images of this shape."""
+        shape = self.pixels.shape[1:]
+        wanted = (model.image_size, model.image_size, model.channels)
+        if shape != wanted:
+            raise DataError(
+                f"images are {_words(shape)}, the plan's model takes {_words(wanted)}"
+            )
+
+
+def load_images(config: DataConfig, folder: Path) -> ImageSet:
+    """Load a silo's images.
+
+    Args:
+        folder: where relative paths begin.
+
+    Raises:
+        DataError: missing, unreadable, empty, of mixed sizes or channels, NaN, or out
+            of the declared range; one line that says what is wrong and where.
+    """
+    path = folder / config.path
+    loaders: Mapping[str, Callable[[DataConfig, Path], ImageSet]] = {
+        "npz": _load_npz,
+        "folder": _load_folder,
+        "torchvision": _load_torchvision,
+    }
+    images = loaders[config.source](config, path)
+    check_values(images, str(path))
+    return images
+
+
+def check_values(images: ImageSet, where: str) -> None:
+    """Raise :class:`DataError` for no images, NaN, or values out of their range."""
+    if not len(images):
+        raise DataError(f"{where}: holds no images")
+    low, high = images.value_range
+    smallest, largest = float(images.pixels.min()), float(images.pixels.max())
+    if not (np.isfinite(smallest) and np.isfinite(largest)):
+        raise DataError(f"{where}: holds NaN or infinite values")
+    if smallest < low or largest > high:
+        raise DataError(
+            f"{where}: values from {smallest:g} to {largest:g} are outside the "
+            f"declared value_range [{low:g}, {high:g}]"
+        )
+
+
+def _load_npz(config: DataConfig, path: Path) -> ImageSet:
+    """Load images, and labels where there are any, from an .npz file."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            name = _first(ARRAY_NAMES[config.split], file)
+            if name is None:
+                raise DataError(
+                    f"{path}: none of the arrays {', '.join(file.files) or '(none)'} "
+                    f"holds {config.split} images; expected "
+                    f"{' or '.join(ARRAY_NAMES[config.split])}"
+                )
+            pixels = np.asarray(file[name])
+            label_name = _first(LABEL_NAMES[config.split], file)
+            labels = None if label_name is None else np.asarray(file[label_name])
+    except DataError:
+        raise
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror or 'cannot be read'}") from None
+    except Exception:
+        # A damaged archive raises whatever zipfile, zlib or numpy meet first.
+        raise DataError(f"{path}: is not a readable .npz file") from None
+    if pixels.ndim == 3:
+        pixels = pixels[..., np.newaxis]
+    if pixels.ndim != 4 or pixels.dtype.kind not in "uif":
+        raise DataError(
+            f"{path}: array {name} is {pixels.dtype} {pixels.shape}; expected numbers "
+            "[n, h, w] or [n, h, w, channels]"
+        )
+    return _image_set(config, pixels, labels)
+
+
+def _load_folder(config: DataConfig, path: Path) -> ImageSet:
+    """Load every image below a folder; its sub-folders, if any, are the labels."""
+    if not path.is_dir():
+        raise DataError(f"{path}: is not a folder")
+    files = sorted(
+        file
+        for file in path.rglob("*")
+        if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()
+    )
+    if not files:
+        raise DataError(f"{path}: holds no images")
+    first = _read_image(files[0], 1)
+    pixels = np.empty((len(files), *first.shape), dtype=np.uint8)
+    for number, file in enumerate(files, start=1):
+        image = _read_image(file, number)
+        if image.shape != first.shape:
+            raise DataError(
+                f"{path}: image {number} of {len(files)} is {_words(image.shape)}, "
+                f"the first is {_words(first.shape)}; all must be alike"
+            )
+        pixels[number - 1] = image
+    classes = sorted({file.parent for file in files})
+    labels = np.array([classes.index(file.parent) for file in files])
+    return _image_set(config, pixels, labels)
+
+
+def _read_image(path: Path, number: int) -> npt.NDArray[np.uint8]:
+    """Return an image as 8-bit ``[h, w, c]``, grey or colour.
+
+    The file's own name may be a patient's: messages give its place in the sorted list.
+    """
+    try:
+        with Image.open(path) as image:
+            grey = image.mode in ("1", "L", "I", "I;16", "F", "LA")
+            pixels = np.asarray(image.convert("L" if grey else "RGB"))
+    except (OSError, UnidentifiedImageError, ValueError, SyntaxError):
+        raise DataError(
+            f"image {number} in sorted order cannot be read; remove or repair it"
+        ) from None
+    return pixels[..., np.newaxis] if pixels.ndim == 2 else pixels
+
+
+def _load_torchvision(config: DataConfig, path: Path) -> ImageSet:
+    """Load a torchvision data set, downloaded only where the configuration says so."""
+    if config.dataset not in TORCHVISION_SETS:
+        raise DataError(
+            f"dataset {config.dataset!r} is not known; choose one of "
+            f"{', '.join(TORCHVISION_SETS)}"
+        )
+    from diffusion.torchvision_compat import load_torchvision
+
+    kind = getattr(load_torchvision().datasets, config.dataset)
+    try:
+        dataset = kind(
+            str(path), train=config.split == "train", download=config.download
+        )
+    except (OSError, RuntimeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        hint = "" if config.download else "; set download = true to fetch it"
+        raise DataError(
+            f"{path}: {config.dataset} could not be loaded ({reason:.120}){hint}"
+        ) from None
+    pixels = np.asarray(dataset.data)
+    if pixels.ndim == 3:
+        pixels = pixels[..., np.newaxis]
+    return _image_set(config, pixels, np.asarray(dataset.targets))
+
+
+def _image_set(
+    config: DataConfig,
+    pixels: npt.NDArray[Any],
+    labels: npt.NDArray[Any] | None,
+) -> ImageSet:
+    """Return an image set, its labels checked for length."""
+    low, high = config.value_range
+    if labels is not None:
+        labels = labels.astype(np.int64).reshape(-1)
+        if len(labels) != len(pixels):
+            raise DataError(f"{len(pixels):,} images but {len(labels):,} labels")
+    return ImageSet(pixels, (low, high), labels)
+
+
+def _first(names: tuple[str, ...], file: Any) -> str | None:
+    """Return the first of the names that a file has."""
+    return next((name for name in names if name in file.files), None)
+
+
+def _words(shape: tuple[int, ...]) -> str:
+    """Return the shape ``(h, w, c)`` of an image in words."""
+    height, width, channels = shape
+    return f"{height}×{width} with {channels} channel{'s' if channels > 1 else ''}"

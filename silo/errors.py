@@ -1,0 +1,28 @@
+"""Errors of a silo.
+
+SiloError
+├── DataError         the silo's images cannot be used
+├── ConfigRejected    the silo's own files are missing or malformed
+├── PolicyViolation   a request that this silo refuses; ``check`` names what failed
+└── StateBroken       the silo's saved state cannot be continued
+"""
+
+
+class SiloError(Exception):
+    """Base of all errors of this package; one line, never a file of a patient."""
+
+
+class DataError(SiloError):
+    """Images are missing, unreadable, of mixed sizes, or out of their range."""
+
+
+class ConfigRejected(SiloError):
+    """The silo's own files are missing or malformed."""
+
+
+class PolicyViolation(SiloError):
+    """A plan or request that this silo's operator does not permit."""
+
+
+class StateBroken(SiloError):
+    """The silo's saved state is missing, cut off, or of another run."""

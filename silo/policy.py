@@ -1,0 +1,122 @@
+"""What this silo refuses, whatever anybody asks. The silo decides.
+
+The policy is checked against the plan before a run, and the state of a round again
+before every stage that lets something leave.
+"""
+
+import math
+from dataclasses import dataclass
+
+from protocol.plan import RunPlan
+from silo.config import SiloFolder, load_toml
+from silo.errors import PolicyViolation
+
+DEFAULT_POLICY = """\
+# What this silo refuses. Its operator decides; no plan and no message overrules it.
+
+# The largest epsilon (differential privacy) that a run may spend on this silo's data.
+# "inf" also permits runs without differential privacy: then nothing limits what the
+# trained model itself may reveal.
+max_epsilon = inf
+
+# The smallest number of silos whose updates are summed, this one included.
+min_cohort = 3
+
+# How updates may be protected: "mask" is secure aggregation; add "none" only to let
+# updates leave in the clear, for comparisons on data that is not secret.
+permitted_protections = ["mask"]
+
+# Which auxiliary images the aggregator may train on after the mean, by their label:
+# "public", "aggregate", "silo-samples", "silo-models".
+permitted_auxiliary_images = ["public", "aggregate"]
+
+# The longest run, in rounds.
+max_rounds = 10000
+"""
+
+AUXILIARY_LABELS = ("public", "aggregate", "silo-samples", "silo-models")
+PROTECTIONS = ("mask", "none")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Policy:
+    """The content of ``policy.toml``; :data:`DEFAULT_POLICY` explains each field."""
+
+    max_epsilon: float = math.inf
+    min_cohort: int = 3
+    permitted_protections: tuple[str, ...] = ("mask",)
+    permitted_auxiliary_images: tuple[str, ...] = ("public", "aggregate")
+    max_rounds: int = 10_000
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        if not self.max_epsilon > 0:
+            raise ValueError("max_epsilon: must be positive")
+        if self.min_cohort < 2:
+            raise ValueError("min_cohort: must be at least 2")
+        for name in self.permitted_protections:
+            if name not in PROTECTIONS:
+                raise ValueError(f"permitted_protections: {name!r} is not known")
+        for name in self.permitted_auxiliary_images:
+            if name not in AUXILIARY_LABELS:
+                raise ValueError(f"permitted_auxiliary_images: {name!r} is not known")
+
+
+def load_policy(folder: SiloFolder) -> Policy:
+    """Return the policy of a silo.
+
+    Raises:
+        ConfigRejected: missing or malformed.
+    """
+    return load_toml(Policy, folder.policy)
+
+
+def plan_epsilon(plan: RunPlan) -> float:
+    """Return the epsilon that a plan would spend on this silo's data.
+
+    Without a mechanism nothing is guaranteed: infinity.
+    """
+    return math.inf
+
+
+def refusals(policy: Policy, plan: RunPlan) -> list[str]:
+    """Return why this silo would refuse a plan; nothing when it would not."""
+    reasons = []
+    protection = plan.protection
+    if protection.method not in policy.permitted_protections:
+        reasons.append(
+            f'protection.method is "{protection.method}", this silo permits '
+            f"{', '.join(policy.permitted_protections) or 'none at all'}"
+        )
+    if protection.min_cohort < policy.min_cohort:
+        reasons.append(
+            f"protection.min_cohort is {protection.min_cohort}, this silo demands "
+            f"at least {policy.min_cohort}"
+        )
+    epsilon = plan_epsilon(plan)
+    if epsilon > policy.max_epsilon:
+        reasons.append(
+            f"the plan's epsilon is {epsilon:g}, this silo permits at most "
+            f"{policy.max_epsilon:g}"
+        )
+    if plan.num_rounds > policy.max_rounds:
+        reasons.append(
+            f"num_rounds is {plan.num_rounds}, this silo permits at most "
+            f"{policy.max_rounds}"
+        )
+    return reasons
+
+
+def check_plan(policy: Policy, plan: RunPlan) -> None:
+    """Raise :class:`PolicyViolation` with every reason to refuse a plan."""
+    if reasons := refusals(policy, plan):
+        raise PolicyViolation("this silo's policy refuses: " + "; ".join(reasons))
+
+
+def check_approved(folder: SiloFolder, plan: RunPlan) -> None:
+    """Raise :class:`PolicyViolation` unless the operator approved just this plan."""
+    if not folder.approval(plan).is_file():
+        raise PolicyViolation(
+            f"plan {plan.digest.hex()[:16]} is not approved; read it with "
+            "`silo check-plan PLAN`, then approve it with --approve"
+        )

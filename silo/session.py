@@ -1,0 +1,414 @@
+"""One silo's part in one run: a request in, a reply out.
+
+The session verifies who asks, lets the policy decide, trains, and hands the packed
+update to secure aggregation. Order of every answer: check → compute → save (``fsync``)
+→ write the transcript → reply. Asked again after a crash it answers with the identical
+bytes, or refuses; it never trains twice for one round and never uses a slot twice.
+
+========== =================== ==================================================
+request    reply               what happens
+========== =================== ==================================================
+OPEN_SETUP ADVERTISE           fresh keys for the slots of a setup
+KEYS       SHARES              shares of the slot keys and seeds, sealed pairwise
+ROUND      READY (or PLAIN)    training, update, quantisation
+ACTIVE     MASKED              the update leaves, masked
+SURVIVORS  CONFIRM             this silo signs whose updates the sum holds
+CONFIRMS   REVEAL              shares of the masks; the update is destroyed
+END        END_SEEN            the run is over
+========== =================== ==================================================
+"""
+
+import hashlib
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from crypto.errors import CryptoError, ProtocolViolation
+from crypto.frame import AGGREGATOR, Header, read_header
+from crypto.frame import Kind as SecAggKind
+from crypto.keys import IdentityKey
+from crypto.secagg.config import SecAggConfig
+from crypto.secagg.messages import Confirms
+from crypto.secagg.silo_side import SiloSide
+from diffusion.errors import DiffusionError
+from privacy.errors import PrivacyError
+from protocol import records
+from protocol.envelope import (
+    EndReply,
+    EndRequest,
+    Kind,
+    Refusal,
+    RoundRequest,
+    make_envelope,
+    open_envelope,
+)
+from protocol.errors import ProtocolError
+from protocol.plan import RunPlan
+from protocol.transcript import Head, TranscriptWriter
+from protocol.version import SOFTWARE
+from silo.data import ImageSet
+from silo.errors import PolicyViolation, SiloError
+from silo.policy import Policy, check_plan
+from silo.store import RunStore
+from silo.trainer import RoundTrainer
+from silo.training import Progress
+
+logger = logging.getLogger(__name__)
+
+STAGES: Mapping[int, str] = {
+    Kind.OPEN_SETUP: "setup",
+    SecAggKind.KEYS: "shares",
+    Kind.ROUND: "ready",
+    SecAggKind.ACTIVE: "masked",
+    SecAggKind.SURVIVORS: "confirm",
+    SecAggKind.CONFIRMS: "reveal",
+    Kind.END: "end",
+}
+"""What a silo may be asked, and the name of the stage."""
+
+OUTSIDE_ROUNDS = ("setup", "shares", "end")
+"""Stages that belong to no round; their records carry round 0."""
+
+Refusable = (
+    CryptoError,
+    ProtocolError,
+    PrivacyError,
+    DiffusionError,
+    SiloError,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalResources:
+    """What belongs to this silo alone: its key, images, policy, device, eyes."""
+
+    identity: IdentityKey
+    images: ImageSet
+    policy: Policy
+    device: torch.device
+    observe: Callable[[Progress], None] = lambda progress: None
+
+
+class SiloSession:
+    """One silo's state within a run; :meth:`handle` answers one message.
+
+    Raises:
+        PolicyViolation: this silo's policy refuses the plan.
+        SiloError, ProtocolError: images or saved state do not fit the plan.
+    """
+
+    def __init__(
+        self, plan: RunPlan, store: RunStore, resources: LocalResources
+    ) -> None:
+        check_plan(resources.policy, plan)
+        self._plan, self._store = plan, store
+        self._identity = resources.identity
+        self._silo = plan.silo_index(resources.identity.public)
+        self._name = plan.silos[self._silo].name
+        self._trainer = RoundTrainer(
+            plan,
+            self._silo,
+            store,
+            resources.images,
+            resources.device,
+            resources.observe,
+        )
+        trained = store.load_trained()
+        self._asked_round = trained.round_number if trained else 0
+        self._side = self._load_side()
+        self._transcript = TranscriptWriter(
+            store.transcript,
+            party=self._name,
+            plan_digest=plan.digest,
+            identity=resources.identity,
+        )
+        self._transcript.append(self._first_record())
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run is over for this silo."""
+        return self._store.is_finished()
+
+    def close(self) -> None:
+        """Close the transcript."""
+        self._transcript.close()
+
+    def handle(self, request: bytes) -> bytes:
+        """Answer one message of the aggregator.
+
+        Guarantees: whatever the request holds, the answer is a reply of the protocol
+        or a signed refusal that names the failed check; nothing else leaves.
+        """
+        stage, vector_bytes = "unknown", 0
+        try:
+            stage, header, body = self._open(request)
+            reply, vector_bytes = self._answer(stage, header, body, request)
+        except Refusable as error:
+            reply = self._refuse(stage, error)
+        self._record_traffic(stage, request, reply, vector_bytes)
+        if stage == "end" and self.is_finished:
+            self._transcript.sign_head()
+        return reply
+
+    def _open(self, request: bytes) -> tuple[str, Header, memoryview]:
+        """Return stage, header and body of a request, its origin verified."""
+        kind = read_header(request).kind
+        if kind not in STAGES:
+            raise PolicyViolation(f"a request of kind {kind}")
+        header, body = open_envelope(
+            self._plan, request, sender=AGGREGATOR, kinds=(kind,)
+        )
+        return STAGES[kind], header, body
+
+    def _answer(
+        self, stage: str, header: Header, body: memoryview, request: bytes
+    ) -> tuple[bytes, int]:
+        """Return the reply to a verified request, and the bytes of its vector."""
+        if stage == "setup":
+            return self._open_setup(header), 0
+        if stage == "shares":
+            return self._share(request), 0
+        if stage == "ready":
+            return self._enter_round(header, RoundRequest.from_body(body))
+        if stage == "masked":
+            return self._mask(header, request)
+        if stage == "confirm":
+            return self._confirm(header, request), 0
+        if stage == "reveal":
+            return self._reveal(header, body, request), 0
+        return self._end(EndRequest.from_body(body)), 0
+
+    def _refuse(self, stage: str, error: Exception) -> bytes:
+        """Record a refusal; return the signed envelope that says so."""
+        logger.info("refused at %s: %s", stage, error)
+        check = str(error)[:400]
+        self._transcript.append(
+            records.Refused(
+                round_number=self._round_number(stage), stage=stage, check=check
+            )
+        )
+        refusal = Refusal(stage=stage, check=check)
+        return self._envelope(Kind.REFUSED, refusal.to_body())
+
+    def _round_number(self, stage: str) -> int:
+        """Return the round that a stage's records belong to, if any, else 0."""
+        return 0 if stage in OUTSIDE_ROUNDS else self._asked_round
+
+    def _open_setup(self, header: Header) -> bytes:
+        """Begin a setup with fresh keys; an older setup is forgotten."""
+        if self._side is None or header.setup > self._side.setup_number:
+            self._side = SiloSide(*self._side_arguments(header.setup))
+        elif header.setup < self._side.setup_number:
+            raise PolicyViolation(f"setup {header.setup} is over")
+        reply = self._side.advertise()
+        self._save_side()
+        return reply
+
+    def _share(self, request: bytes) -> bytes:
+        """Answer the advertised keys with sealed shares."""
+        with self._in_order("shares") as side:
+            reply = side.share(request)
+        self._save_side()
+        return reply
+
+    def _enter_round(self, header: Header, request: RoundRequest) -> tuple[bytes, int]:
+        """Train, unless this round is trained already; say READY."""
+        self._asked_round = request.round_number
+        self._trainer.check_round(request)
+        digest = request.model_digest()
+        self._see_head(request.head, request.round_number)
+        self._transcript.append(
+            records.RoundOpened(
+                round_number=request.round_number,
+                attempt=request.attempt,
+                setup=header.setup,
+                slot=header.slot,
+                model=digest.hex(),
+                field_bits=self._trainer.field_bits(request.round_number),
+            )
+        )
+        self._trainer.train_once(request)
+        if self._plan.protection.method == "none":
+            return self._send_plain(header, request)
+        with self._in_order("ready") as side:
+            if request.envelopes:
+                side.receive_shares(request.envelopes)
+            reply = side.ready(header.slot, request.round_number, digest)
+        self._save_side()
+        return reply, 0
+
+    def _send_plain(self, header: Header, request: RoundRequest) -> tuple[bytes, int]:
+        """Return the packed update in the clear, where the policy permits that."""
+        body = self._trainer.update(request.round_number).tobytes()
+        reply = self._envelope(Kind.PLAIN, body, setup=header.setup, slot=header.slot)
+        self._record_upload(header, reply, "none")
+        return reply, len(body)
+
+    def _mask(self, header: Header, request: bytes) -> tuple[bytes, int]:
+        """Let the update leave, masked; the slot is burnt on disk before."""
+        with self._in_order("masked") as side:
+            words = self._trainer.update(side.latest_slot.round_number)
+            reply = side.mask(request, words)
+        self._save_side()
+        self._record_upload(header, reply, "mask")
+        return reply, words.nbytes
+
+    def _confirm(self, header: Header, request: bytes) -> bytes:
+        """Sign the list of survivors."""
+        with self._in_order("confirm") as side:
+            reply = side.confirm(request)
+            survivors = side.latest_slot.survivors
+        self._save_side()
+        self._transcript.append(
+            records.Survivors(**self._place(header), silos=self._names(survivors))
+        )
+        return reply
+
+    def _reveal(self, header: Header, body: memoryview, request: bytes) -> bytes:
+        """Reveal shares for the confirmed survivors; destroy the update."""
+        place = self._place(header)
+        with self._in_order("reveal") as side:
+            reply = side.reveal(request)
+            survivors = set(side.latest_slot.survivors)
+            lost = set(side.latest_slot.cohort) - survivors
+        confirms = Confirms.from_bytes(bytes(body), len(self._plan.silos))
+        self._save_side()
+        self._store.destroy_update(place["round_number"])
+        self._transcript.append(
+            records.Confirmed(**place, silos=self._names(confirms.signatures))
+        )
+        self._transcript.append(
+            records.Revealed(
+                **place,
+                silos=(self._name,),
+                self_masks_of=self._names(survivors),
+                slot_keys_of=self._names(lost),
+            )
+        )
+        self._transcript.sign_head()
+        return reply
+
+    def _end(self, request: EndRequest) -> bytes:
+        """Take note of the end; answer with the head of this silo's transcript."""
+        digest = self._trainer.digest_of(request.parameters)
+        self._see_head(request.head, request.round_number)
+        self._transcript.append(
+            records.Finished(round_number=request.round_number, parameters=digest.hex())
+        )
+        head = self._transcript.sign_head()
+        self._store.save_finished()
+        return self._envelope(Kind.END_SEEN, EndReply(head=head).to_body())
+
+    def _see_head(self, head: Head, round_number: int) -> None:
+        """Record the aggregator's head, once its signature holds."""
+        head.check(self._plan.digest, self._plan.aggregator_key)
+        self._transcript.append(
+            records.HeadSeen(
+                round_number=round_number,
+                size=head.size,
+                root=head.root,
+                signature=head.signature,
+            )
+        )
+
+    def _record_upload(self, header: Header, reply: bytes, protection: str) -> None:
+        """Record that an update leaves, by the digest of the whole message."""
+        self._transcript.append(
+            records.Masked(
+                **self._place(header),
+                silo=self._name,
+                upload=hashlib.sha256(reply).hexdigest(),
+                size_bytes=len(reply),
+                protection=protection,
+            )
+        )
+
+    def _record_traffic(
+        self, stage: str, request: bytes, reply: bytes, vector_bytes: int
+    ) -> None:
+        """Record the bytes of one exchange, before the reply leaves."""
+        self._transcript.append(
+            records.Traffic(
+                round_number=self._round_number(stage),
+                stage=stage,
+                silo=self._name,
+                sent_bytes=len(reply),
+                received_bytes=len(request),
+                vector_bytes=vector_bytes,
+            )
+        )
+
+    def _place(self, header: Header) -> dict[str, int]:
+        """Return round, setup and slot of a stage, as records hold them."""
+        return {
+            "round_number": self._asked_round,
+            "setup": header.setup,
+            "slot": header.slot,
+        }
+
+    @contextmanager
+    def _in_order(self, stage: str) -> Iterator[SiloSide]:
+        """Lend the side of secure aggregation; a call out of order is a refusal."""
+        if self._side is None:
+            raise PolicyViolation(f"{stage} before any setup")
+        try:
+            yield self._side
+        except RuntimeError as error:
+            raise ProtocolViolation(f"{stage} out of order: {error}") from None
+
+    def _load_side(self) -> SiloSide | None:
+        """Return the saved state of secure aggregation, if any."""
+        saved = self._store.load_secagg()
+        if saved is None:
+            return None
+        setup, state = saved
+        return SiloSide.from_bytes(state, *self._side_arguments(setup))
+
+    def _side_arguments(
+        self, setup: int
+    ) -> tuple[SecAggConfig, tuple[bytes, ...], bytes, IdentityKey, int, bytes, int]:
+        """Return what the side of a setup is made of."""
+        plan = self._plan
+        return (
+            plan.secagg_config(),
+            plan.roster,
+            plan.aggregator_key,
+            self._identity,
+            self._silo,
+            plan.run,
+            setup,
+        )
+
+    def _save_side(self) -> None:
+        """Put the state of secure aggregation on disk, before a reply leaves."""
+        if self._side is not None:
+            self._store.save_secagg(self._side.setup_number, self._side.to_bytes())
+
+    def _first_record(self) -> records.Record:
+        """Return the record that opens, or resumes, this transcript."""
+        if self._transcript.size:
+            return records.Resumed(software=SOFTWARE)
+        return records.Opened(
+            plan=self._plan.digest.hex(), party=self._name, software=SOFTWARE
+        )
+
+    def _names(self, silos: Iterable[int]) -> tuple[str, ...]:
+        """Return the names of silos, in the order of the plan."""
+        return tuple(self._plan.silos[silo].name for silo in sorted(silos))
+
+    def _envelope(
+        self, kind: int, body: bytes, *, setup: int = 0, slot: int = 0
+    ) -> bytes:
+        """Return a signed envelope of this silo."""
+        return make_envelope(
+            self._plan,
+            self._identity,
+            kind,
+            body,
+            sender=self._silo,
+            setup=setup,
+            slot=slot,
+        )

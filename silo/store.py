@@ -1,0 +1,189 @@
+"""What a silo keeps on disk in one run, so that a crash costs nothing twice.
+
+::
+
+    runs/<plan>/
+      transcript/              evidence, without secrets
+      secagg-000002.state      the state of secure aggregation; secret, mode 0600
+      round-000007/            written whole (temporary folder, fsync, rename)
+        update.words           the packed update, until it has been aggregated
+        training.safetensors   Adam's moments, and the parts that stay local
+        round.json             round number, model digest
+
+A round's folder appears only when training has ended: a silo asked again for the same
+round and model answers from it and does not train twice. ``update.words`` is removed
+once its masks were revealed: the same update is never summed again.
+"""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from diffusion.errors import DiffusionError
+from diffusion.parameters import load_safetensors, save_safetensors
+from protocol.encoding import decode, encode, from_table, to_table
+from protocol.errors import EncodingError
+from protocol.files import (
+    load_secret,
+    save_bytes,
+    save_secret,
+    sync_folder,
+    whole_folder,
+)
+from silo.errors import StateBroken
+from silo.training import Tensors, TrainingState
+
+STATE_PREFIX, STATE_SUFFIX = "secagg-", ".state"
+UPDATE_FILE = "update.words"
+TRAINING_FILE = "training.safetensors"
+ROUND_FILE = "round.json"
+FINISHED_FILE = "finished"
+_MOMENT, _LOCAL = "moment/", "local/"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedRound:
+    """A round that this silo has trained, and the digest of the model it was for."""
+
+    round_number: int
+    model: str
+
+
+class RunStore:
+    """The folder of one silo's state in one run."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    @property
+    def transcript(self) -> Path:
+        """The folder of the transcript."""
+        return self.folder / "transcript"
+
+    def is_finished(self) -> bool:
+        """Return whether this silo has seen the end of the run."""
+        return (self.folder / FINISHED_FILE).exists()
+
+    def save_finished(self) -> None:
+        """Note that the run has ended, and remove what only a running one needs."""
+        save_bytes(self.folder / FINISHED_FILE, b"")
+        for _, path in self._states():
+            path.unlink()
+
+    def save_secagg(self, setup: int, state: bytes) -> None:
+        """Write the state of a setup; it is on disk when this returns.
+
+        The states of earlier setups are removed.
+        """
+        save_secret(self.folder / f"{STATE_PREFIX}{setup:06d}{STATE_SUFFIX}", state)
+        for number, path in self._states():
+            if number < setup:
+                path.unlink()
+
+    def load_secagg(self) -> tuple[int, bytes] | None:
+        """Return number and state of the newest setup, if there is one."""
+        states = self._states()
+        if not states:
+            return None
+        number, path = max(states)
+        return number, load_secret(path)
+
+    def save_round(
+        self,
+        trained: TrainedRound,
+        words: npt.NDArray[np.uint64],
+        state: TrainingState,
+        local: Tensors,
+    ) -> None:
+        """Write everything that a round's training gave, whole or not at all."""
+        tensors = {_MOMENT + name: value for name, value in state.moments.items()}
+        tensors |= {_LOCAL + name: value for name, value in local.items()}
+        content = words.astype("<u8", copy=False).tobytes()
+        with whole_folder(self.folder / _name(trained.round_number)) as folder:
+            save_safetensors(folder / TRAINING_FILE, tensors, {})
+            save_secret(folder / UPDATE_FILE, content)
+            save_bytes(folder / ROUND_FILE, encode(to_table(trained)))
+        for number in self._rounds():
+            if number < trained.round_number:
+                shutil.rmtree(self.folder / _name(number))
+
+    def load_trained(self) -> TrainedRound | None:
+        """Return the newest round that was trained.
+
+        Raises:
+            StateBroken: its description is damaged.
+        """
+        rounds = self._rounds()
+        if not rounds:
+            return None
+        path = self.folder / _name(max(rounds)) / ROUND_FILE
+        try:
+            return from_table(TrainedRound, decode(path.read_bytes()))
+        except (OSError, EncodingError) as error:
+            raise StateBroken(f"{path}: {error}") from None
+
+    def load_training(self) -> tuple[TrainingState, Tensors]:
+        """Return what the newest trained round left for the next: moments, parts.
+
+        Raises:
+            StateBroken: the file is cut off or damaged.
+        """
+        rounds = self._rounds()
+        if not rounds:
+            return TrainingState(), {}
+        try:
+            path = self.folder / _name(max(rounds)) / TRAINING_FILE
+            tensors, _ = load_safetensors(path)
+        except DiffusionError as error:
+            raise StateBroken(str(error)) from None
+        return (
+            TrainingState(_prefixed(tensors, _MOMENT)),
+            _prefixed(tensors, _LOCAL),
+        )
+
+    def load_update(self, round_number: int) -> npt.NDArray[np.uint64] | None:
+        """Return a round's packed update, unless it was destroyed."""
+        path = self.folder / _name(round_number) / UPDATE_FILE
+        if not path.exists():
+            return None
+        return np.frombuffer(bytearray(load_secret(path)), dtype="<u8")
+
+    def destroy_update(self, round_number: int) -> None:
+        """Remove a round's update: it was revealed, or its round is closed."""
+        folder = self.folder / _name(round_number)
+        if folder.exists():
+            (folder / UPDATE_FILE).unlink(missing_ok=True)
+            sync_folder(folder)
+
+    def _states(self) -> list[tuple[int, Path]]:
+        """Return the saved setups with their files."""
+        return [
+            (int(path.stem.removeprefix(STATE_PREFIX)), path)
+            for path in self.folder.glob(f"{STATE_PREFIX}*{STATE_SUFFIX}")
+        ]
+
+    def _rounds(self) -> list[int]:
+        """Return the numbers of the rounds that were trained and are still kept."""
+        return [
+            int(path.name.removeprefix("round-"))
+            for path in self.folder.glob("round-*")
+            if path.name.removeprefix("round-").isdigit()
+        ]
+
+
+def _name(round_number: int) -> str:
+    """Return the name of a round's folder."""
+    return f"round-{round_number:06d}"
+
+
+def _prefixed(tensors: Tensors, prefix: str) -> Tensors:
+    """Return the tensors whose name has a prefix, without it."""
+    return {
+        name.removeprefix(prefix): value
+        for name, value in tensors.items()
+        if name.startswith(prefix)
+    }

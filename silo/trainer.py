@@ -1,0 +1,150 @@
+"""One silo's model through the rounds of a run: trained once a round, kept on disk."""
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from crypto.ring import words_needed
+from diffusion.model import make_model
+from diffusion.parameters import (
+    load_parameters,
+    make_layout,
+    parameters_digest,
+    parameters_of,
+    unflatten,
+)
+from diffusion.parts import SELECTIONS
+from diffusion.schedule import make_schedule
+from protocol.envelope import RoundRequest, floats_from_bytes
+from protocol.plan import RunPlan
+from silo.data import ImageSet
+from silo.errors import PolicyViolation
+from silo.store import RunStore, TrainedRound
+from silo.training import Progress, Tensors, train
+from silo.update import make_update, round_grid
+
+
+class RoundTrainer:
+    """Turns a round's request into a stored update, once.
+
+    Raises:
+        DataError: the images do not fit the plan's model.
+    """
+
+    def __init__(
+        self,
+        plan: RunPlan,
+        silo: int,
+        store: RunStore,
+        images: ImageSet,
+        device: torch.device,
+        observe: Callable[[Progress], None],
+    ) -> None:
+        images.check_fits(plan.model)
+        self._plan, self._silo, self._store = plan, silo, store
+        self._images, self._device, self._observe = images, device, observe
+        self._model = make_model(plan.model, plan.seed_for("model"))
+        self._model.to(device)
+        self._layout = make_layout(self._model, SELECTIONS[plan.update.selection])
+        self._schedule = make_schedule(plan.schedule).to(device)
+
+    def field_bits(self, round_number: int) -> int:
+        """Return the bits of one packed field in a round."""
+        return self._plan.update.field_bits(round_number, len(self._plan.silos))
+
+    def check_round(self, request: RoundRequest) -> None:
+        """Refuse a round that is over, or that was trained for another model.
+
+        Raises:
+            PolicyViolation: with the reason.
+        """
+        number, trained = request.round_number, self._store.load_trained()
+        if number > self._plan.num_rounds:
+            raise PolicyViolation(f"round {number} of {self._plan.num_rounds}")
+        if trained is None or number > trained.round_number:
+            return
+        if number < trained.round_number:
+            raise PolicyViolation(
+                f"round {number} is over, this silo trained {trained.round_number}"
+            )
+        if trained.model != request.model_digest().hex():
+            raise PolicyViolation(f"round {number} was trained for another model")
+        if self._store.load_update(number) is None:
+            raise PolicyViolation(f"the update of round {number} was revealed already")
+
+    def train_once(self, request: RoundRequest) -> None:
+        """Train and store the update of a round, unless it is on disk.
+
+        Raises:
+            EnvelopeRejected: parameters or ranges of another length, NaN, infinity.
+            TrainingDiverged, PrivacyError: nothing is stored then.
+        """
+        number, trained = request.round_number, self._store.load_trained()
+        if trained is not None and trained.round_number == number:
+            return
+        shared = floats_from_bytes(request.parameters, self._layout.size)
+        ranges = floats_from_bytes(request.ranges, len(request.ranges) // 4)
+        grid = round_grid(self._plan, self._layout, number, ranges)
+        state, local = self._store.load_training()
+        load_parameters(self._model, local)
+        load_parameters(self._model, unflatten(shared, self._layout))
+        before = self._parameters()
+        state = train(
+            self._model,
+            self._images,
+            self._schedule,
+            self._plan,
+            state,
+            silo=self._silo,
+            round_number=number,
+            device=self._device,
+            observe=self._observe,
+        )
+        after = self._parameters()
+        words = make_update(
+            self._plan,
+            self._layout,
+            grid,
+            silo=self._silo,
+            field_bits=self.field_bits(number),
+            local=after,
+            global_=before,
+        )
+        trained = TrainedRound(round_number=number, model=request.model_digest().hex())
+        self._store.save_round(trained, words, state, self._local_parts(after))
+
+    def update(self, round_number: int) -> npt.NDArray[np.uint64]:
+        """Return the packed update of a round, of the length that the plan implies.
+
+        Raises:
+            PolicyViolation: it was never made, was revealed already, or is damaged.
+        """
+        words = self._store.load_update(round_number)
+        if words is None:
+            raise PolicyViolation(f"there is no update of round {round_number}")
+        if words.size != words_needed(self._layout.size, self.field_bits(round_number)):
+            raise PolicyViolation(f"the update of round {round_number} is damaged")
+        return words
+
+    def digest_of(self, parameters: bytes) -> bytes:
+        """Return the digest of shared parameters as they come over the wire.
+
+        Raises:
+            EnvelopeRejected: another length, NaN or infinity.
+        """
+        shared = unflatten(
+            floats_from_bytes(parameters, self._layout.size), self._layout
+        )
+        return parameters_digest(shared, self._layout)
+
+    def _parameters(self) -> Tensors:
+        """Return copies of the model's parameters, on the CPU."""
+        named = parameters_of(self._model)
+        return {name: parameter.cpu() for name, parameter in named.items()}
+
+    def _local_parts(self, parameters: Tensors) -> Tensors:
+        """Return the parameters that are not federated."""
+        shared = set(self._layout.names)
+        return {n: value for n, value in parameters.items() if n not in shared}
