@@ -186,7 +186,8 @@ def load_statistics(path: Path, extractor: FeatureExtractor) -> FeatureStatistic
     if not path.is_file():
         raise FileNotFoundError(f"{path.name} does not exist")
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # Opened here, because np.load leaves a damaged file open.
+        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             loaded = _from_arrays({name: file[name] for name in file.files})
     except (ValueError, KeyError, TypeError, OSError, EOFError) as error:
         raise CorruptFile(f"{path.name} holds no feature statistics") from error

@@ -21,8 +21,14 @@ SHORT = make_schedule(ScheduleConfig(kind="linear", num_timesteps=20))
 
 
 def toy(x_t, t):
-    """Predict noise that depends on the image and the timestep."""
-    return 0.3 * x_t + 0.01 * t.reshape(-1, 1, 1, 1)
+    """Predict the noise as if every clean pixel were Gaussian, 0.1 ± 0.4."""
+    alpha_bar = SHORT.alpha_bar[t].reshape(-1, 1, 1, 1)
+    return expected_noise(x_t, alpha_bar)
+
+
+def expected_noise(x, alpha_bar):
+    variance = 0.16 * alpha_bar + 1 - alpha_bar
+    return (1 - alpha_bar) ** 0.5 * (x - 0.1 * alpha_bar**0.5) / variance
 
 
 class Toy(torch.nn.Module):
@@ -61,7 +67,7 @@ def reference_image(config, index):
         if not last:
             fresh = torch.randn((1, 2, 2), generator=generator).flatten().tolist()
         for i, x in enumerate(pixels):
-            noise = 0.3 * x + 0.01 * t
+            noise = expected_noise(x, ab)
             x_0 = (x - math.sqrt(1 - ab) * noise) / math.sqrt(ab)
             if config.clamp:
                 x_0 = min(max(x_0, -1.0), 1.0)
@@ -94,7 +100,8 @@ def test_every_sampler_follows_its_reference(config):
     images = torch.cat(draw(config))
     expected = torch.stack([reference_image(config, i) for i in range(5)])
     torch.testing.assert_close(images, expected, rtol=1e-4, atol=1e-5)
-    assert 0 < (images.abs() < 1).float().mean()  # not everything is clamped
+    inside = images.abs() < 1
+    assert inside.float().mean() > 0.5
 
 
 def test_ddim_with_all_timesteps_and_full_noise_is_ancestral_sampling():
