@@ -1,7 +1,8 @@
 """Errors of the audits. A check that fails is a finding, not an exception.
 
 AuditError
-└── UnreadableTranscript   plan or transcripts that cannot be found, read or told apart
+├── UnreadableTranscript   plan or transcripts that cannot be found, read or told apart
+└── UnreadableSamples      a file of samples that is no PNG image, or too large
 """
 
 
@@ -11,3 +12,7 @@ class AuditError(Exception):
 
 class UnreadableTranscript(AuditError):
     """There is nothing to check: say what is wrong, where, and what to do."""
+
+
+class UnreadableSamples(AuditError):
+    """The file of samples cannot be shown in a report."""

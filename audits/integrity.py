@@ -245,44 +245,42 @@ def _compare(
             )
         else:
             signed.append(claim)
-    roots, size = roots_at(transcript.folder, {claim.head.size for claim in signed})
+    witnesses: dict[Head, list[Claim]] = {}
     for claim in signed:
-        yield from _contradiction(transcript, chain, claim, roots, size)
+        witnesses.setdefault(claim.head, []).append(claim)
+    roots, size = roots_at(transcript.folder, {head.size for head in witnesses})
+    for head, claims_of_head in witnesses.items():
+        what = _contradiction(chain, head, roots, size)
+        if what:
+            who = listing(claim.witness for claim in claims_of_head)
+            yield fail(
+                claim_check(transcript),
+                f"{transcript.party}: {what}; see {who}.",
+                *(f"record {c.index:,} of {c.witness}" for c in claims_of_head[:8]),
+                f"root there {head.root:.64}",
+                f"root here {roots.get(head.size, 'none')}",
+                party=transcript.party,
+                round_number=claims_of_head[0].round_number,
+            )
 
 
 def _contradiction(
-    transcript: Transcript,
-    chain: Chain,
-    claim: Claim,
-    roots: Mapping[int, str],
-    size: int,
-) -> Iterator[Finding]:
-    """Say how a transcript contradicts one signed head of it, if it does."""
-    party, head = transcript.party, claim.head
-    witness = f"record {claim.index:,} of {claim.witness}"
+    chain: Chain, head: Head, roots: Mapping[int, str], size: int
+) -> str:
+    """Say how a transcript contradicts a signed head of it, or nothing."""
     if head.size > size:
-        yield fail(
-            claim_check(transcript),
-            f"{party}: the transcript was longer: {claim.witness} holds a signed head "
-            f"over {head.size:,} records, of which {size:,} are left.",
-            witness,
-            party=party,
-            round_number=claim.round_number,
+        return (
+            f"the transcript was longer: of {head.size:,} records in a head that it "
+            f"signed, {size:,} are left"
         )
-        return
     if not head.size or not (chain.intact or head.size <= chain.held):
-        return  # Another finding says where the transcript was altered.
-    if roots[head.size] != head.root:
-        yield fail(
-            claim_check(transcript),
-            f"{party}: there are two versions of the transcript: {claim.witness} holds "
-            f"a signed head over {head.size:,} records with another root.",
-            witness,
-            f"root there {head.root:.64}",
-            f"root here {roots[head.size]}",
-            party=party,
-            round_number=claim.round_number,
-        )
+        return ""  # Another finding says where the transcript was altered.
+    if roots[head.size] == head.root:
+        return ""
+    return (
+        "there are two versions of the transcript: another head is signed over its "
+        f"first {head.size:,} records"
+    )
 
 
 def claim_check(transcript: Transcript) -> str:

@@ -38,9 +38,11 @@ def _agreement(accounts: Accounts) -> list[Finding]:
     found: list[Finding] = [*_uncounted(aggregator)]
     for silo in accounts.silos.values():
         found += _compare_silo(silo, aggregator, received)
-    number = sum(len(silo.all(Masked)) for silo in accounts.silos.values())
+    number = sum(name[3] in accounts.silos for name in received)
     return settle(
-        "uploads", found, f"{count(number, 'upload')} recorded alike by both ends."
+        "uploads",
+        found,
+        f"{count(number, 'upload')} arrived, recorded alike by both ends.",
     )
 
 

@@ -1,0 +1,238 @@
+"""What a report says, as one table of text and numbers: JSON as it stands.
+
+HTML and Markdown show this table and add nothing; docs/audits.md describes it.
+"""
+
+from collections import defaultdict
+from typing import Any
+
+from audits.accounts import Account, StageBytes
+from audits.audit import Audit
+from audits.disclosure import Disclosure, describe_stage
+from audits.evidence import AGGREGATOR
+from audits.findings import CHECKS, Severity
+from audits.report.samples import Samples
+from audits.report.verdict import headline, not_covered, sentences
+from audits.sums import least_survivors
+from protocol.plan import RunPlan
+from protocol.records import (
+    Cohort,
+    Confirmed,
+    Dropped,
+    Evaluated,
+    Finished,
+    Masked,
+    RoundClosed,
+    RoundLost,
+    RoundOpened,
+    Survivors,
+)
+from protocol.version import SOFTWARE
+
+Table = dict[str, Any]
+FORMAT = 1
+
+
+def make_content(audit: Audit, samples: Samples | None) -> Table:
+    """Return the content of a report.
+
+    Guarantees: deterministic; nothing but names, digests, counts and published
+    numbers from plan and transcripts, and the digest of the samples.
+    """
+    plan = audit.evidence.plan
+    return {
+        "format": FORMAT,
+        "software": SOFTWARE,
+        "run": _run(plan),
+        "verdict": _verdict(audit),
+        "findings": _findings(audit),
+        "plan": _plan_in_brief(plan),
+        "rounds": _rounds(audit),
+        "disclosures": [
+            _disclosure(each, plan.protection.method) for each in audit.disclosures
+        ],
+        "evaluations": _evaluations(audit.accounts.aggregator),
+        "transcripts": [_transcript(account) for account in audit.accounts.everyone],
+        "missing": list(audit.evidence.missing),
+        "samples": samples.to_table() if samples else None,
+    }
+
+
+def _run(plan: RunPlan) -> Table:
+    """Return who took part in what."""
+    return {
+        "name": plan.name,
+        "plan_digest": plan.digest.hex(),
+        "num_rounds": plan.num_rounds,
+        "aggregator_key": plan.aggregator.identity_key,
+        "silos": [
+            {"name": silo.name, "identity_key": silo.identity_key}
+            for silo in plan.silos
+        ],
+    }
+
+
+def _verdict(audit: Audit) -> Table:
+    """Return the verdict in words and counts."""
+    return {
+        "severity": str(audit.verdict),
+        "headline": headline(audit),
+        "sentences": sentences(audit),
+        "not_covered": not_covered(audit),
+        "counts": {str(each): len(audit.with_severity(each)) for each in Severity},
+    }
+
+
+def _findings(audit: Audit) -> list[Table]:
+    """Return all findings, in the order in which the checks were made."""
+    return [
+        {
+            "check": finding.check,
+            "title": CHECKS[finding.check],
+            "severity": str(finding.severity),
+            "party": finding.party,
+            "round_number": finding.round_number,
+            "statement": finding.statement,
+            "evidence": list(finding.evidence),
+        }
+        for finding in audit.findings
+    ]
+
+
+def _plan_in_brief(plan: RunPlan) -> list[list[str]]:
+    """Return what a reader has to know of the plan, as pairs of words."""
+    protection, update, training = plan.protection, plan.update, plan.training
+    amount = (
+        f"{training.local_steps:,} steps"
+        if training.local_steps
+        else f"{training.local_epochs:,} epochs"
+    )
+    masks = (
+        "none: updates in the clear"
+        if protection.method == "none"
+        else f"masked sums ({protection.trust} aggregator, up to "
+        f"{protection.max_colluding} colluding silos)"
+    )
+    model = plan.model
+    shape = f"{model.channels} × {model.image_size} × {model.image_size}"
+    return [
+        ["Model", f"{model.architecture} UNet for images of {shape}"],
+        ["What is federated", f"{update.selection} ({update.value_bits} bits a value)"],
+        ["Training in a round", f"{amount} of {training.examples_per_step} examples"],
+        ["Clipping norm of an update", f"{update.clipping_norm:g}"],
+        ["Protection", masks],
+        ["Threshold", f"{protection.threshold_for(len(plan.silos))} silos"],
+        ["Smallest cohort", f"{protection.min_cohort} silos"],
+        ["Differential privacy", plan.privacy.mechanism],
+        ["Rounds", f"{plan.num_rounds:,}"],
+        ["Digest of the plan", plan.digest.hex()],
+    ]
+
+
+def _rounds(audit: Audit) -> list[Table]:
+    """Return how each round went: the aggregator's words, else those of the silos."""
+    account = audit.accounts.aggregator
+    accounts = [account] if account else list(audit.accounts.silos.values())
+    rounds: defaultdict[int, Table] = defaultdict(dict)
+    for each in accounts:
+        _gather(each, rounds)
+    least = least_survivors(audit.accounts)
+    return [
+        {
+            "round_number": number,
+            "outcome": "open",
+            "attempts": 1,
+            "cohort": None,
+            "uploads": None,
+            "survivors": None,
+            "least_survivors": least,
+            "confirmations": None,
+            "dropped": [],
+        }
+        | rounds[number]
+        for number in sorted(rounds)
+    ]
+
+
+def _gather(account: Account, rounds: defaultdict[int, Table]) -> None:
+    """Add what one transcript says of the rounds; later attempts replace earlier."""
+    for opened in account.all(RoundOpened):
+        row = rounds[opened.record.round_number]
+        row["attempts"] = max(row.get("attempts", 1), opened.record.attempt)
+    for cohort in account.all(Cohort):
+        rounds[cohort.record.round_number]["cohort"] = len(set(cohort.record.silos))
+    uploads: defaultdict[int, set[str]] = defaultdict(set)
+    for masked in account.all(Masked):
+        uploads[masked.record.round_number].add(masked.record.silo)
+    for number, silos in uploads.items():
+        rounds[number]["uploads"] = len(silos) if account.party == AGGREGATOR else None
+    for survivors in account.all(Survivors):
+        row = rounds[survivors.record.round_number]
+        row["survivors"] = list(survivors.record.silos)
+    for confirmed in account.all(Confirmed):
+        row = rounds[confirmed.record.round_number]
+        row["confirmations"] = len(set(confirmed.record.silos))
+    for lost in account.all(RoundLost):
+        rounds[lost.record.round_number]["outcome"] = "lost"
+    for closed in account.all(RoundClosed):
+        row = rounds[closed.record.round_number]
+        row |= {"outcome": "closed", "survivors": list(closed.record.survivors)}
+    for dropped in account.all(Dropped):
+        if dropped.record.round_number:
+            row = rounds[dropped.record.round_number]
+            item = {"silo": dropped.record.silo, "stage": dropped.record.stage}
+            row.setdefault("dropped", []).append(item)
+
+
+def _disclosure(disclosure: Disclosure, method: str) -> Table:
+    """Return what left one silo, by stage and by round."""
+    return {
+        "silo": disclosure.silo,
+        "counted_by": disclosure.witness,
+        **_bytes(disclosure.total),
+        "stages": [
+            {"stage": stage, "content": describe_stage(stage, method), **_bytes(each)}
+            for stage, each in disclosure.by_stage().items()
+        ],
+        "rounds": [
+            {"round_number": number, **_bytes(each)}
+            for number, each in disclosure.by_round().items()
+        ],
+    }
+
+
+def _bytes(each: StageBytes) -> Table:
+    """Return a count of bytes as a table."""
+    return {
+        "sent_bytes": each.sent,
+        "received_bytes": each.received,
+        "vector_bytes": each.vector,
+    }
+
+
+def _evaluations(account: Account | None) -> list[Table]:
+    """Return the Fréchet distances, each with all that it depends on."""
+    return [
+        {
+            "round_number": placed.record.round_number,
+            "extractor": placed.record.extractor,
+            "extractor_digest": placed.record.extractor_digest,
+            "reference": placed.record.reference,
+            "reference_count": placed.record.reference_count,
+            "num_samples": placed.record.num_samples,
+            "frechet_distance": placed.record.frechet_distance,
+            "class_shares": list(placed.record.class_shares),
+        }
+        for placed in (account.all(Evaluated) if account else ())
+    ]
+
+
+def _transcript(account: Account) -> Table:
+    """Return how far a transcript goes, and how it grew from head to head."""
+    return {
+        "party": account.party,
+        "num_records": account.num_records,
+        "finished": account.last(Finished) is not None,
+        "last_round": account.last_round,
+        "heads": [{"time": time, "size": size} for time, size in account.growth],
+    }

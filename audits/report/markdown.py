@@ -1,0 +1,139 @@
+"""A report as Markdown: the same content, without figures."""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from audits.report.units import format_bytes, format_share
+
+_SPECIAL = re.compile(r"([\\*_\[\]<>|#])")
+
+
+def render_markdown(content: Mapping[str, Any]) -> str:
+    """Return the report as Markdown; text from transcripts is escaped."""
+    parts = [
+        *_top(content),
+        *_findings(content["findings"]),
+        *_plan(content["plan"]),
+        *_rounds(content["rounds"]),
+        *_disclosures(content["disclosures"]),
+        *_evaluations(content["evaluations"]),
+        *_again(content),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _top(content: Mapping[str, Any]) -> Iterator[str]:
+    """Yield title and verdict."""
+    verdict = content["verdict"]
+    yield f"# Audit of {_plain(content['run']['name'])}"
+    yield f"**{verdict['severity']}: {_plain(verdict['headline'])}**"
+    yield from map(_plain, verdict["sentences"])
+    yield "Not covered by this audit:"
+    yield "\n".join(f"- {_plain(each)}" for each in verdict["not_covered"])
+
+
+def _findings(findings: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Yield the table of findings, the worst first."""
+    order = ["FAIL", "WARN", "PASS"]
+    rows = sorted(findings, key=lambda finding: order.index(finding["severity"]))
+    yield "## Findings"
+    yield _table(
+        ("result", "check", "finding", "evidence"),
+        (
+            (f["severity"], f["title"], f["statement"], "; ".join(f["evidence"]))
+            for f in rows
+        ),
+    )
+
+
+def _plan(plan: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Yield the plan in brief."""
+    yield "## The plan in brief"
+    yield _table(("what", "value"), plan)
+
+
+def _rounds(rounds: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Yield how the rounds went."""
+    yield "## Rounds"
+    rows = (
+        (
+            row["round_number"],
+            row["outcome"],
+            _known(row["survivors"] and len(row["survivors"])),
+            row["least_survivors"],
+            _known(row["confirmations"]),
+            ", ".join(f"{each['silo']} ({each['stage']})" for each in row["dropped"]),
+        )
+        for row in rounds
+    )
+    names = ("round", "outcome", "survivors", "at least", "confirmations", "dropouts")
+    yield _table(names, rows)
+
+
+def _disclosures(disclosures: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Yield what left each silo."""
+    yield "## What left each silo"
+    rows = [
+        (
+            row["silo"],
+            each["content"],
+            f"{each['sent_bytes']:,}",
+            f"{each['received_bytes']:,}",
+            format_share(each["sent_bytes"], row["sent_bytes"]),
+        )
+        for row in disclosures
+        for each in row["stages"]
+    ]
+    names = ("silo", "what", "bytes sent", "bytes received", "share of its bytes sent")
+    yield _table(names, rows)
+    yield "; ".join(
+        f"{_plain(row['silo'])}: {format_bytes(row['sent_bytes'])} sent, counted by "
+        f"{_plain(row['counted_by'])}"
+        for row in disclosures
+    )
+
+
+def _evaluations(evaluations: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Yield the Fréchet distances, where there are any."""
+    if not evaluations:
+        return
+    yield "## Fréchet distance"
+    names = ("round", "Fréchet distance", "extractor", "samples", "reference images")
+    rows = (
+        (
+            row["round_number"],
+            f"{row['frechet_distance']:.2f}",
+            row["extractor"],
+            f"{row['num_samples']:,}",
+            f"{row['reference_count']:,}",
+        )
+        for row in evaluations
+    )
+    yield _table(names, rows)
+
+
+def _again(content: Mapping[str, Any]) -> Iterator[str]:
+    """Yield how to verify again."""
+    yield "## Verify it yourself"
+    yield (
+        "Run `audits verify RUN` on a folder with `plan.toml` and the transcripts. The "
+        f"digest of the plan must be `{content['run']['plan_digest']}`."
+    )
+
+
+def _table(names: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Return a table."""
+    lines = [names, ["---"] * len(names)]
+    lines += [[_plain(str(cell)) for cell in row] for row in rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _known(value: object) -> object:
+    """Return a value, or a dash for none."""
+    return "–" if value is None else value
+
+
+def _plain(text: str) -> str:
+    """Return a text with the signs escaped that mean something to Markdown."""
+    return _SPECIAL.sub(r"\\\1", text)

@@ -1,0 +1,346 @@
+"""A small run as its parties would record it: a script of actions, then files.
+
+The script is plain data, so that a test can make a party lie before anything is
+signed; what somebody does to the files afterwards is the other kind of tampering.
+The order of records is that of ``silo.session`` and ``aggregator``.
+"""
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from crypto.keys import IdentityKey
+from diffusion.config import UNetConfig
+from protocol import records as r
+from protocol.plan import PlanDraft, RunPlan, SiloParty, make_plan, save_plan
+from protocol.settings import EvaluationConfig, ProtectionConfig, TrainingConfig
+from protocol.transcript import Head, TranscriptWriter
+
+SILOS = ("amsterdam", "basel", "cork")
+AGGREGATOR = "aggregator"
+ROUNDS = 3
+SOFTWARE = "cloister test"
+VECTOR_BYTES = 40_000
+STAGES = {
+    "setup": (656, 300),
+    "shares": (742, 1_296),
+    "ready": (160, 40_200),
+    "masked": (VECTOR_BYTES + 160, 480),
+    "confirm": (129, 200),
+    "reveal": (227, 192),
+    "end": (300, 40_200),
+}
+"""Bytes that a silo sends and receives in each stage."""
+
+
+@dataclass(frozen=True)
+class Sign:
+    """The party signs a head."""
+
+
+@dataclass(frozen=True)
+class SeeHead:
+    """The silo is shown the aggregator's newest head."""
+
+    round_number: int
+
+
+@dataclass(frozen=True)
+class TellHead:
+    """The aggregator is told a silo's newest head."""
+
+    silo: str
+
+
+Item = r.Record | Sign | SeeHead | TellHead
+Action = tuple[str, Item]
+Script = list[Action]
+Edit = Callable[[Script], Script]
+
+
+def digest(*parts: object) -> str:
+    """Return some digest of some words."""
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+def script(
+    *, rounds: int = ROUNDS, lost: dict[int, str] | None = None, method: str = "mask"
+) -> Script:
+    """Return what all parties do in a run.
+
+    Args:
+        rounds: their number.
+        lost: the silo that drops out of a round after its upload was asked for.
+        method: how updates are protected.
+    """
+    lost = lost or {}
+    actions: Script = [
+        (party, r.Opened(plan="", party=party, software=SOFTWARE))
+        for party in (AGGREGATOR, *SILOS)
+    ]
+    if method == "mask":
+        actions += _setup()
+    for number in range(1, rounds + 1):
+        actions += _round(number, lost.get(number), method)
+    return actions + _end(rounds)
+
+
+def _both(number: int, stage: str, silo: str, vector: int = 0) -> Script:
+    """Return the traffic of one exchange, as both ends count it."""
+    sent, received = STAGES[stage]
+    if vector and stage == "ready":
+        sent += vector
+    record = r.Traffic(
+        round_number=number,
+        stage=stage,
+        silo=silo,
+        sent_bytes=sent,
+        received_bytes=received,
+        vector_bytes=vector,
+    )
+    return [(silo, record), (AGGREGATOR, record)]
+
+
+def _setup() -> Script:
+    """Return one key exchange."""
+    actions: Script = []
+    for stage in ("setup", "shares"):
+        for silo in SILOS:
+            actions += _both(0, stage, silo)
+    opened = r.SetupOpened(setup=1, members=SILOS, advertisements=digest("keys"))
+    return [*actions, (AGGREGATOR, opened), (AGGREGATOR, Sign())]
+
+
+def _round(number: int, lost: str | None, method: str) -> Script:
+    """Return one round."""
+    place = {"round_number": number, "setup": 1, "slot": number - 1}
+    opened = r.RoundOpened(
+        **place, attempt=1, model=digest("model", number), field_bits=32
+    )
+    survivors = tuple(silo for silo in SILOS if silo != lost)
+    actions: Script = [(AGGREGATOR, opened), (AGGREGATOR, Sign())]
+    for silo in SILOS:
+        plain = VECTOR_BYTES if method == "none" else 0
+        actions += [(silo, SeeHead(number)), (silo, opened)]
+        if method == "none":
+            actions += _upload(place, silo, method, arrives=True)
+        actions += _both(number, "ready", silo, plain)
+    if method == "mask":
+        actions += _sum(number, place, survivors, lost)
+    closed = r.RoundClosed(
+        round_number=number,
+        survivors=survivors,
+        parameters=digest("parameters", number),
+    )
+    evaluated = r.Evaluated(
+        round_number=number,
+        extractor="FD-small (fashion)",
+        extractor_digest=digest("extractor"),
+        reference=digest("reference"),
+        reference_count=10_000,
+        num_samples=500,
+        frechet_distance=90.5 / number,
+        class_shares=(0.1,) * 10,
+    )
+    return [*actions, *((AGGREGATOR, i) for i in (closed, evaluated, Sign()))]
+
+
+def _upload(place: dict[str, int], silo: str, method: str, *, arrives: bool) -> Script:
+    """Return an upload at the silo, and at the aggregator where it arrives."""
+    record = r.Masked(
+        **place,
+        silo=silo,
+        upload=digest("upload", place, silo),
+        size_bytes=VECTOR_BYTES + 160,
+        protection=method,
+    )
+    return [(silo, record), *([(AGGREGATOR, record)] if arrives else [])]
+
+
+def _sum(
+    number: int, place: dict[str, int], survivors: tuple[str, ...], lost: str | None
+) -> Script:
+    """Return the stages of secure aggregation."""
+    actions: Script = [(AGGREGATOR, r.Cohort(round_number=number, silos=SILOS))]
+    for silo in SILOS:
+        actions += _upload(place, silo, "mask", arrives=silo != lost)
+        traffic = _both(number, "masked", silo, VECTOR_BYTES)
+        actions += traffic[: 1 if silo == lost else 2]
+    if lost:
+        dropped = r.Dropped(
+            round_number=number, stage="masked", silo=lost, reason="deadline passed"
+        )
+        actions.append((AGGREGATOR, dropped))
+    announced = r.Survivors(**place, silos=survivors)
+    confirmed = r.Confirmed(**place, silos=survivors)
+    actions.append((AGGREGATOR, announced))
+    for silo in survivors:
+        actions += [(silo, announced), *_both(number, "confirm", silo)]
+    actions.append((AGGREGATOR, confirmed))
+    opening = {
+        "self_masks_of": survivors,
+        "slot_keys_of": (lost,) if lost else (),
+    }
+    for silo in survivors:
+        own = r.Revealed(**place, silos=(silo,), **opening)
+        actions += [(silo, confirmed), (silo, own), (silo, Sign())]
+        actions += _both(number, "reveal", silo)
+    return [*actions, (AGGREGATOR, r.Revealed(**place, silos=survivors, **opening))]
+
+
+def _end(rounds: int) -> Script:
+    """Return the end of a run."""
+    finished = r.Finished(round_number=rounds, parameters=digest("parameters", rounds))
+    actions: Script = [(AGGREGATOR, finished), (AGGREGATOR, Sign())]
+    for silo in SILOS:
+        actions += [(silo, SeeHead(rounds)), (silo, finished), (silo, Sign())]
+        actions += [*_both(0, "end", silo), (silo, Sign())]
+        actions.append((AGGREGATOR, TellHead(silo)))
+    return [*actions, (AGGREGATOR, Sign())]
+
+
+@dataclass(frozen=True)
+class Parties:
+    """A plan with everybody's identity keys."""
+
+    plan: RunPlan
+    keys: dict[str, IdentityKey]
+
+
+def make_parties(
+    *, rounds: int = ROUNDS, method: str = "mask", trust: str = "malicious"
+) -> Parties:
+    """Return a plan for three silos, of which one may be lost."""
+    keys = {name: IdentityKey.generate() for name in (AGGREGATOR, *SILOS)}
+    draft = PlanDraft(
+        name="three-hospitals",
+        num_rounds=rounds,
+        seed=7,
+        model=UNetConfig(
+            architecture="residual",
+            dim=8,
+            channels=1,
+            dim_mults=(1, 2),
+            image_size=16,
+        ),
+        training=TrainingConfig(local_steps=2),
+        protection=ProtectionConfig(
+            method=method, threshold=2, min_cohort=2, max_colluding=0, trust=trust
+        ),
+        evaluation=EvaluationConfig(every_rounds=1),
+    )
+    silos = [
+        SiloParty(name=name, identity_key=keys[name].public.hex()) for name in SILOS
+    ]
+    return Parties(make_plan(draft, keys[AGGREGATOR].public, silos), keys)
+
+
+def folder_of(run: Path, party: str) -> Path:
+    """Return where a party's transcript lies."""
+    if party == AGGREGATOR:
+        return run / "aggregator" / "transcript"
+    return run / "silos" / party / "state" / "transcript"
+
+
+def write_run(run: Path, parties: Parties, actions: Script) -> None:
+    """Write the plan and all transcripts of a run, signed by their parties."""
+    run.mkdir(parents=True, exist_ok=True)
+    save_plan(run / "plan.toml", parties.plan, parties.keys[AGGREGATOR])
+    clock = _ticking()
+    writers = {
+        name: TranscriptWriter(
+            folder_of(run, name),
+            party=name,
+            plan_digest=parties.plan.digest,
+            identity=parties.keys[name],
+            clock=lambda: next(clock),
+        )
+        for name in parties.keys
+    }
+    heads: dict[str, Head] = {}
+    for party, item in actions:
+        if isinstance(item, Sign):
+            heads[party] = writers[party].sign_head()
+            continue
+        writers[party].append(_record(item, parties.plan, heads))
+    for writer in writers.values():
+        writer.close()
+
+
+def _record(item: Item, plan: RunPlan, heads: dict[str, Head]) -> r.Record:
+    """Return the record of an action, heads and the plan's digest filled in."""
+    if isinstance(item, r.Opened) and not item.plan:
+        return dataclasses.replace(item, plan=plan.digest.hex())
+    if isinstance(item, SeeHead):
+        head = heads[AGGREGATOR]
+        return r.HeadSeen(
+            round_number=item.round_number,
+            size=head.size,
+            root=head.root,
+            signature=head.signature,
+        )
+    if isinstance(item, TellHead):
+        head = heads[item.silo]
+        return r.SiloHead(
+            silo=item.silo, size=head.size, root=head.root, signature=head.signature
+        )
+    assert not isinstance(item, Sign)
+    return item
+
+
+def _ticking() -> Iterator[float]:
+    """Yield moments, seven seconds apart."""
+    seconds = 1_760_000_000.0
+    while True:
+        yield seconds
+        seconds += 7
+
+
+def change(
+    party: str, kind: type[r.Record], number: int | None = None, **changes: object
+) -> Edit:
+    """Return an edit: a party records something else, once, in a round."""
+
+    def edit(actions: Script) -> Script:
+        index = find(actions, party, kind, number)
+        item = actions[index][1]
+        changed = dataclasses.replace(item, **changes)  # type: ignore[type-var]
+        return [*actions[:index], (party, changed), *actions[index + 1 :]]
+
+    return edit
+
+
+def omit(party: str, kind: type[r.Record], number: int | None = None) -> Edit:
+    """Return an edit: a party does not record something."""
+
+    def edit(actions: Script) -> Script:
+        index = find(actions, party, kind, number)
+        return [*actions[:index], *actions[index + 1 :]]
+
+    return edit
+
+
+def repeat(
+    party: str, kind: type[r.Record], number: int | None = None, **changes: object
+) -> Edit:
+    """Return an edit: a party records something again, a little different."""
+
+    def edit(actions: Script) -> Script:
+        index = find(actions, party, kind, number)
+        again = dataclasses.replace(actions[index][1], **changes)  # type: ignore[type-var]
+        return [*actions[: index + 1], (party, again), *actions[index + 1 :]]
+
+    return edit
+
+
+def find(
+    actions: Script, party: str, kind: type[r.Record], number: int | None = None
+) -> int:
+    """Return the index of an action."""
+    for index, (who, item) in enumerate(actions):
+        fits = number is None or getattr(item, "round_number", None) == number
+        if who == party and isinstance(item, kind) and fits:
+            return index
+    raise LookupError(f"{party} records no {kind.__name__} in round {number}")
