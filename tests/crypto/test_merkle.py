@@ -1,0 +1,85 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from crypto import merkle
+from crypto.errors import ProtocolViolation
+from tests.crypto import references
+from tests.crypto.vectors import load
+
+leaf_lists = st.lists(st.binary(max_size=3), min_size=1, max_size=40)
+
+
+def check(case):
+    proof = [bytes.fromhex(node) for node in case["proof"]]
+    root, size = bytes.fromhex(case["root"]), case["size"]
+    if case["kind"] == "inclusion":
+        leaf = merkle.leaf_hash(bytes.fromhex(case["leaf"]))
+        merkle.verify_inclusion(leaf, case["index"], size, proof, root)
+    else:
+        old_root = bytes.fromhex(case["old_root"])
+        merkle.verify_consistency(case["old_size"], size, old_root, root, proof)
+
+
+@pytest.mark.parametrize("case", load("merkle", "generate"))
+def test_known_roots(case):
+    leaves = [bytes.fromhex(leaf) for leaf in case["leaves"]]
+    assert merkle.root(leaves).hex() == case["root"]
+
+
+@pytest.mark.parametrize("case", load("merkle", "verify"))
+def test_known_proofs(case):
+    check(case)
+
+
+@pytest.mark.parametrize("case", load("merkle", "invalid"), ids=lambda c: c["why"])
+def test_invalid_proofs_raise(case):
+    with pytest.raises(ProtocolViolation):
+        check(case)
+
+
+@given(leaf_lists)
+def test_growing_tree_is_the_definition(leaves):
+    tree = merkle.MerkleTree()
+    for size, leaf in enumerate(leaves, start=1):
+        tree.append(leaf)
+        assert tree.size == size
+        assert tree.root() == references.merkle_root(leaves[:size])
+    assert merkle.MerkleTree(leaves).root() == tree.root() == merkle.root(leaves)
+
+
+@given(leaf_lists, st.data())
+def test_proofs_verify_and_any_change_breaks_them(leaves, data):
+    size = len(leaves)
+    index = data.draw(st.integers(0, size - 1))
+    root, leaf = merkle.root(leaves), merkle.leaf_hash(leaves[index])
+    proof = merkle.inclusion_proof(leaves, index)
+    merkle.verify_inclusion(leaf, index, size, proof, root)
+    old_size = index + 1
+    old_root = merkle.root(leaves[:old_size])
+    path = merkle.consistency_proof(leaves, old_size)
+    merkle.verify_consistency(old_size, size, old_root, root, path)
+    if proof:
+        place = data.draw(st.integers(0, len(proof) - 1))
+        proof[place] = bytes(32)
+        with pytest.raises(ProtocolViolation):
+            merkle.verify_inclusion(leaf, index, size, proof, root)
+    if path:
+        path[data.draw(st.integers(0, len(path) - 1))] = bytes(32)
+        with pytest.raises(ProtocolViolation):
+            merkle.verify_consistency(old_size, size, old_root, root, path)
+
+
+def test_a_node_cannot_pass_for_a_leaf():
+    left, right = merkle.leaf_hash(b"a"), merkle.leaf_hash(b"b")
+    assert merkle.root([b"a", b"b"]) == merkle.node_hash(left, right)
+    assert merkle.leaf_hash(left + right) != merkle.node_hash(left, right)
+
+
+@pytest.mark.parametrize("place", [-1, 3])
+def test_proofs_of_leaves_that_are_not_there(place):
+    leaves = [b"a", b"b", b"c"]
+    with pytest.raises(ValueError, match="index"):
+        merkle.inclusion_proof(leaves, place)
+    with pytest.raises(ValueError, match="old_size"):
+        merkle.consistency_proof(leaves, place + 1)
