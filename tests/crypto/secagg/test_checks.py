@@ -1,0 +1,45 @@
+import pytest
+
+from crypto.errors import InvalidShare, ProtocolViolation
+from crypto.secagg import checks
+from crypto.secagg.config import SecAggConfig
+
+CONFIG = SecAggConfig(num_silos=5, threshold=4)
+TABLE = {1: b"a"}
+
+
+def test_checks_that_pass():
+    checks.check_enough(CONFIG, (0, 1, 2, 3), "X")
+    checks.check_part((0, 2), (0, 1, 2), "X")
+    checks.check_inside(2, (0, 2), "X")
+    checks.check_same(True, "X", "setup")
+    checks.require_call(True, "")
+    assert checks.is_new(TABLE, 2, b"a", is_closed=False)
+    assert not checks.is_new(TABLE, 1, b"a", is_closed=False)
+    assert not checks.is_new(TABLE, 1, b"a", is_closed=True)
+
+
+@pytest.mark.parametrize(
+    ("call", "match"),
+    [
+        (lambda: checks.check_enough(CONFIG, (0, 1, 2), "X"), "X: 3 silos"),
+        (lambda: checks.check_part((0, 4, 3), (0, 1), "X"), "X: silo 3"),
+        (lambda: checks.check_inside(1, (0, 2), "X"), "X: this silo, 1"),
+        (lambda: checks.check_same(False, "X", "setup"), "another X"),
+        (lambda: checks.is_new(TABLE, 1, b"b", is_closed=False), "second"),
+        (lambda: checks.is_new(TABLE, 2, b"b", is_closed=True), "closed"),
+    ],
+)
+def test_checks_that_refuse(call, match):
+    with pytest.raises(ProtocolViolation, match=match):
+        call()
+
+
+def test_a_call_out_of_order_is_the_callers_bug():
+    with pytest.raises(RuntimeError, match="order"):
+        checks.require_call(False, "order")
+
+
+def test_naming_keeps_the_type():
+    with pytest.raises(InvalidShare, match=r"^silo 3: wrong"), checks.naming(3):
+        raise InvalidShare("wrong")
