@@ -24,7 +24,7 @@ GOOD = {
         ("dim", 0),
         ("dim", 1024),
         ("dim", 16.0),
-        ("dim", True),
+        ("channels", True),
         ("channels", 0),
         ("dim_mults", ()),
         ("dim_mults", [1, 2]),
