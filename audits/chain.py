@@ -201,10 +201,12 @@ def _records_findings(
             party=party,
         )
     if heads.beyond:
+        lost = f"record {size:,} is"
+        if heads.beyond > size + 1:
+            lost = f"records {size:,} to {heads.beyond - 1:,} are"
         yield fail(
             "records",
-            f"{party}: the tail is cut off: records {size:,} to {heads.beyond - 1:,} "
-            "are signed but missing.",
+            f"{party}: the tail is cut off: {lost} signed but missing.",
             f"{size:,} records, signed head over {heads.beyond:,}",
             party=party,
         )
@@ -227,7 +229,7 @@ def _explain(path: Path, index: int) -> str:
     here, after = (_index_of(line) for line in _raw_lines(path, index, index + 2))
     if here is None or here == index:
         return "; its bytes were altered"
-    if after == index:
+    if here > index and after == index:
         return f"; records {index:,} and {here:,} were swapped"
     if here > index:
         gone = (

@@ -136,6 +136,7 @@ def _draw_classes(evaluations: Sequence[Mapping[str, Any]]) -> Drawing | None:
     figure, axes = _axes(height=2.2)
     percent = [100 * share for share in shares]
     axes.bar(range(len(shares)), percent, color=SERIES[0], width=0.7)
+    axes.set_ylim(0, 1.25 * max(*percent, 1.0))
     axes.axhline(100 / len(shares), color=INK, linewidth=1, linestyle="--")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=10))
     axes.grid(axis="x", visible=False)

@@ -61,13 +61,13 @@ def render_html(content: Mapping[str, Any], samples: Samples | None) -> str:
         drawings=draw_all(content),
         picture=samples.uri if samples else "",
         share=format_share,
-        shown_rounds=shown_rounds(content["rounds"]),
+        shorten=shorten,
         checks=passed_checks(content["findings"]),
         concerns=[f for f in content["findings"] if f["severity"] != "PASS"],
     )
 
 
-def shown_rounds(rounds: list[Any]) -> list[Any]:
+def shorten(rounds: list[Any]) -> list[Any]:
     """Return the first and last rounds, with None where some are left out."""
     if len(rounds) <= MAX_ROUNDS_SHOWN:
         return rounds

@@ -196,8 +196,8 @@ def _end(rounds: int) -> Script:
     actions: Script = [(AGGREGATOR, finished), (AGGREGATOR, Sign())]
     for silo in SILOS:
         actions += [(silo, SeeHead(rounds)), (silo, finished), (silo, Sign())]
-        actions += [*_both(0, "end", silo), (silo, Sign())]
         actions.append((AGGREGATOR, TellHead(silo)))
+        actions += [*_both(0, "end", silo), (silo, Sign())]
     return [*actions, (AGGREGATOR, Sign())]
 
 

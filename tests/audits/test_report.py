@@ -1,0 +1,238 @@
+import base64
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from audits.audit import run_audit
+from audits.errors import UnreadableSamples
+from audits.evidence import load_evidence
+from audits.report.content import make_content
+from audits.report.page import MAX_ROUNDS_SHOWN, render_html, shorten, write_report
+from audits.report.samples import MAX_SAMPLES_BYTES, load_samples
+from audits.report.units import format_bytes, format_share
+from protocol import records as r
+from protocol.encoding import decode
+from tests.audits.evidence_builder import (
+    AGGREGATOR,
+    Script,
+    change,
+    make_parties,
+    script,
+    write_run,
+)
+
+PIXEL = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJ"
+    "RU5ErkJggg=="
+)
+VOID = {"meta", "img", "br", "hr", "link", "path", "use", "rect", "circle", "line"}
+
+
+class Page(HTMLParser):
+    """Checks that elements nest, and collects what a reader could be sent to."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.names: list[str] = []
+        self.links: list[str] = []
+        self.ids: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs) -> None:
+        self.names.append(tag)
+        if tag not in VOID:
+            self.open.append(tag)
+        for name, value in attrs:
+            if name in ("src", "href", "xlink:href", "action", "data"):
+                self.links.append(value)
+            if name == "id":
+                self.ids.append(value)
+
+    def handle_startendtag(self, tag, attrs) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.handle_endtag(tag)
+
+    def handle_endtag(self, tag) -> None:
+        if tag not in VOID:
+            assert self.open.pop() == tag, f"</{tag}> in line {self.getpos()}"
+
+
+def content_of(run: Path, actions: Script, **options: str) -> dict:
+    write_run(run, make_parties(**options), actions)
+    return make_content(run_audit(load_evidence(run)), None)
+
+
+def said(content: dict) -> str:
+    return " ".join(content["verdict"]["sentences"])
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("report") / "run"
+    write_run(run, make_parties(), script(lost={2: "cork"}))
+    (run / "samples.png").write_bytes(PIXEL)
+    return run
+
+
+@pytest.fixture(scope="module")
+def files(run: Path) -> dict[str, str]:
+    audit = run_audit(load_evidence(run))
+    samples = load_samples(run / "samples.png")
+    paths = write_report(audit, samples, run / "out")
+    return {path.suffix: path.read_text() for path in paths}
+
+
+def test_the_page_is_well_formed_and_loads_nothing(files: dict[str, str]) -> None:
+    page = Page(files[".html"])
+    assert "script" not in page.names and "link" not in page.names
+    assert page.links
+    assert all(link.startswith(("data:image/png;base64,", "#")) for link in page.links)
+    assert "http:" not in files[".html"] and "https:" not in files[".html"]
+    assert "@import" not in files[".html"]
+    outside = [u for u in re.findall(r"url\(([^)]*)\)", files[".html"]) if u[0] != "#"]
+    assert outside == []
+    assert len(set(page.ids)) == len(page.ids)
+    targets = {link[1:] for link in page.links if link.startswith("#")}
+    assert targets <= set(page.ids)
+
+
+def test_the_page_says_the_verdict_first(files: dict[str, str]) -> None:
+    text = files[".html"]
+    verdict = text.index("No check failed; 2 reservations to know of.")
+    assert (
+        verdict
+        < text.index("What this audit does not cover")
+        < text.index("<h2>Findings")
+    )
+    assert "prefers-color-scheme: dark" in text and "@media print" in text
+
+
+def test_figures_have_words_axes_and_units(files: dict[str, str]) -> None:
+    text = files[".html"]
+    assert text.count('<svg role="img"') == 4 == text.count("</svg>")
+    for words in (
+        "sent to the aggregator (kB)",
+        "Fréchet distance (no unit)",
+        "records",
+        "samples (%)",
+        "FD-small (fashion), 500 samples, reference of 10,000",
+        "from 90.50 in round 1 to 30.17 in round 3",
+    ):
+        assert words in text
+    assert "FID" not in text
+
+
+def test_the_json_is_canonical_and_says_the_same(files: dict[str, str]) -> None:
+    table = decode(files[".json"].encode())
+    assert table == json.loads(files[".json"])
+    assert table["format"] == 1
+    assert table["verdict"]["severity"] == "WARN"
+    assert [row["outcome"] for row in table["rounds"]] == ["closed"] * 3
+    assert table["rounds"][1]["dropped"] == [{"silo": "cork", "stage": "masked"}]
+    assert table["rounds"][1]["survivors"] == ["amsterdam", "basel"]
+    assert [row["frechet_distance"] for row in table["evaluations"]] == [
+        90.5,
+        45.25,
+        90.5 / 3,
+    ]
+    sent = {row["silo"]: row["sent_bytes"] for row in table["disclosures"]}
+    assert sent["amsterdam"] - sent["cork"] == 129 + 227  # No confirm, no reveal.
+    for row in table["disclosures"]:
+        for part in ("stages", "rounds"):
+            assert sum(x["sent_bytes"] for x in row[part]) == row["sent_bytes"]
+    assert table["samples"]["width"] == 1
+
+
+def test_the_markdown_says_the_same(files: dict[str, str]) -> None:
+    text = files[".md"]
+    assert text.startswith("# Audit of three-hospitals\n\n**WARN: No check failed;")
+    for sentence in decode(files[".json"].encode())["verdict"]["sentences"]:
+        assert sentence in text
+    widths = {line.count("|") for line in text.splitlines() if line.startswith("| rou")}
+    assert widths == {7, 6}
+
+
+def test_an_honest_masked_run_claims_what_it_can_show(tmp_path: Path) -> None:
+    words = said(content_of(tmp_path, script()))
+    assert "3 silos trained one model together in 3 of 3 planned rounds." in words
+    assert "Each silo sent 123.7 kB to the aggregator, 97.0 % of it masked" in words
+    assert "could not read any silo's own update: it opened 3 sums" in words
+
+
+def test_a_failed_run_claims_nothing(tmp_path: Path) -> None:
+    lie = change("cork", r.Masked, 2, upload="00")
+    content = content_of(tmp_path, lie(script()))
+    assert content["verdict"]["severity"] == "FAIL"
+    assert content["verdict"]["headline"].startswith("Do not rely on this run")
+    assert said(content).startswith("What failed first: Round 2: cork uploaded another")
+    assert "could not read" not in said(content)
+
+
+def test_a_plain_run_says_that_updates_were_readable(tmp_path: Path) -> None:
+    content = content_of(tmp_path, script(method="none"), method="none")
+    assert "could read every silo's update" in said(content)
+    assert "updates in the clear" in said(content)
+    ready = content["disclosures"][0]["stages"][0]
+    assert ready["content"] == "the update, in the clear"
+
+
+def test_hostile_texts_stay_texts(tmp_path: Path) -> None:
+    evil = '<script>alert("x")</script>'
+    lie = change(AGGREGATOR, r.Evaluated, 3, extractor=evil + "$\\frac{")
+    software = change("cork", r.Opened, software=evil)
+    content = content_of(tmp_path, software(lie(script())))
+    text = render_html(content, None)
+    assert evil not in text and "&lt;script&gt;" in text
+    Page(text)
+
+
+def test_a_report_needs_no_evaluation_and_no_samples(tmp_path: Path) -> None:
+    actions = [(p, i) for p, i in script() if not isinstance(i, r.Evaluated)]
+    text = render_html(content_of(tmp_path, actions), None)
+    assert "No Fréchet distance was recorded." in text
+    assert "<img" not in text
+    Page(text)
+
+
+def test_many_rounds_are_shortened_in_the_middle() -> None:
+    rounds = list(range(1000))
+    shown = shorten(rounds)
+    assert len(shown) == MAX_ROUNDS_SHOWN + 1
+    assert (shown[0], shown[30], shown[-1]) == (0, None, 999)
+    assert shorten(rounds[:60]) == rounds[:60]
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"", "not a PNG"),
+        (PIXEL[:16], "not a PNG"),
+        (b"GIF89a", "not a PNG"),
+        (PIXEL[:16] + b"\0" * 8 + PIXEL[24:], "0 × 0 pixels"),
+        (PIXEL + b"\0" * MAX_SAMPLES_BYTES, "larger than"),
+    ],
+)
+def test_what_is_no_picture_is_refused(data: bytes, words: str, tmp_path: Path) -> None:
+    (tmp_path / "s.png").write_bytes(data)
+    with pytest.raises(UnreadableSamples, match=words):
+        load_samples(tmp_path / "s.png")
+
+
+def test_bytes_and_shares_in_words() -> None:
+    assert [format_bytes(n) for n in (0, 1, 999, 1000, 12_345, 70_000_000)] == [
+        "0 bytes",
+        "1 byte",
+        "999 bytes",
+        "1.00 kB",
+        "12.3 kB",
+        "70.0 MB",
+    ]
+    assert format_share(9_999_999, 10_000_000) == "99.9 %"
+    assert (format_share(1, 1), format_share(0, 0)) == ("100 %", "0 %")
