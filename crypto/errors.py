@@ -1,4 +1,3 @@
-# ruff: noqa: N818 (the names say what happened; the base class says "Error")
 """What can go wrong in ``crypto``, by origin.
 
 ::

@@ -13,8 +13,11 @@ comes after its stage was closed, are refused.
 
 ``keys``, ``envelopes``, ``active``, ``survivors`` and ``confirms`` close a stage. They
 raise ``ProtocolViolation`` when too few silos have answered, and give the same bytes
-whenever they are called again. A call out of order is the caller's bug:
-``RuntimeError``. The caller saves ``to_bytes()`` before what they return leaves.
+whenever they are called again. The caller saves ``to_bytes()`` before they leave.
+
+Every method raises ``RuntimeError`` when it is called before its predecessor: that is
+the caller's bug. Under ``trust="semi-honest"`` the two calls about CONFIRM may be left
+out.
 """
 
 from collections.abc import Sequence
@@ -62,7 +65,6 @@ from crypto.secagg.messages import (
     Ready,
     Reveal,
     Survivors,
-    decode_silos,
     encode_silos,
 )
 from crypto.secagg.setup import Setup
@@ -128,7 +130,6 @@ class AggregatorSide:
         """Take one SHARES.
 
         Raises:
-            RuntimeError: called before :meth:`keys`.
             CryptoError: forged, malformed, or an answer to another KEYS; a second one;
                 or ENVELOPES have been sent.
         """
@@ -146,7 +147,7 @@ class AggregatorSide:
         """Return the ENVELOPES frame for one member; no further SHARES are taken.
 
         Raises:
-            RuntimeError: called before :meth:`keys`, or for a silo that is no member.
+            RuntimeError: for a silo that is no member.
             ProtocolViolation: fewer members than a cohort needs.
         """
         state, config = self._state, self._config
@@ -161,8 +162,8 @@ class AggregatorSide:
 
     @property
     def members(self) -> tuple[int, ...]:
-        """U2: the silos of the setup; empty before :meth:`envelopes`."""
-        return decode_silos(self._state.members, self._config.num_silos)
+        """U2: the silos whose SHARES are here; settled by the first ENVELOPES."""
+        return tuple(sorted(self._state.shares))
 
     @property
     def sharers(self) -> tuple[int, ...]:
@@ -217,7 +218,6 @@ class AggregatorSide:
         """Take one READY.
 
         Raises:
-            RuntimeError: called before :meth:`open_slot`.
             CryptoError: forged, malformed, or for another model, round or setup; of a
                 silo that is no member; a second one; or ACTIVE has been sent.
         """
@@ -234,7 +234,6 @@ class AggregatorSide:
         """Return the ACTIVE frame for the cohort; no further READY is taken.
 
         Raises:
-            RuntimeError: called before :meth:`open_slot`.
             ProtocolViolation: the cohort is too small.
         """
         slot = self._slot()
@@ -254,7 +253,6 @@ class AggregatorSide:
         """Take one MASKED and add its words to the sum.
 
         Raises:
-            RuntimeError: called before :meth:`active`.
             CryptoError: forged, malformed, of another length, or masked for another
                 cohort; of a silo outside the cohort; a second one; or SURVIVORS has
                 been sent.
@@ -276,7 +274,6 @@ class AggregatorSide:
         """Return the SURVIVORS frame; no further MASKED is taken.
 
         Raises:
-            RuntimeError: called before :meth:`active`.
             ProtocolViolation: the survivors are too few: the slot is lost.
         """
         slot = self._slot()
@@ -297,7 +294,6 @@ class AggregatorSide:
         """Take one CONFIRM.
 
         Raises:
-            RuntimeError: called before :meth:`survivors`.
             CryptoError: forged, malformed, or of other survivors; of a silo outside the
                 cohort; a second one; or CONFIRMS has been sent.
         """
@@ -315,7 +311,6 @@ class AggregatorSide:
         """Return the CONFIRMS frame. From here on only this very slot can be completed.
 
         Raises:
-            RuntimeError: called before :meth:`survivors`.
             ProtocolViolation: fewer confirmations than the threshold.
         """
         slot = self._slot()
@@ -334,8 +329,6 @@ class AggregatorSide:
         """Take one REVEAL.
 
         Raises:
-            RuntimeError: called before :meth:`confirms` (semi-honest:
-                :meth:`survivors`).
             CryptoError: forged, malformed, or for another cohort; of a silo outside the
                 cohort; or a second one.
         """
@@ -360,8 +353,6 @@ class AggregatorSide:
             uint64 ``[w]``; the sum itself, not a copy.
 
         Raises:
-            RuntimeError: called before :meth:`confirms` (semi-honest:
-                :meth:`survivors`).
             ProtocolViolation: fewer REVEALs than the threshold: the slot waits for
                 more, or is lost.
             InvalidShare: no subset of the shares gives what a silo committed to. The

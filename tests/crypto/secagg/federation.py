@@ -131,14 +131,16 @@ class Federation:
         for frame in sent.values():
             self.aggregator.add_masked(frame)
         self.frames["masked"] = sent
-        self.frames["survivors"] = dict.fromkeys(sent, self.aggregator.survivors())
+        survivors = self.aggregator.survivors()
+        self.frames["survivors"] = dict.fromkeys(self.everyone, survivors)
 
     def confirm(self, silos: Iterable[int]) -> None:
         sent = {i: self.silos[i].confirm(self.frames["survivors"][i]) for i in silos}
         for frame in sent.values():
             self.aggregator.add_confirm(frame)
         self.frames["confirm"] = sent
-        self.frames["confirms"] = dict.fromkeys(sent, self.aggregator.confirms())
+        confirms = self.aggregator.confirms()
+        self.frames["confirms"] = dict.fromkeys(self.everyone, confirms)
 
     def reveal(self, silos: Iterable[int]) -> np.ndarray:
         sent = {i: self.silos[i].reveal(self.frames["confirms"][i]) for i in silos}

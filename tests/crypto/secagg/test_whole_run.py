@@ -28,7 +28,7 @@ def test_seven_silos_threshold_five(before, after):
 
 def test_several_slots_with_other_cohorts_after_one_setup():
     federation = Federation(SEVEN).reach("confirms", lost_before_upload=[2])
-    federation.reveal(federation.frames["confirms"])
+    federation.reveal(federation.frames["confirm"])
     federation.slot, federation.round_number = 1, 2
     cohort = [0, 1, 2, 4, 6]
     federation.ready(cohort)
