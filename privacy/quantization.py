@@ -53,7 +53,7 @@ class Grid:
         return (1 << (self.value_bits - 1)) - 1
 
     def check_headroom(self, field_bits: int, num_contributors: int) -> None:
-        """Raise :class:`Overflow` if the sum of so many fields could leave its field."""
+        """Raise :class:`Overflow` if the sum of so many fields could overflow."""
         largest = 2 * self.max_level * num_contributors
         if largest >= 1 << field_bits:
             raise Overflow(

@@ -24,7 +24,12 @@ def reporting_errors(*own: type[Exception]) -> Iterator[None]:
     ``Ctrl-C`` ends with 130 and one line. Any other exception is a bug of ours and
     keeps its traceback.
     """
-    known = (*own, CryptoError, PrivacyError, ProtocolError)
+    known: tuple[type[Exception], ...] = (
+        *own,
+        CryptoError,
+        PrivacyError,
+        ProtocolError,
+    )
     try:
         yield
     except known as error:

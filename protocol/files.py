@@ -32,7 +32,7 @@ def save_bytes(path: Path, data: bytes, *, mode: int = PUBLIC_MODE) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(name, path)
+        Path(name).replace(path)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
@@ -64,7 +64,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
     try:
         yield partial
         sync_folder(partial)
-        os.rename(partial, path)
+        partial.rename(path)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise

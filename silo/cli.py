@@ -1,13 +1,19 @@
 """The ``silo`` command: what an institution runs beside its data."""
 
-import logging
+import os
 import sys
+import threading
 from pathlib import Path
 
 import click
 
 from diffusion.errors import DiffusionError
-from protocol.command import missing_extra, reporting_errors, set_up_logging
+from protocol.command import (
+    EXIT_INTERRUPTED,
+    missing_extra,
+    reporting_errors,
+    set_up_logging,
+)
 from protocol.files import load_identity, locked, save_bytes, save_identity
 from protocol.plan import load_draft, load_plan
 from silo.config import (
@@ -20,8 +26,6 @@ from silo.config import (
 )
 from silo.errors import ConfigRejected, PolicyViolation, SiloError
 from silo.policy import DEFAULT_POLICY, check_approved, load_policy, refusals
-
-logger = logging.getLogger(__name__)
 
 DirPath = click.Path(file_okay=False, path_type=Path)
 FilePath = click.Path(dir_okay=False, path_type=Path)
@@ -199,6 +203,8 @@ def _train_with_others(
         click.echo("this run is over; nothing to do")
         return
     _use_threads(config.compute.threads)
+    if progress_lines:
+        threading.Thread(target=_end_with_parent, daemon=True).start()
     name = plan.silos[plan.silo_index(identity.public)].name
     with (
         locked(store.folder),
@@ -282,6 +288,12 @@ def _use_threads(threads: int) -> None:
 
     if threads:
         torch.set_num_threads(threads)
+
+
+def _end_with_parent() -> None:
+    """End this process when the one that started it does, however it ends."""
+    sys.stdin.buffer.read()
+    os._exit(EXIT_INTERRUPTED)
 
 
 def main() -> None:

@@ -1,0 +1,31 @@
+"""Where the aggregator's files lie."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from protocol.plan import RunPlan
+
+IDENTITY_FILE = "identity.key"
+PUBLIC_FILE = "identity.pub"
+RUNS_FOLDER = "runs"
+
+
+@dataclass(frozen=True)
+class AggregatorFolder:
+    """The files of one aggregator, below one folder."""
+
+    root: Path
+
+    @property
+    def identity(self) -> Path:
+        """The identity key, readable by its owner alone."""
+        return self.root / IDENTITY_FILE
+
+    @property
+    def public(self) -> Path:
+        """The public key, which every plan of this aggregator names."""
+        return self.root / PUBLIC_FILE
+
+    def run(self, plan: RunPlan) -> Path:
+        """The folder of one run: transcript, checkpoints, the finished model."""
+        return self.root / RUNS_FOLDER / f"{plan.name}-{plan.run.hex()[:12]}"

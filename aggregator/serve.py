@@ -1,0 +1,110 @@
+"""One run of a plan, from the files on disk to the finished model."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from aggregator.checkpoints import CheckpointStore
+from aggregator.config import AggregatorFolder
+from aggregator.errors import ConfigRejected
+from aggregator.evaluation import Reference, load_reference
+from aggregator.exchanges import Exchanges, Stage
+from aggregator.rounds import Run, Watcher
+from aggregator.state import RoundState
+from crypto.keys import IdentityKey
+from protocol.plan import RunPlan
+from protocol.transcript import TranscriptWriter
+from protocol.transport import Transport
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """Local matters of a run: nothing that the silos need to know.
+
+    ``reference`` is the file of reference statistics; without one nothing is
+    evaluated. ``weights`` is Inception's file, where the plan asks for it.
+    """
+
+    device: torch.device
+    reference: Path | None = None
+    weights: Path | None = None
+    allow_download: bool = False
+    watcher: Watcher = Watcher()
+    on_stage: Callable[[Stage], None] = lambda stage: None
+    on_bytes: Callable[[int, int], None] = lambda sent, received: None
+
+
+def open_store(folder: AggregatorFolder, plan: RunPlan, *, resume: bool) -> Path:
+    """Return the run's folder, once it is clear whether it may exist.
+
+    Raises:
+        ConfigRejected: it exists without ``resume``, or is missing with it.
+    """
+    run = folder.run(plan)
+    if run.exists() and not resume:
+        raise ConfigRejected(f"{run}: exists; continue it with --resume")
+    if resume and not run.exists():
+        raise ConfigRejected(f"{run}: does not exist; start without --resume")
+    return run
+
+
+def run_plan(
+    plan: RunPlan,
+    identity: IdentityKey,
+    folder: Path,
+    transport: Transport,
+    settings: RunSettings,
+) -> RoundState:
+    """Carry out a plan, or what is left of it; return the last state.
+
+    Raises:
+        AggregatorError, DiffusionError, ProtocolError: what is finished is saved.
+    """
+    reference = check_evaluation(plan, settings)
+    store = CheckpointStore(folder, plan)
+    with TranscriptWriter(
+        store.transcript,
+        party="aggregator",
+        plan_digest=plan.digest,
+        identity=identity,
+    ) as transcript:
+        exchanges = Exchanges(
+            plan,
+            identity,
+            transport,
+            transcript,
+            settings.on_stage,
+            settings.on_bytes,
+        )
+        run = Run(
+            exchanges,
+            store,
+            reference=reference,
+            device=settings.device,
+            watcher=settings.watcher,
+        )
+        return run.run()
+
+
+def check_evaluation(plan: RunPlan, settings: RunSettings) -> Reference | None:
+    """Load what evaluation needs, before anything else begins.
+
+    Raises:
+        ConfigRejected: the plan asks for evaluation, but there is no reference.
+        DiffusionError: weights or statistics cannot be used.
+    """
+    if not plan.evaluation.every_rounds:
+        return None
+    if settings.reference is None:
+        raise ConfigRejected(
+            "the plan asks for evaluation (evaluation.every_rounds): give the file "
+            "of reference statistics with --reference, or --no-evaluation"
+        )
+    return load_reference(
+        plan.evaluation,
+        settings.reference,
+        weights=settings.weights,
+        allow_download=settings.allow_download,
+    )

@@ -1,0 +1,189 @@
+"""A made-up federation on disk: keys, plan, approvals, and each silo's share of images.
+
+::
+
+    RUN/
+      plan.toml                 signed
+      reference.npz             statistics of the held-out images
+      aggregator/               as `aggregator init` makes it
+      silos/silo-1/ …           as `silo init` makes it, with data.npz
+"""
+
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tomli_w
+
+from aggregator.config import AggregatorFolder
+from crypto.keys import IdentityKey
+from diffusion.features import load_extractor
+from diffusion.fid import empty_statistics, save_statistics
+from protocol.encoding import to_table
+from protocol.files import save_bytes, save_identity, whole_folder
+from protocol.plan import PlanDraft, RunPlan, SiloParty, load_plan, make_plan, save_plan
+from protocol.settings import EvaluationConfig
+from silo.config import ComputeConfig, DataConfig, SiloConfig, SiloFolder
+from silo.data import ImageSet
+from silo.policy import Policy
+from simulation.errors import SettingsRejected
+from simulation.partition import partition
+from simulation.settings import SimulationConfig
+from simulation.sources import Pool, load_pool, subset
+
+PLAN_FILE = "plan.toml"
+REFERENCE_FILE = "reference.npz"
+DATA_FILE = "data.npz"
+FEATURE_BLOCK = 500
+
+
+@dataclass(frozen=True)
+class Federation:
+    """The files of a simulated federation."""
+
+    root: Path
+
+    @property
+    def plan_path(self) -> Path:
+        """The signed plan."""
+        return self.root / PLAN_FILE
+
+    @property
+    def reference(self) -> Path:
+        """The reference statistics."""
+        return self.root / REFERENCE_FILE
+
+    @property
+    def aggregator(self) -> AggregatorFolder:
+        """The aggregator's folder."""
+        return AggregatorFolder(self.root / "aggregator")
+
+    def silo(self, name: str) -> SiloFolder:
+        """A silo's folder."""
+        return SiloFolder(self.root / "silos" / name)
+
+    def load_plan(self) -> RunPlan:
+        """Return the plan.
+
+        Raises:
+            PlanRejected: missing or malformed.
+        """
+        return load_plan(self.plan_path)
+
+
+def make_federation(
+    root: Path,
+    draft: PlanDraft,
+    config: SimulationConfig,
+    *,
+    weights: Path | None = None,
+    allow_download: bool = False,
+) -> Federation:
+    """Make a federation's folder; it appears whole or not at all.
+
+    Raises:
+        SettingsRejected: the folder exists, or the settings cannot be carried out.
+        DataError: the images cannot be used.
+        PlanRejected: the draft does not permit so many silos.
+    """
+    if root.exists():
+        raise SettingsRejected(
+            f"{root}: exists; continue it with --resume, or choose another --out"
+        )
+    seed = draft.seed_for("partition")
+    pool = load_pool(config, seed)
+    pool.dealt.check_fits(draft.model)
+    shares = partition(
+        config.partition, len(pool.dealt), pool.dealt.labels, config.num_silos, seed
+    )
+    aggregator = IdentityKey.generate()
+    keys = {
+        f"silo-{number + 1}": IdentityKey.generate() for number in range(len(shares))
+    }
+    parties = [
+        SiloParty(name=name, identity_key=key.public.hex(), weight=float(len(share)))
+        for (name, key), share in zip(keys.items(), shares, strict=True)
+    ]
+    plan = make_plan(draft, aggregator.public, parties)
+    root.parent.mkdir(parents=True, exist_ok=True)
+    with whole_folder(root) as folder:
+        federation = Federation(folder)
+        federation.aggregator.root.mkdir()
+        save_identity(federation.aggregator.identity, aggregator)
+        save_plan(federation.plan_path, plan, aggregator)
+        for (name, key), share in zip(keys.items(), shares, strict=True):
+            _make_silo(federation.silo(name), plan, key, config, pool, share)
+        if plan.evaluation.every_rounds:
+            _save_reference(
+                federation.reference,
+                plan.evaluation,
+                pool.held_out,
+                weights,
+                allow_download,
+            )
+    return Federation(root)
+
+
+def _make_silo(
+    folder: SiloFolder,
+    plan: RunPlan,
+    key: IdentityKey,
+    config: SimulationConfig,
+    pool: Pool,
+    share: np.ndarray[tuple[int], np.dtype[np.int64]],
+) -> None:
+    """Make one silo's folder, with its images and its approval of the plan."""
+    folder.root.mkdir(parents=True, mode=0o700)
+    save_identity(folder.identity, key)
+    save_bytes(folder.public, key.public.hex().encode() + b"\n")
+    silo_config = SiloConfig(
+        data=DataConfig(path=DATA_FILE, value_range=pool.dealt.value_range),
+        compute=ComputeConfig(device="auto", threads=config.threads_per_silo),
+    )
+    policy = Policy(
+        min_cohort=min(Policy().min_cohort, plan.protection.min_cohort),
+        permitted_protections=(plan.protection.method,),
+    )
+    save_bytes(folder.config, tomli_w.dumps(to_table(silo_config)).encode())
+    save_bytes(folder.policy, tomli_w.dumps(to_table(policy)).encode())
+    save_bytes(folder.root / DATA_FILE, _npz(subset(pool.dealt, share)))
+    folder.approval(plan).parent.mkdir()
+    save_bytes(folder.approval(plan), plan.name.encode() + b"\n")
+
+
+def _npz(images: ImageSet) -> bytes:
+    """Return images, and labels where there are any, as an .npz file."""
+    buffer = io.BytesIO()
+    arrays = {"images": images.pixels}
+    if images.labels is not None:
+        arrays["labels"] = images.labels
+    np.savez(buffer, **arrays)  # type: ignore[arg-type]
+    return buffer.getvalue()
+
+
+def _save_reference(
+    path: Path,
+    evaluation: EvaluationConfig,
+    images: ImageSet,
+    weights: Path | None,
+    allow_download: bool,
+) -> None:
+    """Measure the held-out images, and save their statistics."""
+    extractor = load_extractor(
+        evaluation.extractor,
+        weights=weights,
+        sha256=evaluation.extractor_sha256 or None,
+        allow_download=allow_download,
+    )
+    statistics = empty_statistics(extractor)
+    for block in _blocks(len(images)):
+        statistics = statistics.update(extractor.features(images.batch(block)))
+    save_statistics(path, statistics)
+
+
+def _blocks(count: int) -> Iterator[np.ndarray[tuple[int], np.dtype[np.int64]]]:
+    """Yield the indices of so many images, block by block."""
+    for start in range(0, count, FEATURE_BLOCK):
+        yield np.arange(start, min(start + FEATURE_BLOCK, count))

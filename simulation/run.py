@@ -1,0 +1,168 @@
+"""A whole federation on one machine: all three roles, from a draft to the report."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from aggregator.checkpoints import CheckpointStore
+from aggregator.rounds import Watcher
+from aggregator.serve import RunSettings, run_plan
+from audits.audit import Audit, run_audit
+from audits.evidence import load_evidence
+from audits.report.page import write_report
+from audits.report.samples import load_samples
+from diffusion.checkpoint import choose_device, load_checkpoint
+from diffusion.features import load_extractor
+from diffusion.images import save_grid
+from protocol.files import load_identity, locked
+from protocol.plan import RunPlan
+from protocol.records import Evaluated, Traffic
+from protocol.transcript import read_records
+from protocol.transport import Transport
+from silo.data import ImageSet
+from simulation.display import Display
+from simulation.errors import SettingsRejected
+from simulation.federation import Federation
+from simulation.settings import SimulationConfig
+from simulation.transport import Observe, in_memory, silo_processes
+
+GRID_COLUMNS, GRID_SIZE = 10, 100
+GRID_CELL_PIXELS = 64
+SAMPLES_FILE = "samples.png"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a finished run left: the audit, the distances by round, and the bytes."""
+
+    audit: Audit
+    report: Path
+    samples: Path
+    distances: Mapping[int, Evaluated]
+    sent_bytes: int
+    received_bytes: int
+    vector_bytes: int
+
+
+def run_federation(
+    federation: Federation,
+    config: SimulationConfig,
+    console: Console,
+    *,
+    device: str = "auto",
+    weights: Path | None = None,
+    resume: bool = False,
+) -> Outcome:
+    """Run a federation, or what is left of it; write samples and report.
+
+    Raises:
+        SimulationError, AggregatorError, SiloError, ProtocolError, DiffusionError: one
+            line; what is finished is saved, ``resume`` goes on from there.
+    """
+    if resume and not federation.plan_path.exists():
+        raise SettingsRejected(f"{federation.root}: holds no run to resume")
+    plan = federation.load_plan()
+    with locked(federation.root):
+        folder = federation.aggregator.run(plan)
+        if not CheckpointStore(folder, plan).model.exists():
+            _train(federation, plan, config, console, device, weights)
+        return finish(federation, plan, device)
+
+
+def _train(
+    federation: Federation,
+    plan: RunPlan,
+    config: SimulationConfig,
+    console: Console,
+    device: str,
+    weights: Path | None,
+) -> None:
+    """Carry out the rounds that are left, with a display."""
+    display = Display(plan, extractor_name(plan, weights), console)
+    settings = RunSettings(
+        device=choose_device(device),
+        reference=federation.reference if plan.evaluation.every_rounds else None,
+        weights=weights,
+        on_stage=display.stage,
+        on_bytes=display.count,
+        watcher=Watcher(
+            on_closed=display.closed,
+            on_lost=display.lost,
+            on_evaluation=display.evaluated,
+        ),
+    )
+    with (
+        display.shown(),
+        _silos(federation, plan, config, display.training) as transport,
+    ):
+        run_plan(
+            plan,
+            load_identity(federation.aggregator.identity),
+            federation.aggregator.run(plan),
+            transport,
+            settings,
+        )
+
+
+@contextmanager
+def _silos(
+    federation: Federation, plan: RunPlan, config: SimulationConfig, observe: Observe
+) -> Iterator[Transport]:
+    """Lend the transport that the settings ask for."""
+    if config.transport == "memory":
+        threads = config.threads_per_silo
+        with in_memory(federation, plan, observe, threads) as transport:
+            yield transport
+    else:
+        with silo_processes(federation, plan, observe) as sockets:
+            yield sockets
+
+
+def extractor_name(plan: RunPlan, weights: Path | None) -> str:
+    """Return the name of a plan's extractor, as it stands beside every number."""
+    if not plan.evaluation.every_rounds:
+        return ""
+    return load_extractor(plan.evaluation.extractor, weights=weights).name
+
+
+def finish(federation: Federation, plan: RunPlan, device: str) -> Outcome:
+    """Draw the samples, audit the run, write the report."""
+    store = CheckpointStore(federation.aggregator.run(plan), plan)
+    samples = federation.root / SAMPLES_FILE
+    if not samples.exists() and plan.update.selection == "full":
+        images = load_checkpoint(store.model).images(
+            seed=plan.seed_for("samples"), count=GRID_SIZE, device=choose_device(device)
+        )
+        enlarge = max(1, GRID_CELL_PIXELS // plan.model.image_size)
+        save_grid(samples, images, GRID_COLUMNS, enlarge)
+    audit = run_audit(load_evidence(federation.root, None))
+    picture = load_samples(samples) if samples.exists() else None
+    report = write_report(audit, picture, federation.root)[0]
+    records = [entry.record for entry in read_records(store.transcript)]
+    traffic = [record for record in records if isinstance(record, Traffic)]
+    return Outcome(
+        audit=audit,
+        report=report,
+        samples=samples,
+        distances={
+            record.round_number: record
+            for record in records
+            if isinstance(record, Evaluated)
+        },
+        sent_bytes=sum(record.sent_bytes for record in traffic),
+        received_bytes=sum(record.received_bytes for record in traffic),
+        vector_bytes=sum(record.vector_bytes for record in traffic),
+    )
+
+
+def draw_samples(federation: Federation, count: int, device: str) -> ImageSet:
+    """Return samples of a finished run's model, as 8-bit images ``[n, h, w, c]``."""
+    plan = federation.load_plan()
+    store = CheckpointStore(federation.aggregator.run(plan), plan)
+    images = load_checkpoint(store.model).images(
+        seed=plan.seed_for("quality"), count=count, device=choose_device(device)
+    )
+    return ImageSet(images.permute(0, 2, 3, 1).numpy(), (-1.0, 1.0))

@@ -1,0 +1,196 @@
+"""Transports of one machine: in this process, and as one process a silo."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import torch
+
+from diffusion.checkpoint import choose_device
+from protocol.files import load_identity
+from protocol.plan import RunPlan
+from protocol.transport import LocalSockets
+from silo.config import load_config
+from silo.data import load_images
+from silo.policy import load_policy
+from silo.session import LocalResources, SiloSession
+from silo.store import RunStore
+from silo.training import Progress
+from simulation.errors import SiloFailed
+from simulation.federation import Federation
+
+START_SECONDS = 300.0
+PATIENCE_SECONDS = 60.0
+END_SECONDS = 5.0
+LOG_FILE = "log.txt"
+
+Observe = Callable[[str, Progress], None]
+"""Is told a silo's name and how its training goes."""
+
+
+class InMemory:
+    """All silos in this process, one after the other.
+
+    The requests pass as the same bytes as over any engine.
+    """
+
+    def __init__(self, sessions: Mapping[int, SiloSession]) -> None:
+        self._sessions = sessions
+
+    def exchange(
+        self, requests: Mapping[int, bytes], *, deadline_seconds: float
+    ) -> Iterator[tuple[int, bytes]]:
+        """Hand each silo its request; yield the replies."""
+        for silo, request in requests.items():
+            yield silo, self._sessions[silo].handle(request)
+
+
+def open_session(
+    federation: Federation, plan: RunPlan, name: str, observe: Observe
+) -> SiloSession:
+    """Return the session of one silo of a federation, in this process."""
+    folder = federation.silo(name)
+    config = load_config(folder)
+    resources = LocalResources(
+        identity=load_identity(folder.identity),
+        images=load_images(config.data, folder.root),
+        policy=load_policy(folder),
+        device=choose_device(config.compute.device),
+        observe=lambda progress: observe(name, progress),
+    )
+    return SiloSession(plan, RunStore(folder.run(plan)), resources)
+
+
+@contextmanager
+def in_memory(
+    federation: Federation, plan: RunPlan, observe: Observe, threads: int
+) -> Iterator[InMemory]:
+    """Lend a transport to silos in this process."""
+    torch.set_num_threads(threads)
+    sessions = {
+        index: open_session(federation, plan, silo.name, observe)
+        for index, silo in enumerate(plan.silos)
+    }
+    try:
+        yield InMemory(sessions)
+    finally:
+        for session in sessions.values():
+            session.close()
+
+
+@contextmanager
+def silo_processes(
+    federation: Federation, plan: RunPlan, observe: Observe
+) -> Iterator[LocalSockets]:
+    """Lend a transport to one ``silo train`` process a silo, over a local socket.
+
+    The processes end with this one, however it ends.
+
+    Raises:
+        SiloFailed: a process ended before it was connected.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="cloister-"))
+    path = folder / "socket"
+    identity = load_identity(federation.aggregator.identity)
+    transport = LocalSockets(path, plan, identity)
+    processes: dict[str, subprocess.Popen[str]] = {}
+    try:
+        for silo in plan.silos:
+            processes[silo.name] = _start(federation, silo.name, path)
+            reader = threading.Thread(
+                target=_read_lines,
+                args=(silo.name, processes[silo.name], observe),
+                daemon=True,
+            )
+            reader.start()
+        missing = transport.wait_for_silos(
+            START_SECONDS, lambda: _check_alive(federation, processes)
+        )
+        if missing:
+            raise SiloFailed(
+                f"{len(missing)} of {len(processes)} silos did not start in "
+                f"{START_SECONDS:.0f} s"
+            )
+        yield transport
+        transport.close()
+        for process in processes.values():
+            _wait(process)
+    finally:
+        transport.close()
+        for process in processes.values():
+            _end(process)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _start(federation: Federation, name: str, path: Path) -> "subprocess.Popen[str]":
+    """Start one silo's process; it watches its standard input for our end."""
+    folder = federation.silo(name)
+    command = [
+        sys.executable,
+        "-m",
+        "silo",
+        "train",
+        f"--plan={federation.plan_path}",
+        f"--dir={folder.root}",
+        f"--connect={path}",
+        f"--patience={PATIENCE_SECONDS}",
+        "--progress-lines",
+    ]
+    with (folder.root / LOG_FILE).open("ab") as log:
+        return subprocess.Popen(  # noqa: S603 (our own interpreter and module)
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            start_new_session=True,
+            env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE"},
+        )
+
+
+def _read_lines(name: str, process: "subprocess.Popen[str]", observe: Observe) -> None:
+    """Pass on what a silo's process shows of its training."""
+    for line in process.stdout or ():
+        try:
+            table = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(table, dict) and "training" in table:
+            observe(name, Progress(**table["training"]))
+
+
+def _check_alive(
+    federation: Federation, processes: Mapping[str, "subprocess.Popen[str]"]
+) -> None:
+    """Raise :class:`SiloFailed` if a silo's process has ended with an error."""
+    for name, process in processes.items():
+        if process.poll():
+            log = (federation.silo(name).root / LOG_FILE).read_text(errors="replace")
+            last = log.strip().splitlines()[-1:] or ["it printed nothing"]
+            raise SiloFailed(f"{name} ended with code {process.returncode}: {last[0]}")
+
+
+def _wait(process: "subprocess.Popen[str]") -> None:
+    """Give a silo that has seen the end a moment to finish."""
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=END_SECONDS)
+
+
+def _end(process: "subprocess.Popen[str]") -> None:
+    """End a process; its state is on disk, so that it loses nothing."""
+    if process.stdin is not None:
+        process.stdin.close()
+    try:
+        process.wait(timeout=END_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    if process.stdout is not None:
+        process.stdout.close()
