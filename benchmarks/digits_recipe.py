@@ -75,8 +75,8 @@ class Recipe:
     schedule: ScheduleConfig = ScheduleConfig(kind="cosine", num_timesteps=1000)
     sampler: SamplerConfig = SamplerConfig(kind="ddim", num_steps=100)
     loss: LossKind = "mse"
-    rounds: int = 30
-    local_steps: int = 100
+    rounds: int = 20
+    local_steps: int = 150
     physical_batch_size: int = 32
     learning_rate: float = 5e-3
     last_share: float = 0.05
@@ -110,11 +110,11 @@ LINEAR = replace(
     CHOSEN,
     schedule=ScheduleConfig(kind="linear", num_timesteps=1000),
     sampler=SamplerConfig(kind="ddim", num_steps=50),
-    rounds=20,
+    local_steps=100,
     learning_rate=3e-3,
     warm_up_rounds=0,
 )
-SHORT = replace(CHOSEN, rounds=20)
+SHORT = replace(CHOSEN, local_steps=100)
 
 #: About equally long trainings, 85 to 90 CPU seconds each.
 ALTERNATIVES: dict[str, Recipe] = {
