@@ -41,7 +41,9 @@ from crypto.secagg.aggregator_setup import (
 from crypto.secagg.aggregator_slot import (
     agreed_digest,
     check_digest,
+    check_new_slot,
     expected_ready,
+    is_revealing,
     take_masks_away,
 )
 from crypto.secagg.aggregator_state import (
@@ -162,24 +164,13 @@ class AggregatorSide:
 
     @property
     def members(self) -> tuple[int, ...]:
-        """U2: the silos whose SHARES are here; settled by the first ENVELOPES."""
-        return tuple(sorted(self._state.shares))
+        """U2: the silos of the setup; empty before :meth:`envelopes`."""
+        return tuple(sorted(self._state.shares)) if self._state.members else ()
 
     @property
     def sharers(self) -> tuple[int, ...]:
-        """The silos whose SHARES were taken so far."""
+        """The silos whose SHARES were taken so far; the next members."""
         return tuple(sorted(self._state.shares))
-
-    @property
-    def latest_slot(self) -> SlotSum | None:
-        """The slot that was opened last, to be read only; None before the first."""
-        return self._state.slot
-
-    @property
-    def is_revealing(self) -> bool:
-        """Whether silos may have revealed shares: the slot can only be completed."""
-        slot = self._state.slot
-        return slot is not None and self._is_revealing(slot)
 
     def open_slot(
         self, slot: int, round_number: int, model_digest: bytes, num_words: int
@@ -198,17 +189,8 @@ class AggregatorSide:
                 completed, or the round closed without a sum.
             ValueError: the vector is empty or too long.
         """
-        state, last = self._state, self._state.slot
-        require_call(bool(state.members), "open_slot() before envelopes()")
-        first = 0 if last is None else last.slot + 1
-        require_call(
-            first <= slot < self._config.slots_per_setup, f"slot {slot} is spent"
-        )
-        if last is not None and self._is_revealing(last):
-            require_call(
-                round_number > last.round_number,
-                f"round {round_number}: shares of round {last.round_number} were asked",
-            )
+        state = self._state
+        check_new_slot(self._setup, state, slot, round_number)
         if not 1 <= num_words <= MAX_WORDS:
             raise ValueError(f"num_words: must be 1 to {MAX_WORDS}, is {num_words}")
         total = np.zeros(num_words, np.uint64)
@@ -333,7 +315,7 @@ class AggregatorSide:
                 cohort; or a second one.
         """
         slot = self._slot()
-        require_call(self._is_revealing(slot), "add_reveal() before confirms()")
+        require_call(is_revealing(self._setup, slot), "add_reveal() before confirms()")
         silo, signed = self._setup.open_from_silo(data, Kind.REVEAL, slot.slot)
         body = bytes(signed.body)
         with naming(silo):
@@ -359,7 +341,7 @@ class AggregatorSide:
                 sum stays masked; further REVEALs may help.
         """
         slot = self._slot()
-        require_call(self._is_revealing(slot), "unmask() before confirms()")
+        require_call(is_revealing(self._setup, slot), "unmask() before confirms()")
         if slot.is_unmasked:
             return slot.total
         if len(slot.reveals) < self._config.threshold:
@@ -370,6 +352,17 @@ class AggregatorSide:
         take_masks_away(self._setup, self._state, slot)
         slot.is_unmasked = True
         return slot.total
+
+    @property
+    def latest_slot(self) -> SlotSum | None:
+        """The slot that was opened last, to be read only; None before the first."""
+        return self._state.slot
+
+    @property
+    def is_revealing(self) -> bool:
+        """Whether silos may have revealed shares: the slot can only be completed."""
+        slot = self._state.slot
+        return slot is not None and is_revealing(self._setup, slot)
 
     def to_bytes(self) -> bytes:
         """Return the whole state, the sum so far included. Keep it private."""
@@ -404,11 +397,6 @@ class AggregatorSide:
         if self._state.slot is None:
             raise RuntimeError("no slot is open")
         return self._state.slot
-
-    def _is_revealing(self, slot: SlotSum) -> bool:
-        """Whether silos may have revealed shares of the slot."""
-        semi_honest = self._config.trust == "semi-honest"
-        return bool(slot.confirms or (semi_honest and slot.survivors))
 
     def _broadcast(self, kind: Kind, slot: int, body: bytes) -> bytes:
         """Return a frame of the aggregator to everyone."""

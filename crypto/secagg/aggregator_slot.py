@@ -10,6 +10,7 @@ from crypto.errors import ProtocolViolation
 from crypto.keys import AgreementKey
 from crypto.secagg.aggregator_setup import advertised_by
 from crypto.secagg.aggregator_state import AggregatorState, SlotSum
+from crypto.secagg.checks import require_call
 from crypto.secagg.digests import (
     commit_to_seed,
     keys_digest,
@@ -20,6 +21,34 @@ from crypto.secagg.masks import unmask
 from crypto.secagg.messages import Ready, Reveal, decode_silos
 from crypto.secagg.recovery import open_secrets
 from crypto.secagg.setup import Setup
+
+
+def is_revealing(setup: Setup, slot: SlotSum) -> bool:
+    """Whether silos may have revealed shares of the slot."""
+    semi_honest = setup.config.trust == "semi-honest"
+    return bool(slot.confirms or (semi_honest and slot.survivors))
+
+
+def check_new_slot(
+    setup: Setup, state: AggregatorState, slot: int, round_number: int
+) -> None:
+    """Raise ``RuntimeError`` for a slot that is spent, or a round that must not go on.
+
+    Once silos were asked to reveal, only that very slot can be completed: a second sum
+    over other survivors would show their difference.
+    """
+    last = state.slot
+    first = 0 if last is None else last.slot + 1
+    require_call(bool(state.members), "open_slot() before envelopes()")
+    require_call(
+        first <= slot < setup.config.slots_per_setup, f"slot {slot} is spent or none"
+    )
+    require_call(
+        last is None
+        or not is_revealing(setup, last)
+        or round_number > last.round_number,
+        f"round {round_number}: shares were asked for, no further slot serves it",
+    )
 
 
 def expected_ready(setup: Setup, state: AggregatorState, slot: SlotSum) -> Ready:

@@ -219,7 +219,7 @@ def share(f: Federation, silos: list[int]) -> None:
 
 
 def send_envelopes(f: Federation) -> None:
-    f.frames["envelopes"] = {i: f.aggregator.envelopes(i) for i in f.aggregator.members}
+    f.frames["envelopes"] = {i: f.aggregator.envelopes(i) for i in f.aggregator.sharers}
 
 
 def play(f: Federation, stage: str) -> None:

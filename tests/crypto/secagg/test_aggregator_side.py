@@ -55,7 +55,7 @@ def test_vectors_that_are_empty_or_too_long(num_words):
         federation.aggregator.open_slot(0, 1, MODEL, num_words)
 
 
-def test_cohort_and_survivors_are_empty_until_they_are_settled():
+def test_properties_are_empty_until_they_are_settled():
     federation = Federation(CONFIG).reach("keys")
     assert federation.aggregator.members == ()
     federation.share()
