@@ -55,6 +55,7 @@ from crypto.secagg.aggregator_state import (
 from crypto.secagg.checks import (
     check_enough,
     check_part,
+    check_threshold,
     is_new,
     naming,
     require_call,
@@ -77,12 +78,7 @@ Words = npt.NDArray[np.uint64]
 class AggregatorSide:
     """The aggregator's part in one setup and its slots.
 
-    Args:
-        config: the pinned parameters.
-        roster: the pinned Ed25519 public keys of all silos, by index.
-        identity: the aggregator's key, whose public half the silos have pinned.
-        run: 16 bytes that name the run.
-        setup: number of the setup, never used twice in a run.
+    Args: as for ``SiloSide``; ``identity`` is the key whose public half silos pinned.
 
     Raises:
         ValueError: the arguments do not fit together.
@@ -207,7 +203,9 @@ class AggregatorSide:
         silo, signed = self._setup.open_from_silo(data, Kind.READY, slot.slot)
         with naming(silo):
             check_part((silo,), self.members, "READY")
-            if Ready.from_bytes(signed.body) != self._ready(slot):
+            if Ready.from_bytes(signed.body) != expected_ready(
+                self._setup, self._state, slot
+            ):
                 raise ProtocolViolation("READY for another model, round or setup")
             if is_new(slot.ready, silo, signed.signature, bool(slot.active)):
                 slot.ready[silo] = signed.signature
@@ -221,7 +219,7 @@ class AggregatorSide:
         slot = self._slot()
         if not slot.active:
             check_enough(self._config, slot.ready, "ACTIVE")
-            message = Active(self._ready(slot), slot.ready)
+            message = Active(expected_ready(self._setup, self._state, slot), slot.ready)
             slot.active = message.to_bytes(self._config.num_silos)
         return self._broadcast(Kind.ACTIVE, slot.slot, slot.active)
 
@@ -298,11 +296,7 @@ class AggregatorSide:
         slot = self._slot()
         require_call(bool(slot.survivors), "confirms() before survivors()")
         if not slot.confirms:
-            if len(slot.confirmed) < self._config.threshold:
-                raise ProtocolViolation(
-                    f"CONFIRMS: {len(slot.confirmed)} confirmations, "
-                    f"{self._config.threshold} are needed"
-                )
+            check_threshold(self._config, slot.confirmed, "CONFIRM")
             message = Confirms(self._survivors(slot), slot.confirmed)
             slot.confirms = message.to_bytes(self._config.num_silos)
         return self._broadcast(Kind.CONFIRMS, slot.slot, slot.confirms)
@@ -344,11 +338,7 @@ class AggregatorSide:
         require_call(is_revealing(self._setup, slot), "unmask() before confirms()")
         if slot.is_unmasked:
             return slot.total
-        if len(slot.reveals) < self._config.threshold:
-            raise ProtocolViolation(
-                f"REVEAL: {len(slot.reveals)} silos, "
-                f"{self._config.threshold} are needed"
-            )
+        check_threshold(self._config, slot.reveals, "REVEAL")
         take_masks_away(self._setup, self._state, slot)
         slot.is_unmasked = True
         return slot.total
@@ -402,10 +392,6 @@ class AggregatorSide:
         """Return a frame of the aggregator to everyone."""
         header = self._setup.aggregator_header(kind, slot)
         return make_frame(self._identity, header, body)
-
-    def _ready(self, slot: SlotSum) -> Ready:
-        """Return what every silo of the cohort must sign in READY."""
-        return expected_ready(self._setup, self._state, slot)
 
     def _survivors(self, slot: SlotSum) -> Survivors:
         """Return what SURVIVORS says and every CONFIRM signs."""

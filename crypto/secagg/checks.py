@@ -20,6 +20,16 @@ def check_enough(
         )
 
 
+def check_threshold(
+    config: SecAggConfig, silos: Mapping[int, object], what: str
+) -> None:
+    """Raise ``ProtocolViolation`` if fewer silos have signed than open a secret."""
+    if len(silos) < config.threshold:
+        raise ProtocolViolation(
+            f"{what}: {len(silos)} silos, {config.threshold} are needed"
+        )
+
+
 def check_part(
     silos: Sequence[int], whole: Sequence[int] | Mapping[int, object], what: str
 ) -> None:

@@ -57,6 +57,7 @@ from crypto.secagg.silo_slot import (
     check_active,
     check_confirms,
     check_new_slot,
+    check_words,
     choose_shares,
     expected_ready,
     mask_copy,
@@ -237,7 +238,7 @@ class SiloSide:
                 other words, or for another cohort, or is revealed.
         """
         state, before = self._state, self._progress("mask")
-        _check_words(words)
+        check_words(words)
         header = self._setup.aggregator_header(Kind.ACTIVE, before.slot)
         body = self._open(active, header)
         message = Active.from_bytes(body, self._config.num_silos)
@@ -393,9 +394,3 @@ class SiloSide:
         """Return what this silo itself has advertised."""
         _, signed = self._setup.open_from_silo(frame, Kind.ADVERTISE)
         return Advertise.from_bytes(signed.body, self._config.slots_per_setup)
-
-
-def _check_words(words: Words) -> None:
-    """Refuse what is not a vector of 64-bit words."""
-    if words.dtype != np.uint64 or words.ndim != 1 or not words.size:
-        raise ValueError(f"words: must be uint64 [w], is {words.dtype} {words.shape}")

@@ -13,7 +13,12 @@ import numpy.typing as npt
 
 from crypto.errors import ProtocolViolation
 from crypto.frame import Kind
-from crypto.secagg.checks import check_enough, check_inside, check_part
+from crypto.secagg.checks import (
+    check_enough,
+    check_inside,
+    check_part,
+    check_threshold,
+)
 from crypto.secagg.digests import keys_digest, members_digest, slot_digest
 from crypto.secagg.masks import SlotSecrets, mask
 from crypto.secagg.messages import Active, Confirms, Masked, Ready, Reveal, Survivors
@@ -85,6 +90,12 @@ def check_active(
     return replace(progress, slot_digest=agreed, cohort=cohort)
 
 
+def check_words(words: Words) -> None:
+    """Raise ``ValueError`` for what is not a vector of 64-bit words."""
+    if words.dtype != np.uint64 or words.ndim != 1 or not words.size:
+        raise ValueError(f"words: must be uint64 [w], is {words.dtype} {words.shape}")
+
+
 def mask_copy(
     setup: Setup,
     index: int,
@@ -142,11 +153,7 @@ def check_confirms(setup: Setup, progress: SlotProgress, message: Confirms) -> N
     own = Survivors(progress.slot_digest, progress.survivors)
     if not progress.survivors or message.confirm != own:
         raise ProtocolViolation("CONFIRMS of survivors that this silo did not confirm")
-    if len(message.signatures) < setup.config.threshold:
-        raise ProtocolViolation(
-            f"CONFIRMS: {len(message.signatures)} signatures, "
-            f"{setup.config.threshold} are needed"
-        )
+    check_threshold(setup.config, message.signatures, "CONFIRMS")
     check_part(tuple(message.signatures), progress.cohort, "CONFIRMS")
     body = own.to_bytes(setup.config.num_silos)
     setup.verify_all(Kind.CONFIRM, progress.slot, body, message.signatures)

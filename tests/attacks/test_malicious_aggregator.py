@@ -424,7 +424,13 @@ ATTACKS = [
         ProtocolViolation,
         "differ",
     ),
-    Attack("confirms", few_confirmations, "reveal", ProtocolViolation, "3 signatures"),
+    Attack(
+        "confirms",
+        few_confirmations,
+        "reveal",
+        ProtocolViolation,
+        "3 silos, 4 are needed",
+    ),
     Attack("confirms", one_confirmation_as_two, "reveal", InvalidSignature, "silo 4"),
     Attack("confirms", split_survivors, "reveal", ProtocolViolation, "did not confirm"),
     Attack(

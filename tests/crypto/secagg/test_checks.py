@@ -23,6 +23,7 @@ def test_checks_that_pass():
     ("call", "match"),
     [
         (lambda: checks.check_enough(CONFIG, (0, 1, 2), "X"), "X: 3 silos"),
+        (lambda: checks.check_threshold(CONFIG, TABLE, "X"), "X: 1 silos, 4 are"),
         (lambda: checks.check_part((0, 4, 3), (0, 1), "X"), "X: silo 3"),
         (lambda: checks.check_inside(1, (0, 2), "X"), "X: this silo, 1"),
         (lambda: checks.check_same(False, "X", "setup"), "another X"),
