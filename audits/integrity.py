@@ -231,23 +231,21 @@ def _compare(
     evidence: Evidence, transcript: Transcript, chain: Chain, claims: list[Claim]
 ) -> Iterator[Finding]:
     """Compare one transcript with the heads that others hold of it."""
-    signed = []
-    for claim in claims:
-        try:
-            claim.head.check(evidence.plan.digest, evidence.key_of(transcript.party))
-        except TranscriptBroken:
-            yield fail(
-                claim_check(transcript),
-                f"{claim.witness}: record {claim.index:,} holds a head that "
-                f"{transcript.party} did not sign for this plan.",
-                party=claim.witness,
-                round_number=claim.round_number,
-            )
-        else:
-            signed.append(claim)
     witnesses: dict[Head, list[Claim]] = {}
-    for claim in signed:
+    for claim in claims:
         witnesses.setdefault(claim.head, []).append(claim)
+    for head in list(witnesses):
+        try:
+            head.check(evidence.plan.digest, evidence.key_of(transcript.party))
+        except TranscriptBroken:
+            for claim in witnesses.pop(head):
+                yield fail(
+                    claim_check(transcript),
+                    f"{claim.witness}: record {claim.index:,} holds a head that "
+                    f"{transcript.party} did not sign for this plan.",
+                    party=claim.witness,
+                    round_number=claim.round_number,
+                )
     roots, size = roots_at(transcript.folder, {head.size for head in witnesses})
     for head, claims_of_head in witnesses.items():
         what = _contradiction(chain, head, roots, size)

@@ -140,6 +140,21 @@ def replay(party: str) -> Tamper:
     return tamper
 
 
+def head_of_somebody_else(run: Path, parties: Parties) -> None:
+    """Add a head that the silo signed, but in another silo's name."""
+    with TranscriptWriter(
+        run.parent / "spare",
+        party="basel",
+        plan_digest=parties.plan.digest,
+        identity=parties.keys["cork"],
+    ) as writer:
+        for entry in read_records(folder_of(run, "cork")):
+            writer.append(entry.record)
+        writer.sign_head()
+    added = (run.parent / "spare" / "heads.jsonl").read_bytes()
+    put(run, "cork", [*lines_of(run, "cork", "heads.jsonl"), added], "heads.jsonl")
+
+
 def stranger(run: Path, parties: Parties) -> None:
     """Add the transcript of somebody who is not in the plan."""
     with TranscriptWriter(
@@ -303,6 +318,13 @@ FILES = (
         "amsterdam",
         "head 2 is out of place",
         tamper=on_lines("amsterdam", lambda lines: swap(lines, 1), "heads.jsonl"),
+    ),
+    Row(
+        "a head in another silo's name",
+        "signatures",
+        "cork",
+        "1 of 6 heads",
+        tamper=head_of_somebody_else,
     ),
     Row(
         "transcript of another run",
