@@ -41,6 +41,7 @@ class Reference:
 class Evaluation:
     """A Fréchet distance, and the shares of the extractor's classes, if it has any."""
 
+    extractor: str
     frechet_distance: float
     num_samples: int
     class_shares: tuple[float, ...]
@@ -98,6 +99,7 @@ def evaluate(
             counts = np.bincount(classes, minlength=num_classes)
             chosen = counts if not chosen.size else chosen + counts
     return Evaluation(
+        extractor=extractor.name,
         frechet_distance=frechet_distance(statistics, reference.statistics),
         num_samples=num_samples,
         class_shares=tuple((chosen / num_samples).tolist()),

@@ -23,20 +23,21 @@ from protocol.transport import Transport
 class RunSettings:
     """Local matters of a run: nothing that the silos need to know.
 
-    ``reference`` is the file of reference statistics; without one nothing is
-    evaluated. ``weights`` is Inception's file, where the plan asks for it.
+    ``reference`` is the file of reference statistics; ``evaluate`` off leaves the
+    plan's evaluations out. ``weights`` is Inception's file, where the plan asks for it.
     """
 
     device: torch.device
     reference: Path | None = None
     weights: Path | None = None
     allow_download: bool = False
+    evaluate: bool = True
     watcher: Watcher = Watcher()
     on_stage: Callable[[Stage], None] = lambda stage: None
     on_bytes: Callable[[int, int], None] = lambda sent, received: None
 
 
-def open_store(folder: AggregatorFolder, plan: RunPlan, *, resume: bool) -> Path:
+def open_folder(folder: AggregatorFolder, plan: RunPlan, *, resume: bool) -> Path:
     """Return the run's folder, once it is clear whether it may exist.
 
     Raises:
@@ -47,6 +48,7 @@ def open_store(folder: AggregatorFolder, plan: RunPlan, *, resume: bool) -> Path
         raise ConfigRejected(f"{run}: exists; continue it with --resume")
     if resume and not run.exists():
         raise ConfigRejected(f"{run}: does not exist; start without --resume")
+    run.mkdir(parents=True, exist_ok=True, mode=0o700)
     return run
 
 
@@ -95,7 +97,7 @@ def check_evaluation(plan: RunPlan, settings: RunSettings) -> Reference | None:
         ConfigRejected: the plan asks for evaluation, but there is no reference.
         DiffusionError: weights or statistics cannot be used.
     """
-    if not plan.evaluation.every_rounds:
+    if not plan.evaluation.every_rounds or not settings.evaluate:
         return None
     if settings.reference is None:
         raise ConfigRejected(

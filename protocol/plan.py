@@ -19,6 +19,7 @@ import tomli_w
 from crypto import labels
 from crypto.errors import InvalidSignature
 from crypto.keys import IdentityKey
+from crypto.ring import words_needed
 from crypto.secagg.config import SecAggConfig
 from crypto.signatures import sign, verify
 from diffusion.config import ScheduleConfig, UNetConfig
@@ -178,6 +179,11 @@ class RunPlan(PlanDraft):
         """Return the parameters of the secure aggregation."""
         return self.protection.secagg_config(len(self.silos))
 
+    def vector_bytes(self, round_number: int, num_values: int) -> int:
+        """Return the bytes of one silo's packed update of so many values, exactly."""
+        field_bits = self.update.field_bits(round_number, len(self.silos))
+        return 8 * words_needed(num_values, field_bits)
+
     def relative_weights(self) -> tuple[float, ...]:
         """Return each silo's factor in the sum, 1 for the heaviest."""
         if self.update.weights == "equal":
@@ -253,6 +259,17 @@ def save_plan(path: Path, plan: RunPlan, identity: IdentityKey) -> None:
     signature = sign(identity, labels.PLAN, plan.digest)
     table["signature"] = {"aggregator": signature.hex()}
     save_bytes(path, tomli_w.dumps(_without_none(table)).encode())
+
+
+def load_unsigned_plan(path: Path) -> RunPlan:
+    """Return a plan from its TOML file, whatever its signature.
+
+    Raises:
+        PlanRejected: unreadable or malformed; one line that names file and field.
+    """
+    table = dict(_read_toml(path))
+    table.pop("signature", None)
+    return _build(RunPlan, table, path)
 
 
 def load_plan(path: Path) -> RunPlan:

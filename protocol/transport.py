@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, Self
 
 from crypto.errors import CryptoError
 from crypto.frame import AGGREGATOR, read_header
@@ -152,6 +152,14 @@ class LocalSockets:
         self._listener = _listen(path)
         self._threads = [threading.Thread(target=self._accept, daemon=True)]
         self._threads[0].start()
+
+    def __enter__(self) -> Self:
+        """Return the transport."""
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Close the transport."""
+        self.close()
 
     def wait_for_silos(
         self,

@@ -3,7 +3,6 @@
 import math
 from dataclasses import dataclass
 
-from crypto.ring import words_needed
 from diffusion.config import UNetConfig
 from protocol.plan import RunPlan
 from silo.policy import Policy, plan_epsilon, refusals
@@ -37,11 +36,7 @@ def what_would_leave(plan: RunPlan) -> Leaving:
     """Return what one silo would send: the vectors of all rounds, exactly."""
     selected, everything = count_parameters(plan.model, plan.update.selection)
 
-    def vector_bytes(round_number: int) -> int:
-        bits = plan.update.field_bits(round_number, len(plan.silos))
-        return 8 * words_needed(selected, bits)
-
-    first, later = vector_bytes(1), vector_bytes(2)
+    first, later = plan.vector_bytes(1, selected), plan.vector_bytes(2, selected)
     return Leaving(
         num_values=selected,
         num_parameters=everything,

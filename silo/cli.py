@@ -3,6 +3,7 @@
 import os
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -280,6 +281,49 @@ def sample(
     images = checkpoint.images(seed=seed, count=count, device=choose_device(device))
     save_grid(out, images, columns, enlarge)
     click.echo(f"saved: {out}")
+
+
+@cli.command()
+@click.option(
+    "--extractor",
+    type=click.Choice(["fd-small-digits", "fd-small-fashion", "inception"]),
+    required=True,
+    help="What features are measured with; as in the plan.",
+)
+@click.option(
+    "--weights", type=FilePath, help="Inception's weights, if they are not cached."
+)
+@click.option(
+    "--split",
+    type=click.Choice(["train", "test", "val"]),
+    default="test",
+    show_default=True,
+)
+@click.option("--out", type=FilePath, default=Path("reference.npz"), show_default=True)
+@dir_option
+@data_option
+def reference(
+    extractor: str,
+    weights: Path | None,
+    split: str,
+    out: Path,
+    folder: Path,
+    data: Path | None,
+) -> None:
+    """Make reference statistics of images, to be published for evaluation.
+
+    They are means and covariances of features. Use images that may be described in
+    public: nothing protects the statistics.
+    """
+    from silo.data import load_images
+    from silo.reference import save_reference
+
+    files = SiloFolder(folder)
+    config = _config(files, data, None, None, must_exist=False)
+    source = replace(config.data, split=split)  # type: ignore[arg-type]
+    images = load_images(source, files.root)
+    count = save_reference(out, images, extractor, weights)  # type: ignore[arg-type]
+    click.echo(f"saved: {out}, statistics of {count:,} images")
 
 
 def _use_threads(threads: int) -> None:

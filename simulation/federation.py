@@ -10,7 +10,6 @@
 """
 
 import io
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,15 +18,13 @@ import tomli_w
 
 from aggregator.config import AggregatorFolder
 from crypto.keys import IdentityKey
-from diffusion.features import load_extractor
-from diffusion.fid import empty_statistics, save_statistics
 from protocol.encoding import to_table
 from protocol.files import save_bytes, save_identity, whole_folder
 from protocol.plan import PlanDraft, RunPlan, SiloParty, load_plan, make_plan, save_plan
-from protocol.settings import EvaluationConfig
 from silo.config import ComputeConfig, DataConfig, SiloConfig, SiloFolder
 from silo.data import ImageSet
 from silo.policy import Policy
+from silo.reference import save_reference
 from simulation.errors import SettingsRejected
 from simulation.partition import partition
 from simulation.settings import SimulationConfig
@@ -36,7 +33,6 @@ from simulation.sources import Pool, load_pool, subset
 PLAN_FILE = "plan.toml"
 REFERENCE_FILE = "reference.npz"
 DATA_FILE = "data.npz"
-FEATURE_BLOCK = 500
 
 
 @dataclass(frozen=True)
@@ -79,7 +75,6 @@ def make_federation(
     config: SimulationConfig,
     *,
     weights: Path | None = None,
-    allow_download: bool = False,
 ) -> Federation:
     """Make a federation's folder; it appears whole or not at all.
 
@@ -116,12 +111,12 @@ def make_federation(
         for (name, key), share in zip(keys.items(), shares, strict=True):
             _make_silo(federation.silo(name), plan, key, config, pool, share)
         if plan.evaluation.every_rounds:
-            _save_reference(
+            save_reference(
                 federation.reference,
-                plan.evaluation,
                 pool.held_out,
+                plan.evaluation.extractor,
                 weights,
-                allow_download,
+                sha256=plan.evaluation.extractor_sha256 or None,
             )
     return Federation(root)
 
@@ -161,29 +156,3 @@ def _npz(images: ImageSet) -> bytes:
         arrays["labels"] = images.labels
     np.savez(buffer, **arrays)  # type: ignore[arg-type]
     return buffer.getvalue()
-
-
-def _save_reference(
-    path: Path,
-    evaluation: EvaluationConfig,
-    images: ImageSet,
-    weights: Path | None,
-    allow_download: bool,
-) -> None:
-    """Measure the held-out images, and save their statistics."""
-    extractor = load_extractor(
-        evaluation.extractor,
-        weights=weights,
-        sha256=evaluation.extractor_sha256 or None,
-        allow_download=allow_download,
-    )
-    statistics = empty_statistics(extractor)
-    for block in _blocks(len(images)):
-        statistics = statistics.update(extractor.features(images.batch(block)))
-    save_statistics(path, statistics)
-
-
-def _blocks(count: int) -> Iterator[np.ndarray[tuple[int], np.dtype[np.int64]]]:
-    """Yield the indices of so many images, block by block."""
-    for start in range(0, count, FEATURE_BLOCK):
-        yield np.arange(start, min(start + FEATURE_BLOCK, count))

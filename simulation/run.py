@@ -5,17 +5,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from rich.console import Console
 
 from aggregator.checkpoints import CheckpointStore
-from aggregator.rounds import Watcher
 from aggregator.serve import RunSettings, run_plan
 from audits.audit import Audit, run_audit
 from audits.evidence import load_evidence
 from audits.report.page import write_report
 from audits.report.samples import load_samples
 from diffusion.checkpoint import choose_device, load_checkpoint
-from diffusion.features import load_extractor
 from diffusion.images import save_grid
 from protocol.files import load_identity, locked
 from protocol.plan import RunPlan
@@ -65,6 +64,7 @@ def run_federation(
     if resume and not federation.plan_path.exists():
         raise SettingsRejected(f"{federation.root}: holds no run to resume")
     plan = federation.load_plan()
+    torch.set_num_threads(config.aggregator_threads)
     with locked(federation.root):
         folder = federation.aggregator.run(plan)
         if not CheckpointStore(folder, plan).model.exists():
@@ -81,18 +81,14 @@ def _train(
     weights: Path | None,
 ) -> None:
     """Carry out the rounds that are left, with a display."""
-    display = Display(plan, extractor_name(plan, weights), console)
+    display = Display(plan, console)
     settings = RunSettings(
         device=choose_device(device),
         reference=federation.reference if plan.evaluation.every_rounds else None,
         weights=weights,
         on_stage=display.stage,
         on_bytes=display.count,
-        watcher=Watcher(
-            on_closed=display.closed,
-            on_lost=display.lost,
-            on_evaluation=display.evaluated,
-        ),
+        watcher=display.watcher(),
     )
     with (
         display.shown(),
@@ -113,19 +109,11 @@ def _silos(
 ) -> Iterator[Transport]:
     """Lend the transport that the settings ask for."""
     if config.transport == "memory":
-        threads = config.threads_per_silo
-        with in_memory(federation, plan, observe, threads) as transport:
+        with in_memory(federation, plan, observe) as transport:
             yield transport
     else:
         with silo_processes(federation, plan, observe) as sockets:
             yield sockets
-
-
-def extractor_name(plan: RunPlan, weights: Path | None) -> str:
-    """Return the name of a plan's extractor, as it stands beside every number."""
-    if not plan.evaluation.every_rounds:
-        return ""
-    return load_extractor(plan.evaluation.extractor, weights=weights).name
 
 
 def finish(federation: Federation, plan: RunPlan, device: str) -> Outcome:

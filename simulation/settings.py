@@ -66,6 +66,8 @@ class SimulationConfig:
     the evaluation is the source's own test split, or, where ``held_out_images`` is
     positive, as many images that are kept from every silo. ``transport`` runs each
     silo as a process of its own behind a local socket, or all of them in this one.
+    The threads are those of a silo's training and of the aggregator's sampling; small
+    images want one.
     """
 
     num_silos: int = 3
@@ -73,6 +75,7 @@ class SimulationConfig:
     held_out_images: int = 0
     transport: Literal["sockets", "memory"] = "sockets"
     threads_per_silo: int = 1
+    aggregator_threads: int = 1
     data: SourceConfig = SourceConfig()
     partition: PartitionConfig = PartitionConfig()
 
@@ -83,8 +86,9 @@ class SimulationConfig:
         for name in ("num_images", "held_out_images"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: must not be negative")
-        if self.threads_per_silo < 1:
-            raise ValueError("threads_per_silo: must be at least 1")
+        for name in ("threads_per_silo", "aggregator_threads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: must be at least 1")
 
 
 def load_settings(

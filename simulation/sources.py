@@ -29,10 +29,8 @@ def load_pool(config: SimulationConfig, seed: int) -> Pool:
         DataError: missing or unusable images.
         SettingsRejected: more images are asked for than there are.
     """
-    if config.data.source == "digits":
-        pool = _digits()
-    else:
-        pool = _from_files(config, seed)
+    is_digits = config.data.source == "digits"
+    pool = _digits() if is_digits else _from_files(config, seed)
     if config.num_images > len(pool.dealt):
         raise SettingsRejected(
             f"simulation.num_images: {config.num_images:,} of only "

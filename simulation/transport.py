@@ -11,8 +11,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import torch
-
 from diffusion.checkpoint import choose_device
 from protocol.files import load_identity
 from protocol.plan import RunPlan
@@ -70,10 +68,9 @@ def open_session(
 
 @contextmanager
 def in_memory(
-    federation: Federation, plan: RunPlan, observe: Observe, threads: int
+    federation: Federation, plan: RunPlan, observe: Observe
 ) -> Iterator[InMemory]:
-    """Lend a transport to silos in this process."""
-    torch.set_num_threads(threads)
+    """Lend a transport to silos in this process; they share its threads."""
     sessions = {
         index: open_session(federation, plan, silo.name, observe)
         for index, silo in enumerate(plan.silos)
