@@ -67,7 +67,7 @@ def verify(run: Path, plan: Path | None) -> None:
     "--out",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Where to write; by default the folder report in RUN.",
+    help="Where to write; by default into RUN.",
 )
 def report(
     run: Path, plan: Path | None, samples: Path | None, out: Path | None
@@ -84,7 +84,7 @@ def report(
     audit = _audit(run, plan)
     if samples is None and (run / SAMPLES_FILE).is_file():
         samples = run / SAMPLES_FILE
-    folder = out or run / "report"
+    folder = out or run
     try:
         picture = load_samples(samples) if samples else None
         paths = write_report(audit, picture, folder)

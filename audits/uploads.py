@@ -66,7 +66,9 @@ def _compare_silo(
             continue
         arrived = received.get(_name(record), [])
         if not arrived:
-            if record.round_number not in dropped and _covers(
+            if record.round_number in aggregator.resumed_rounds:
+                yield _unseen(silo, placed)
+            elif record.round_number not in dropped and _covers(
                 aggregator, record.round_number
             ):
                 yield _fail(
@@ -125,6 +127,18 @@ def _fail(
         *evidence,
         party=account.party,
         round_number=record.round_number,
+    )
+
+
+def _unseen(silo: Account, placed: Placed[Masked]) -> Finding:
+    """Return a warning about an upload that a restart of the aggregator explains."""
+    return warn(
+        "uploads",
+        f"Round {placed.record.round_number}: an upload of {silo.party} is not shown "
+        "by the aggregator, which was started again in this round.",
+        f"record {placed.index:,} of {silo.party}",
+        party=silo.party,
+        round_number=placed.record.round_number,
     )
 
 

@@ -115,7 +115,8 @@ def _draw_distance(evaluations: Sequence[Mapping[str, Any]]) -> Drawing | None:
     figure, axes = _axes()
     for (name, points), colour in zip(lines.items(), SERIES, strict=False):
         axes.plot(*zip(*points, strict=True), "o-", color=colour, label=name, ms=4)
-    axes.set_ylim(bottom=0)
+    highest = max(value for points in lines.values() for _, value in points)
+    axes.set_ylim(0, 1.08 * highest or 1)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("round")
     axes.set_ylabel("Fréchet distance (no unit)")
@@ -175,7 +176,7 @@ def _draw_growth(transcripts: Sequence[Mapping[str, Any]]) -> Drawing | None:
     axes.set_ylim(bottom=0)
     axes.set_xlabel(f"time since the first head ({unit})")
     axes.set_ylabel("records")
-    _legend(axes)
+    _legend(axes, columns=4 if sum(map(len, lines)) < 40 else 2)
     said = "; ".join(
         f"{party}: {points[-1][1]:,} records at its last head"
         for party, points in lines.items()

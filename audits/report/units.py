@@ -21,9 +21,10 @@ def format_bytes(number: int) -> str:
 
 
 def format_share(part: int, whole: int) -> str:
-    """Return a share in per cent; never 100 % for less than the whole."""
-    if whole <= 0:
+    """Return a share in per cent; 0 % and 100 % only where nothing and all is meant."""
+    if part <= 0 or whole <= 0:
         return "0 %"
     if part == whole:
         return "100 %"
-    return f"{min(99.9, 100 * part / whole):.1f} %"
+    percent = 100 * part / whole
+    return "< 0.1 %" if percent < 0.1 else f"{min(99.9, percent):.1f} %"

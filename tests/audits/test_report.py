@@ -236,3 +236,4 @@ def test_bytes_and_shares_in_words() -> None:
     ]
     assert format_share(9_999_999, 10_000_000) == "99.9 %"
     assert (format_share(1, 1), format_share(0, 0)) == ("100 %", "0 %")
+    assert (format_share(1, 9_999), format_share(1, 3)) == ("< 0.1 %", "33.3 %")

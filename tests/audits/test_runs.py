@@ -120,6 +120,17 @@ def test_traffic_counted_twice_over_a_restart_is_a_warning(tmp_path: Path) -> No
     assert odd["traffic"][0].party == "cork"
 
 
+def test_an_upload_lost_in_a_restart_of_the_aggregator_is_a_warning(
+    tmp_path: Path,
+) -> None:
+    actions = script(lost={2: "cork"})
+    index = find(actions, AGGREGATOR, r.Dropped, 2)
+    actions[index] = (AGGREGATOR, r.Resumed(software="test"))
+    odd = warnings(write(tmp_path, actions))
+    assert odd["uploads"][0].party == "cork"
+    assert "started again" in odd["uploads"][0].statement
+
+
 def test_a_lost_round_is_told(tmp_path: Path) -> None:
     actions = script(rounds=2)
     index = find(actions, AGGREGATOR, r.RoundClosed, 2)

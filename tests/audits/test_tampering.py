@@ -665,6 +665,17 @@ def test_tampered_files_are_found_and_named(
         assert accused == {row.party}, "somebody else is accused"
 
 
+def test_a_transcript_that_breaks_off_is_held_to_what_it_says(
+    honest: Path, parties: Parties, tmp_path: Path
+) -> None:
+    """What follows a broken line cannot be read; nobody is accused of lacking it."""
+    run = tmp_path / "run"
+    shutil.copytree(honest, run)
+    put(run, "basel", spaced(lines_of(run, "basel"), 9))
+    failed = run_audit(load_evidence(run)).with_severity(Severity.FAIL)
+    assert [finding.check for finding in failed] == ["records"]
+
+
 @pytest.mark.parametrize("row", LIES, ids=lambda row: row.name)
 def test_lies_in_signed_transcripts_are_found_and_named(
     row: Row, parties: Parties, tmp_path: Path
