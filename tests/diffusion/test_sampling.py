@@ -21,13 +21,13 @@ SHORT = make_schedule(ScheduleConfig(kind="linear", num_timesteps=20))
 
 
 def toy(x_t, t):
-    """Predict the noise as if every clean pixel were Gaussian, 0.1 ± 0.4."""
+    """Predict the noise as if every clean pixel were Gaussian, 0.1 ± 0.8."""
     alpha_bar = SHORT.alpha_bar[t].reshape(-1, 1, 1, 1)
     return expected_noise(x_t, alpha_bar)
 
 
 def expected_noise(x, alpha_bar):
-    variance = 0.16 * alpha_bar + 1 - alpha_bar
+    variance = 0.64 * alpha_bar + 1 - alpha_bar
     return (1 - alpha_bar) ** 0.5 * (x - 0.1 * alpha_bar**0.5) / variance
 
 
