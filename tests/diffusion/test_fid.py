@@ -178,7 +178,7 @@ def test_a_cut_file_is_one_clear_line(tmp_path, kept):
         ("mean", np.array([1.0, np.nan, 0.0])),
         ("covariance", np.zeros((2, 2))),
         ("extractor", None),
-        ("mean", np.array([{}], dtype=object)),
+        ("mean", np.array([1.0, 2.0, 3.0], dtype=object)),  # a pickle
     ],
 )
 def test_a_file_with_other_content_is_refused(tmp_path, field, value):

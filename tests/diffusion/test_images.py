@@ -32,17 +32,18 @@ def test_other_images_are_refused(images, message):
 def test_a_grid_is_laid_out_row_by_row(tmp_path, channels, mode):
     path = tmp_path / "grid.png"
     images = torch.stack(
-        [torch.full((channels, 2, 2), value) for value in (-1.0, 0.0, 1.0)]
+        [torch.full((channels, 2, 2), value) for value in (-1.0, 0.0, 1.0, -1.0)]
     )
-    save_grid(path, images, columns=2, enlarge=3)
+    save_grid(path, images, columns=3, enlarge=3)
     with Image.open(path) as grid:
         assert grid.mode == mode
-        # 2 cells of 6 pixels and 3 gaps of 3; two rows likewise.
-        assert grid.size == (21, 21)
-        pixels = np.asarray(grid).reshape(21, 21, channels)[:, :, 0]
+        # 3 cells of 6 pixels and 4 gaps of 3; 2 rows and 3 gaps.
+        assert grid.size == (30, 21)
+        pixels = np.asarray(grid).reshape(21, 30, channels)[:, :, 0]
     assert pixels[5, 5] == 0
     assert pixels[5, 14] == 128
-    assert pixels[14, 5] == 255
+    assert pixels[5, 23] == 255
+    assert pixels[14, 5] == 0
     assert pixels[14, 14] == 128  # an empty cell is ground
     assert pixels[0, 0] == 128
     assert [p.name for p in tmp_path.iterdir()] == ["grid.png"]
