@@ -228,7 +228,7 @@ def _explain(path: Path, index: int) -> str:
     """Return what the index that a line says tells of its fate."""
     here, after = (_index_of(line) for line in _raw_lines(path, index, index + 2))
     if here is None or here == index:
-        return "; its bytes were altered"
+        return "; the line is damaged or was altered"
     if here > index and after == index:
         return f"; records {index:,} and {here:,} were swapped"
     if here > index:

@@ -43,12 +43,10 @@ class Head:
         """Raise :class:`TranscriptBroken` unless the party signed this head."""
         message = _head_bytes(plan_digest, self.party, self.size, self.root)
         try:
-            verify(
-                public_key,
-                labels.TRANSCRIPT_HEAD,
-                message,
-                bytes.fromhex(self.signature),
-            )
+            signature = bytes.fromhex(self.signature)
+            if signature.hex() != self.signature:
+                raise ValueError("not the one way to write these bytes")
+            verify(public_key, labels.TRANSCRIPT_HEAD, message, signature)
         except (InvalidSignature, ValueError):
             raise TranscriptBroken(
                 f"head of {self.party} at size {self.size}: wrong signature"
@@ -155,7 +153,7 @@ def read_records(folder: Path) -> Iterator[Entry]:
     for index, line in enumerate(_lines(path)):
         try:
             yield _parse(index, line)
-        except EncodingError as error:
+        except (EncodingError, OverflowError) as error:
             raise TranscriptBroken(f"{path.name}, record {index}: {error}") from None
 
 
@@ -169,7 +167,7 @@ def read_heads(folder: Path) -> Iterator[Head]:
     for index, line in enumerate(_lines(path)):
         try:
             yield from_table(Head, decode(line))
-        except EncodingError as error:
+        except (EncodingError, OverflowError) as error:
             raise TranscriptBroken(f"{path.name}, head {index}: {error}") from None
 
 

@@ -109,6 +109,8 @@ def test_a_message_sent_again_after_a_crash_is_no_reuse(tmp_path: Path) -> None:
     actions = script()
     for kind in (r.Masked, r.Confirmed, r.Revealed, r.Finished):
         actions = repeat("cork", kind)(actions)
+    confirmed = actions[find(actions, "cork", r.Confirmed)]
+    actions.insert(find(actions, "cork", r.Revealed) + 2, confirmed)
     assert set(warnings(write(tmp_path, actions))) == {"privacy"}
 
 

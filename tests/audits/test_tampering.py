@@ -91,6 +91,25 @@ def spaced(lines: list[bytes], i: int) -> list[bytes]:
     return [*lines[:i], lines[i].replace(b":", b" ", 1), *lines[i + 1 :]]
 
 
+def upper_case_digit(lines: list[bytes]) -> list[bytes]:
+    """Write one hexadecimal digit of the first signature in upper case."""
+    start = lines[0].index(b'"signature":"') + len(b'"signature":"')
+    at = next(
+        i for i in range(start, len(lines[0])) if lines[0][i : i + 1] in b"abcdef"
+    )
+    digit = lines[0][at : at + 1].upper()
+    return [lines[0][:at] + digit + lines[0][at + 1 :], *lines[1:]]
+
+
+def enormous_number(lines: list[bytes]) -> list[bytes]:
+    """Put a whole number where a real one belongs."""
+    i = next(i for i, line in enumerate(lines) if b'"frechet_distance":' in line)
+    line = lines[i].replace(
+        b'"frechet_distance":90.5', b'"frechet_distance":1' + b"0" * 400
+    )
+    return [*lines[:i], line, *lines[i + 1 :]]
+
+
 def cut(party: str, records: int, heads: int) -> Tamper:
     def tamper(run: Path, parties: Parties) -> None:
         put(run, party, lines_of(run, party)[:-records])
@@ -311,6 +330,20 @@ FILES = (
             ],
             "heads.jsonl",
         ),
+    ),
+    Row(
+        "one bit of a signature, which then means the same",
+        "signatures",
+        "amsterdam",
+        "1 of 5 heads",
+        tamper=on_lines("amsterdam", upper_case_digit, "heads.jsonl"),
+    ),
+    Row(
+        "a number too large for any machine",
+        "records",
+        AGGREGATOR,
+        "record 29: int too large",
+        tamper=on_lines(AGGREGATOR, enormous_number),
     ),
     Row(
         "two heads swapped",
