@@ -56,7 +56,9 @@ def test_the_layers_are_those_of_pytorch_fid(weights):
         expected = theirs(images.repeat(1, 3, 1, 1))[0].flatten().double().numpy()
     extractor = load_extractor("inception", weights=path, sha256=digest)
     found = extractor.features(images * 2 - 1)[0]
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    largest = np.abs(expected).max()  # tiny: the parameters are random
+    assert largest > 0
+    np.testing.assert_allclose(found / largest, expected / largest, atol=1e-4)
 
 
 def test_another_digest_is_refused_before_the_file_is_read(weights):
