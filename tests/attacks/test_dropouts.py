@@ -57,9 +57,11 @@ class Fading:
         return sorted(self.left)
 
     def ask(self, name: str, *arguments):
-        """Call the aggregator and remember which call it was."""
+        """Call the aggregator; if it refuses, remember which call it was."""
         self.call = name
-        return getattr(self.f.aggregator, name)(*arguments)
+        reply = getattr(self.f.aggregator, name)(*arguments)
+        self.call = "a silo"
+        return reply
 
     def run_setup(self) -> None:
         f = self.f

@@ -591,3 +591,74 @@ def test_semi_honest_trust_still_binds_the_survivors():
         f.silos[0].reveal(other_survivors_after_confirm(f))
     assert f.silos[0].to_bytes() == before
     assert f.silos[0].reveal(f.frames["survivors"][0]) == first
+
+
+# ------------------------------------------------------------------ outsiders
+# Six silos; silo 5 is in the roster, colludes, signs anything, and does not belong.
+
+SIX = SecAggConfig(num_silos=6, threshold=4, slots_per_setup=R)
+FIVE = range(5)
+
+
+def outsider_in_envelopes():
+    """Silo 5 has no keys in this setup, and is named as a member."""
+    f = Federation(SIX)
+    f.advertise(FIVE)
+    f.share(FIVE)
+    message = Envelopes.from_bytes(f.frames["envelopes"][0][BODY], 6, R)
+    sealed = (*message.sealed, message.sealed[0])
+    message = replace(message, members=tuple(range(6)), sealed=sealed)
+    return f, f.sign_as_aggregator(Kind.ENVELOPES, message.to_bytes(6, R), recipient=0)
+
+
+def outsider_in_cohort():
+    """Silo 5 has keys but dealt no shares; it signs the READY of the others."""
+    f = Federation(SIX)
+    f.advertise()
+    f.share(FIVE)
+    f.ready(FIVE)
+    message = Active.from_bytes(f.frames["active"][0][BODY], 6)
+    extra = resign(f, 5, f.frames["ready"][0], Kind.READY)
+    message = replace(message, signatures={**message.signatures, 5: extra})
+    return f, f.sign_as_aggregator(Kind.ACTIVE, message.to_bytes(6), slot=0)
+
+
+def outsider_among_survivors():
+    """Silo 5 was not in the cohort."""
+    f = Federation(SIX).reach("envelopes")
+    f.ready(FIVE)
+    f.mask(FIVE)
+    message = Survivors.from_bytes(f.frames["survivors"][0][BODY], 6)
+    message = replace(message, survivors=tuple(range(6)))
+    return f, f.sign_as_aggregator(Kind.SURVIVORS, message.to_bytes(6), slot=0)
+
+
+def outsider_confirms():
+    """Silo 5 was not in the cohort; it stands in for a missing confirmation."""
+    f = Federation(SIX).reach("envelopes")
+    f.ready(FIVE)
+    f.mask(FIVE)
+    f.confirm(FIVE)
+    message = Confirms.from_bytes(f.frames["confirms"][0][BODY], 6)
+    extra = resign(f, 5, f.frames["confirm"][0], Kind.CONFIRM)
+    table = {**without(message.signatures, 3, 4), 5: extra}
+    message = replace(message, signatures=table)
+    return f, f.sign_as_aggregator(Kind.CONFIRMS, message.to_bytes(6), slot=0)
+
+
+OUTSIDERS = [
+    (outsider_in_envelopes, "receive", "envelopes"),
+    (outsider_in_cohort, "mask", "active"),
+    (outsider_among_survivors, "confirm", "survivors"),
+    (outsider_confirms, "reveal", "confirms"),
+]
+
+
+@pytest.mark.parametrize(("forge", "method", "stage"), OUTSIDERS)
+def test_outsiders_do_not_count(forge, method, stage):
+    f, frame = forge()
+    before = f.silos[0].to_bytes()
+    with pytest.raises(ProtocolViolation, match="silo 5 does not belong"):
+        deliver(f.silos[0], method, frame, f)
+    assert f.silos[0].to_bytes() == before
+    deliver(f.silos[0], method, f.frames[stage][0], f)

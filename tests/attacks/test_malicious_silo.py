@@ -19,6 +19,7 @@ from crypto.errors import (
     ProtocolViolation,
 )
 from crypto.frame import AGGREGATOR, EVERYONE, NO_SLOT, Header, Kind, make_frame
+from crypto.keys import AgreementKey
 from crypto.secagg.aggregator_side import AggregatorSide
 from crypto.secagg.config import SecAggConfig
 from crypto.secagg.messages import Advertise, Ready, Reveal, Shares, Survivors
@@ -335,15 +336,54 @@ def test_answers_that_come_too_late_are_refused(stage):
     assert f.aggregator.to_bytes() == before
 
 
-def test_a_silo_outside_the_cohort_sends_nothing():
-    f = Federation(CONFIG).reach("envelopes")
+def outside_the_keys(f):
+    advertise(f, HONEST)
+    share(f, HONEST)
+    f.silos[1].advertise()
+    theirs = f.silos[0].share(f.frames["keys"][0])
+    return AggregatorSide.add_shares, sign(f, Kind.SHARES, theirs[BODY])
+
+
+def outside_the_members(f):
+    f.advertise()
+    f.share(HONEST)
     f.ready(HONEST)
-    body = bytes(32) + (NUM_WORDS).to_bytes(8, "big") + bytes(8 * NUM_WORDS)
-    with pytest.raises(ProtocolViolation, match="silo 1"):
-        f.aggregator.add_masked(sign(f, Kind.MASKED, body))
+    return AggregatorSide.add_ready, sign(f, Kind.READY, f.frames["ready"][0][BODY])
+
+
+def outside_the_cohort(f, stage):
+    f.reach("envelopes")
+    f.ready(HONEST)
     f.mask(HONEST)
+    if stage == "masked":
+        return AggregatorSide.add_masked, sign(f, Kind.MASKED, f.frames[stage][0][BODY])
     f.confirm(HONEST)
-    assert (f.reveal(HONEST) == f.plain_sum(HONEST)).all()
+    if stage == "confirm":
+        body = f.frames[stage][0][BODY]
+        return AggregatorSide.add_confirm, sign(f, Kind.CONFIRM, body)
+    body = f.silos[0].reveal(f.frames["confirms"][0])[BODY]
+    return AggregatorSide.add_reveal, sign(f, Kind.REVEAL, body)
+
+
+@pytest.mark.parametrize(
+    "play",
+    [
+        outside_the_keys,
+        outside_the_members,
+        *(
+            lambda f, stage=stage: outside_the_cohort(f, stage)
+            for stage in ("masked", "confirm", "reveal")
+        ),
+    ],
+)
+def test_a_silo_that_does_not_belong_is_not_counted(play):
+    """Silo 1 says what an honest silo said, where it is in no list."""
+    f = Federation(CONFIG)
+    add, frame = play(f)
+    before = f.aggregator.to_bytes()
+    with pytest.raises(ProtocolViolation, match="silo 1 does not belong"):
+        add(f.aggregator, frame)
+    assert f.aggregator.to_bytes() == before
 
 
 def wrong_reveal(f: Federation, silo: int) -> bytes:
@@ -374,16 +414,29 @@ def test_wrong_shares_are_noticed_and_left_out(liars):
         assert (total == f.plain_sum([0, 1, 2, 4, 5])).all()
 
 
-def test_a_dealer_of_wrong_shares_is_named_and_the_next_setup_goes_without():
+def spoil(f: Federation, **secrets: object) -> None:
+    """Have silo 1 deal shares of other secrets than it advertised."""
+    state = f.silos[1]._state
+    spoiled = {slot: replace(own, **secrets) for slot, own in state.secrets.items()}
+    f.silos[1]._state = replace(state, secrets=spoiled)
+
+
+@pytest.mark.parametrize("lost", [[], [1]], ids=["survives", "is lost"])
+def test_a_dealer_of_wrong_shares_is_named_and_the_next_setup_goes_without(lost):
+    """The slot is lost, masked; no sum is ever wrong."""
     f = Federation(CONFIG).reach("keys")
-    secrets = f.silos[1]._state.secrets
-    spoiled = {slot: replace(own, mask_seed=bytes(32)) for slot, own in secrets.items()}
-    f.silos[1]._state = replace(f.silos[1]._state, secrets=spoiled)
+    honest = f.silos[1]._state.secrets
+    if lost:
+        spoil(f, agreement=AgreementKey.generate())
+    else:
+        spoil(f, mask_seed=bytes(32))
     f.share()
+    f.silos[1]._state = replace(f.silos[1]._state, secrets=honest)
     f.ready()
-    f.mask(range(N))
-    f.confirm(range(N))
+    left = [silo for silo in range(N) if silo not in lost]
+    f.mask(left)
+    f.confirm(left)
     with pytest.raises(InvalidShare, match="silo 1"):
-        f.reveal(range(N))
-    again = Federation(CONFIG, setup=2)
-    finish_without_silo_1(again, "start")
+        f.reveal(left)
+    assert not f.aggregator.latest_slot.is_unmasked
+    finish_without_silo_1(Federation(CONFIG, setup=2), "start")

@@ -94,17 +94,17 @@ class Federation:
             steps[name]()
         return self
 
-    def advertise(self) -> None:
-        sent = {i: silo.advertise() for i, silo in enumerate(self.silos)}
+    def advertise(self, silos: Iterable[int] | None = None) -> None:
+        chosen = self.everyone if silos is None else silos
+        sent = {i: self.silos[i].advertise() for i in chosen}
         for frame in sent.values():
             self.aggregator.add_advertisement(frame)
         self.frames["advertise"] = sent
         self.frames["keys"] = dict.fromkeys(self.everyone, self.aggregator.keys())
 
-    def share(self) -> None:
-        sent = {
-            i: silo.share(self.frames["keys"][i]) for i, silo in enumerate(self.silos)
-        }
+    def share(self, silos: Iterable[int] | None = None) -> None:
+        chosen = self.everyone if silos is None else silos
+        sent = {i: self.silos[i].share(self.frames["keys"][i]) for i in chosen}
         for frame in sent.values():
             self.aggregator.add_shares(frame)
         self.frames["shares"] = sent

@@ -88,7 +88,7 @@ def test_states_that_are_torn_or_of_others(stage):
         federation.aggregator_arguments(),
     )
     AggregatorSide.from_bytes(saved, *arguments)
-    flipped = bytes([saved[0] ^ 1]) + saved[1:]
+    flipped = saved[:60] + bytes([saved[60] ^ 1]) + saved[61:]
     for data in (b"", saved[:40], saved[:-1], saved + b"\x00", flipped):
         with pytest.raises(MalformedMessage):
             AggregatorSide.from_bytes(data, *arguments)

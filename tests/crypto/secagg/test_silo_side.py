@@ -73,7 +73,7 @@ def test_states_that_are_torn_or_of_others(stage):
     federation = Federation(CONFIG).reach(stage)
     saved = federation.silos[0].to_bytes()
     SiloSide.from_bytes(saved, *federation.silo_arguments(0))
-    flipped = bytes([saved[0] ^ 1]) + saved[1:]
+    flipped = saved[:60] + bytes([saved[60] ^ 1]) + saved[61:]
     torn = [b"", saved[:40], saved[:-1], saved + b"\x00", flipped]
     for data in torn:
         with pytest.raises(MalformedMessage):
