@@ -214,7 +214,7 @@ def test_many_rounds_are_shortened_in_the_middle() -> None:
     [
         (b"", "not a PNG"),
         (PIXEL[:16], "not a PNG"),
-        (b"GIF89a", "not a PNG"),
+        (b"GIF89a" + b"\x01" * 40, "not a PNG"),
         (PIXEL[:16] + b"\0" * 8 + PIXEL[24:], "0 × 0 pixels"),
         (PIXEL + b"\0" * MAX_SAMPLES_BYTES, "larger than"),
     ],
