@@ -69,15 +69,21 @@ def init(folder: Path) -> None:
     from crypto.keys import IdentityKey
 
     files = SiloFolder(folder)
-    for path in (files.identity, files.config, files.policy):
+    paths = (files.identity, files.public, files.config, files.policy)
+    for path in paths:
         if path.exists():
             raise ConfigRejected(f"{path}: exists; nothing was changed")
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     key = IdentityKey.generate()
-    save_bytes(files.config, DEFAULT_CONFIG.encode())
-    save_bytes(files.policy, DEFAULT_POLICY.encode())
-    save_bytes(files.public, key.public.hex().encode() + b"\n")
-    save_identity(files.identity, key)
+    try:
+        save_bytes(files.config, DEFAULT_CONFIG.encode())
+        save_bytes(files.policy, DEFAULT_POLICY.encode())
+        save_bytes(files.public, key.public.hex().encode() + b"\n")
+        save_identity(files.identity, key)
+    except BaseException:
+        for path in paths:
+            path.unlink(missing_ok=True)
+        raise
     click.echo(f"public key: {key.public.hex()}")
     click.echo(f"Give {files.public} to the aggregator's operator, and read the key")
     click.echo("to them by telephone. Then edit silo.toml and policy.toml.")
@@ -243,6 +249,8 @@ def _train_alone(
     from silo.local import train_alone
 
     draft, _ = load_draft(draft_path)
+    if not out.parent.is_dir():
+        raise ConfigRejected(f"--out: the folder {out.parent} does not exist")
     _use_threads(config.compute.threads)
     images = load_images(config.data, files.root)
     with make_display("alone", draft.num_rounds, lines=False) as display:

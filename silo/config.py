@@ -4,6 +4,7 @@ Nothing here is agreed with others and nothing here can change what is private; 
 the silo refuses is in ``silo.policy``.
 """
 
+import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -43,11 +44,20 @@ threads = 0          # CPU threads; 0: all cores
 """
 
 
+def check_value_range(value_range: tuple[float, ...]) -> None:
+    """Raise ``ValueError`` unless these are a smallest and a largest value."""
+    if (
+        len(value_range) != 2
+        or not -math.inf < value_range[0] < value_range[1] < math.inf
+    ):
+        raise ValueError("value_range: must be two numbers, the smaller one first")
+
+
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """Where this silo's images are, and the range of their values.
 
-    ``num_images`` 0 means all; ``download`` lets torchvision fetch a data set.
+    ``download`` lets torchvision fetch a data set.
     """
 
     source: Literal["npz", "folder", "torchvision"] = "npz"
@@ -59,8 +69,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         """Check the range."""
-        if len(self.value_range) != 2 or not self.value_range[0] < self.value_range[1]:
-            raise ValueError("value_range: must be two numbers, the smaller one first")
+        check_value_range(self.value_range)
 
 
 @dataclass(frozen=True, kw_only=True)

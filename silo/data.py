@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from diffusion.config import UNetConfig
 from silo.config import DataConfig
@@ -30,6 +30,10 @@ LABEL_NAMES: Mapping[str, tuple[str, ...]] = {
     "val": ("val_labels", "y_val"),
 }
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
+GREY_MODES = frozenset({"1", "L", "LA"})
+DEEP_MODES = ("I", "F")
+"""How Pillow's modes of 16-bit, 32-bit and real values begin."""
+
 TORCHVISION_SETS = ("FashionMNIST", "MNIST")
 
 
@@ -89,7 +93,7 @@ def load_images(config: DataConfig, folder: Path) -> ImageSet:
 
 def check_values(images: ImageSet, where: str) -> None:
     """Raise :class:`DataError` for no images, NaN, or values out of their range."""
-    if not len(images):
+    if not images.pixels.size:
         raise DataError(f"{where}: holds no images")
     low, high = images.value_range
     smallest, largest = float(images.pixels.min()), float(images.pixels.max())
@@ -130,7 +134,7 @@ def _load_npz(config: DataConfig, path: Path) -> ImageSet:
             f"{path}: array {name} is {pixels.dtype} {pixels.shape}; expected numbers "
             "[n, h, w] or [n, h, w, channels]"
         )
-    return _image_set(config, pixels, labels)
+    return _image_set(config, path, pixels, labels)
 
 
 def _load_folder(config: DataConfig, path: Path) -> ImageSet:
@@ -156,7 +160,7 @@ def _load_folder(config: DataConfig, path: Path) -> ImageSet:
         pixels[number - 1] = image
     classes = sorted({file.parent for file in files})
     labels = np.array([classes.index(file.parent) for file in files])
-    return _image_set(config, pixels, labels)
+    return _image_set(config, path, pixels, labels)
 
 
 def _read_image(path: Path, number: int) -> npt.NDArray[np.uint8]:
@@ -166,12 +170,19 @@ def _read_image(path: Path, number: int) -> npt.NDArray[np.uint8]:
     """
     try:
         with Image.open(path) as image:
-            grey = image.mode in ("1", "L", "I", "I;16", "F", "LA")
+            is_deep = image.mode.startswith(DEEP_MODES)
+            grey = image.mode in GREY_MODES
             pixels = np.asarray(image.convert("L" if grey else "RGB"))
-    except (OSError, UnidentifiedImageError, ValueError, SyntaxError):
+    except Exception:
+        # A damaged image raises whatever its decoder meets first.
         raise DataError(
             f"image {number} in sorted order cannot be read; remove or repair it"
         ) from None
+    if is_deep:
+        raise DataError(
+            f"image {number} in sorted order has more than 8 bits a value, which would "
+            "be cut off; give such images as arrays in an .npz file"
+        )
     return pixels[..., np.newaxis] if pixels.ndim == 2 else pixels
 
 
@@ -184,6 +195,8 @@ def _load_torchvision(config: DataConfig, path: Path) -> ImageSet:
         )
     from diffusion.torchvision_compat import load_torchvision
 
+    if config.split == "val":
+        raise DataError(f"{config.dataset} has no val images; choose train or test")
     kind = getattr(load_torchvision().datasets, config.dataset)
     try:
         dataset = kind(
@@ -195,23 +208,33 @@ def _load_torchvision(config: DataConfig, path: Path) -> ImageSet:
         raise DataError(
             f"{path}: {config.dataset} could not be loaded ({reason:.120}){hint}"
         ) from None
+    except Exception:
+        # A damaged file raises whatever torchvision's reader meets first.
+        raise DataError(f"{path}: {config.dataset} is damaged") from None
     pixels = np.asarray(dataset.data)
     if pixels.ndim == 3:
         pixels = pixels[..., np.newaxis]
-    return _image_set(config, pixels, np.asarray(dataset.targets))
+    return _image_set(config, path, pixels, np.asarray(dataset.targets))
 
 
 def _image_set(
     config: DataConfig,
+    path: Path,
     pixels: npt.NDArray[Any],
     labels: npt.NDArray[Any] | None,
 ) -> ImageSet:
-    """Return an image set, its labels checked for length."""
+    """Return an image set, its labels checked for kind and length."""
     low, high = config.value_range
     if labels is not None:
+        if labels.dtype.kind not in "uib":
+            raise DataError(
+                f"{path}: labels are {labels.dtype}; expected whole numbers"
+            )
         labels = labels.astype(np.int64).reshape(-1)
         if len(labels) != len(pixels):
-            raise DataError(f"{len(pixels):,} images but {len(labels):,} labels")
+            raise DataError(
+                f"{path}: {len(pixels):,} images but {len(labels):,} labels"
+            )
     return ImageSet(pixels, (low, high), labels)
 
 

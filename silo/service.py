@@ -33,17 +33,32 @@ def serve(
 
     Raises:
         TransportFailed: nobody listened for so long.
+        OSError: this silo's own disk failed. The session must not go on then; started
+            again it continues from what is saved.
     """
     while not session.is_finished:
         with _patient_connection(plan, identity, path, patience_seconds) as connection:
             announce("connected")
-            try:
-                while not session.is_finished:
-                    number, request = receive_message(connection)
-                    send_message(connection, number, session.handle(request))
-            except OSError as error:
-                logger.info("the connection ended: %s", error)
+            while not session.is_finished and _answer_next(session, connection):
+                pass
+            if not session.is_finished:
                 announce("connection lost")
+
+
+def _answer_next(session: SiloSession, connection: socket.socket) -> bool:
+    """Answer one request; return whether the connection still stands."""
+    try:
+        number, request = receive_message(connection)
+    except OSError as error:
+        logger.info("the connection ended: %s", error)
+        return False
+    reply = session.handle(request)
+    try:
+        send_message(connection, number, reply)
+    except OSError as error:
+        logger.info("the connection ended: %s", error)
+        return False
+    return True
 
 
 def _patient_connection(

@@ -14,14 +14,17 @@ ROUND      READY (or PLAIN)    training, update, quantisation
 ACTIVE     MASKED              the update leaves, masked
 SURVIVORS  CONFIRM             this silo signs whose updates the sum holds
 CONFIRMS   REVEAL              shares of the masks; the update is destroyed
-END        END_SEEN            the run is over
+END        END_SEEN            the run is over; nothing else is answered from now on
 ========== =================== ==================================================
+
+What happens in a slot belongs to the round that the slot was made ready for, whatever
+the aggregator asked for in between.
 """
 
 import hashlib
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import torch
@@ -45,12 +48,12 @@ from protocol.envelope import (
     make_envelope,
     open_envelope,
 )
-from protocol.errors import ProtocolError
+from protocol.errors import KeyFileRejected, ProtocolError
 from protocol.plan import RunPlan
 from protocol.transcript import Head, TranscriptWriter
 from protocol.version import SOFTWARE
 from silo.data import ImageSet
-from silo.errors import PolicyViolation, SiloError
+from silo.errors import DataError, PolicyViolation, SiloError, StateBroken
 from silo.policy import Policy, check_plan
 from silo.store import RunStore
 from silo.trainer import RoundTrainer
@@ -72,6 +75,12 @@ STAGES: Mapping[int, str] = {
 OUTSIDE_ROUNDS = ("setup", "shares", "end")
 """Stages that belong to no round; their records carry round 0."""
 
+IN_SLOT = ("masked", "confirm", "reveal")
+"""Stages that belong to the round of the latest slot."""
+
+WITHOUT_MASKS = ("ready", "end")
+"""The only stages of a run whose updates leave in the clear."""
+
 Refusable = (
     CryptoError,
     ProtocolError,
@@ -79,6 +88,9 @@ Refusable = (
     DiffusionError,
     SiloError,
 )
+
+LocalTrouble = (DataError, StateBroken, KeyFileRejected)
+"""Errors whose text may name this silo's files: it is for the operator alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,6 +179,7 @@ class SiloSession:
         self, stage: str, header: Header, body: memoryview, request: bytes
     ) -> tuple[bytes, int]:
         """Return the reply to a verified request, and the bytes of its vector."""
+        self._check_stage(stage)
         if stage == "setup":
             return self._open_setup(header), 0
         if stage == "shares":
@@ -181,10 +194,25 @@ class SiloSession:
             return self._reveal(header, body, request), 0
         return self._end(EndRequest.from_body(body)), 0
 
+    def _check_stage(self, stage: str) -> None:
+        """Refuse what a finished run, or a run without masks, does not have.
+
+        Raises:
+            PolicyViolation: with the reason.
+        """
+        if self.is_finished and stage != "end":
+            raise PolicyViolation("the run is over")
+        if self._plan.protection.method == "none" and stage not in WITHOUT_MASKS:
+            raise PolicyViolation(f"{stage} in a run without secure aggregation")
+
     def _refuse(self, stage: str, error: Exception) -> bytes:
         """Record a refusal; return the signed envelope that says so."""
-        logger.info("refused at %s: %s", stage, error)
         check = str(error)[:400]
+        if isinstance(error, LocalTrouble):
+            logger.warning("refused at %s: %s", stage, error)
+            check = "this silo's own files cannot be used"
+        else:
+            logger.info("refused at %s: %s", stage, error)
         self._transcript.append(
             records.Refused(
                 round_number=self._round_number(stage), stage=stage, check=check
@@ -195,7 +223,12 @@ class SiloSession:
 
     def _round_number(self, stage: str) -> int:
         """Return the round that a stage's records belong to, if any, else 0."""
-        return 0 if stage in OUTSIDE_ROUNDS else self._asked_round
+        if stage in OUTSIDE_ROUNDS:
+            return 0
+        if stage in IN_SLOT and self._side is not None:
+            with suppress(RuntimeError):  # There is no slot yet.
+                return self._side.latest_slot.round_number
+        return self._asked_round
 
     def _open_setup(self, header: Header) -> bytes:
         """Begin a setup with fresh keys; an older setup is forgotten."""
@@ -218,6 +251,7 @@ class SiloSession:
         """Train, unless this round is trained already; say READY."""
         self._asked_round = request.round_number
         self._trainer.check_round(request)
+        self._check_setup(header)
         digest = request.model_digest()
         self._see_head(request.head, request.round_number)
         self._transcript.append(
@@ -240,11 +274,26 @@ class SiloSession:
         self._save_side()
         return reply, 0
 
+    def _check_setup(self, header: Header) -> None:
+        """Refuse a round of another setup than the one this silo is in.
+
+        Raises:
+            PolicyViolation: with both numbers.
+        """
+        if self._plan.protection.method == "none":
+            return
+        with self._in_order("ready") as side:
+            if header.setup != side.setup_number:
+                raise PolicyViolation(
+                    f"a round in setup {header.setup}, this silo is in setup "
+                    f"{side.setup_number}"
+                )
+
     def _send_plain(self, header: Header, request: RoundRequest) -> tuple[bytes, int]:
         """Return the packed update in the clear, where the policy permits that."""
         body = self._trainer.update(request.round_number).tobytes()
         reply = self._envelope(Kind.PLAIN, body, setup=header.setup, slot=header.slot)
-        self._record_upload(header, reply, "none")
+        self._record_upload("ready", header, reply, "none")
         return reply, len(body)
 
     def _mask(self, header: Header, request: bytes) -> tuple[bytes, int]:
@@ -253,7 +302,7 @@ class SiloSession:
             words = self._trainer.update(side.latest_slot.round_number)
             reply = side.mask(request, words)
         self._save_side()
-        self._record_upload(header, reply, "mask")
+        self._record_upload("masked", header, reply, "mask")
         return reply, words.nbytes
 
     def _confirm(self, header: Header, request: bytes) -> bytes:
@@ -263,18 +312,20 @@ class SiloSession:
             survivors = side.latest_slot.survivors
         self._save_side()
         self._transcript.append(
-            records.Survivors(**self._place(header), silos=self._names(survivors))
+            records.Survivors(
+                **self._place("confirm", header), silos=self._names(survivors)
+            )
         )
         return reply
 
     def _reveal(self, header: Header, body: memoryview, request: bytes) -> bytes:
         """Reveal shares for the confirmed survivors; destroy the update."""
-        place = self._place(header)
         with self._in_order("reveal") as side:
             reply = side.reveal(request)
             survivors = set(side.latest_slot.survivors)
             lost = set(side.latest_slot.cohort) - survivors
         confirms = Confirms.from_bytes(bytes(body), len(self._plan.silos))
+        place = self._place("reveal", header)
         self._save_side()
         self._store.destroy_update(place["round_number"])
         self._transcript.append(
@@ -292,15 +343,22 @@ class SiloSession:
         return reply
 
     def _end(self, request: EndRequest) -> bytes:
-        """Take note of the end; answer with the head of this silo's transcript."""
+        """Take note of the end; answer with the head of this silo's transcript.
+
+        Asked again, it answers with the same head.
+        """
         digest = self._trainer.digest_of(request.parameters)
         self._see_head(request.head, request.round_number)
+        if (last_reply := self._store.load_last_reply()) is not None:
+            return last_reply
         self._transcript.append(
             records.Finished(round_number=request.round_number, parameters=digest.hex())
         )
         head = self._transcript.sign_head()
-        self._store.save_finished()
-        return self._envelope(Kind.END_SEEN, EndReply(head=head).to_body())
+        reply = self._envelope(Kind.END_SEEN, EndReply(head=head).to_body())
+        self._store.save_finished(reply)
+        self._side = None
+        return reply
 
     def _see_head(self, head: Head, round_number: int) -> None:
         """Record the aggregator's head, once its signature holds."""
@@ -314,11 +372,13 @@ class SiloSession:
             )
         )
 
-    def _record_upload(self, header: Header, reply: bytes, protection: str) -> None:
+    def _record_upload(
+        self, stage: str, header: Header, reply: bytes, protection: str
+    ) -> None:
         """Record that an update leaves, by the digest of the whole message."""
         self._transcript.append(
             records.Masked(
-                **self._place(header),
+                **self._place(stage, header),
                 silo=self._name,
                 upload=hashlib.sha256(reply).hexdigest(),
                 size_bytes=len(reply),
@@ -341,10 +401,10 @@ class SiloSession:
             )
         )
 
-    def _place(self, header: Header) -> dict[str, int]:
+    def _place(self, stage: str, header: Header) -> dict[str, int]:
         """Return round, setup and slot of a stage, as records hold them."""
         return {
-            "round_number": self._asked_round,
+            "round_number": self._round_number(stage),
             "setup": header.setup,
             "slot": header.slot,
         }

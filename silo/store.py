@@ -9,10 +9,12 @@
         update.words           the packed update, until it has been aggregated
         training.safetensors   Adam's moments, and the parts that stay local
         round.json             round number, model digest
+      finished                 the answer to END
 
 A round's folder appears only when training has ended: a silo asked again for the same
 round and model answers from it and does not train twice. ``update.words`` is removed
-once its masks were revealed: the same update is never summed again.
+once its masks were revealed: the same update is never summed again. At the end of the
+run nothing secret is left but what ``training.safetensors`` holds.
 """
 
 import shutil
@@ -41,6 +43,7 @@ UPDATE_FILE = "update.words"
 TRAINING_FILE = "training.safetensors"
 ROUND_FILE = "round.json"
 FINISHED_FILE = "finished"
+WORD_BYTES = 8
 _MOMENT, _LOCAL = "moment/", "local/"
 
 
@@ -68,11 +71,18 @@ class RunStore:
         """Return whether this silo has seen the end of the run."""
         return (self.folder / FINISHED_FILE).exists()
 
-    def save_finished(self) -> None:
-        """Note that the run has ended, and remove what only a running one needs."""
-        save_bytes(self.folder / FINISHED_FILE, b"")
+    def save_finished(self, last_reply: bytes) -> None:
+        """Remove what only a running run needs; note that it has ended, and how."""
+        for number in self._rounds():
+            self.destroy_update(number)
         for _, path in self._states():
             path.unlink()
+        save_bytes(self.folder / FINISHED_FILE, last_reply)
+
+    def load_last_reply(self) -> bytes | None:
+        """Return the answer to END, once it was given."""
+        path = self.folder / FINISHED_FILE
+        return path.read_bytes() if path.exists() else None
 
     def save_secagg(self, setup: int, state: bytes) -> None:
         """Write the state of a setup; it is on disk when this returns.
@@ -135,22 +145,30 @@ class RunStore:
         rounds = self._rounds()
         if not rounds:
             return TrainingState(), {}
+        path = self.folder / _name(max(rounds)) / TRAINING_FILE
         try:
-            path = self.folder / _name(max(rounds)) / TRAINING_FILE
             tensors, _ = load_safetensors(path)
-        except DiffusionError as error:
-            raise StateBroken(str(error)) from None
+        except (OSError, DiffusionError) as error:
+            raise StateBroken(f"{path}: {error}") from None
         return (
             TrainingState(_prefixed(tensors, _MOMENT)),
             _prefixed(tensors, _LOCAL),
         )
 
     def load_update(self, round_number: int) -> npt.NDArray[np.uint64] | None:
-        """Return a round's packed update, unless it was destroyed."""
+        """Return a round's packed update, unless it was destroyed.
+
+        Raises:
+            StateBroken: the file is cut off.
+            KeyFileRejected: other users may read it.
+        """
         path = self.folder / _name(round_number) / UPDATE_FILE
         if not path.exists():
             return None
-        return np.frombuffer(bytearray(load_secret(path)), dtype="<u8")
+        content = bytearray(load_secret(path))
+        if len(content) % WORD_BYTES:
+            raise StateBroken(f"{path}: {len(content):,} bytes are not whole words")
+        return np.frombuffer(content, dtype="<u8")
 
     def destroy_update(self, round_number: int) -> None:
         """Remove a round's update: it was revealed, or its round is closed."""
@@ -164,6 +182,7 @@ class RunStore:
         return [
             (int(path.stem.removeprefix(STATE_PREFIX)), path)
             for path in self.folder.glob(f"{STATE_PREFIX}*{STATE_SUFFIX}")
+            if path.stem.removeprefix(STATE_PREFIX).isdigit()
         ]
 
     def _rounds(self) -> list[int]:

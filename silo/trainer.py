@@ -49,6 +49,7 @@ class RoundTrainer:
         self._model.to(device)
         self._layout = make_layout(self._model, SELECTIONS[plan.update.selection])
         self._schedule = make_schedule(plan.schedule).to(device)
+        self._first_parts = self._local_parts(self._parameters())
 
     def field_bits(self, round_number: int) -> int:
         """Return the bits of one packed field in a round."""
@@ -88,7 +89,7 @@ class RoundTrainer:
         ranges = floats_from_bytes(request.ranges, len(request.ranges) // 4)
         grid = round_grid(self._plan, self._layout, number, ranges)
         state, local = self._store.load_training()
-        load_parameters(self._model, local)
+        load_parameters(self._model, local or self._first_parts)
         load_parameters(self._model, unflatten(shared, self._layout))
         before = self._parameters()
         state = train(

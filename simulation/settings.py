@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from protocol.encoding import from_table
 from protocol.errors import EncodingError
-from silo.config import DataConfig
+from silo.config import DataConfig, check_value_range
 from simulation.errors import SettingsRejected
 
 
@@ -27,6 +27,10 @@ class SourceConfig:
     dataset: str = ""
     value_range: tuple[float, ...] = (0.0, 255.0)
     download: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the range."""
+        check_value_range(self.value_range)
 
     def silo_config(self, split: Literal["train", "test"]) -> DataConfig:
         """Return the same source as a silo's configuration."""
@@ -100,8 +104,14 @@ def load_settings(
         data: an .npz file or folder to use instead of the draft's own source.
 
     Raises:
-        SettingsRejected: a field is unknown or wrong; one line that names it.
+        SettingsRejected: a field is unknown or wrong, or there are no settings at all;
+            one line that names it.
     """
+    if not table and data is None:
+        raise SettingsRejected(
+            f"{draft_path}: has no [simulation] table, which says how many silos there "
+            "are and what they hold"
+        )
     try:
         config = from_table(SimulationConfig, table, "simulation")
     except EncodingError as error:
@@ -112,4 +122,6 @@ def load_settings(
         source = replace(source, source=kind, path=str(data.resolve()))
     elif source.path:
         source = replace(source, path=str((draft_path.parent / source.path).resolve()))
+    elif source.source != "digits":
+        raise SettingsRejected(f"{draft_path}: simulation.data.path: is missing")
     return replace(config, data=source)
