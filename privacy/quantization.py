@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from privacy.clipping import ClippedUpdate, Vector
+from privacy.clipping import ClippedUpdate, Vector, norm
 from privacy.errors import GridTooCoarse, NotFinite, Overflow
 
 BLOCK = 1 << 16
@@ -39,7 +39,9 @@ class Grid:
     segments: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        """Check that there is one usable range for each segment."""
+        """Check the bits, and that there is one usable range for each segment."""
+        if not 2 <= self.value_bits <= 32:
+            raise GridTooCoarse(f"{self.value_bits} value bits, must be 2 to 32")
         if self.ranges.shape != (len(self.segments),):
             raise GridTooCoarse(
                 f"{self.ranges.size} ranges for {len(self.segments)} segments"
@@ -100,8 +102,11 @@ def next_ranges(
 
     Args:
         mean: float32 ``[d]``.
+
+    Raises:
+        NotFinite: the mean holds NaN or infinity.
     """
-    floor = RANGE_MARGIN * float(np.linalg.norm(mean)) / max(1, mean.size) ** 0.5
+    floor = RANGE_MARGIN * norm(mean) / max(1, mean.size) ** 0.5
     ranges, start = np.empty(len(segments), dtype=np.float32), 0
     for index, length in enumerate(segments):
         segment = mean[start : start + length]
@@ -136,19 +141,17 @@ def quantize(
         NotFinite: an element is NaN.
     """
     vector = update.vector
-    if vector.size != sum(grid.segments):
-        raise GridTooCoarse(
-            f"a vector of {vector.size:,} values on a grid for {sum(grid.segments):,}"
-        )
+    _check_length(vector.size, grid)
     fields = np.empty(vector.size, dtype=np.uint32)
     words = np.empty(BLOCK // 2, dtype=np.uint64)
     num_clamped, limit = 0, float(grid.max_level)
+    beyond = limit * (1 + 2**-50)  # A value at its range is not beyond by rounding.
     for block, step in grid.blocks():
         levels = vector[block].astype(np.float64)
         levels *= weight / step
         if np.isnan(levels).any():
             raise NotFinite("the update holds NaN")
-        num_clamped += int(np.count_nonzero(np.abs(levels) > limit))
+        num_clamped += int(np.count_nonzero(np.abs(levels) > beyond))
         if random is None:
             np.rint(levels, out=levels)
         else:
@@ -156,8 +159,12 @@ def quantize(
             dither = words.view(np.uint32)[: levels.size].astype(np.float64)
             dither += 0.5
             dither *= 2.0**-32
+            # Whole and fraction apart: their sum with u would be rounded for large M.
+            whole = np.floor(levels)
+            levels -= whole
             levels += dither
             np.floor(levels, out=levels)
+            levels += whole
         np.clip(levels, -limit, limit, out=levels)
         levels += limit
         fields[block] = levels
@@ -178,9 +185,11 @@ def dequantize_sum(
         total_weight: the sum of the contributors' weights.
 
     Raises:
+        GridTooCoarse: the grid belongs to a vector of another length.
         Overflow: a sum is larger than so many fields can be: somebody lied, or the
             masks did not cancel.
     """
+    _check_length(total.size, grid)
     if total.size and int(total.max()) > 2 * grid.max_level * num_contributors:
         raise Overflow("the sum is larger than its contributors' fields can be")
     mean = np.empty(total.size, dtype=np.float32)
@@ -188,3 +197,10 @@ def dequantize_sum(
     for block, step in grid.blocks():
         mean[block] = (total[block].astype(np.float64) - offset) * (step / total_weight)
     return mean
+
+
+def _check_length(length: int, grid: Grid) -> None:
+    """Refuse a vector that is not as long as the grid's segments together."""
+    expected = sum(grid.segments)
+    if length != expected:
+        raise GridTooCoarse(f"a vector of {length:,} values on a grid for {expected:,}")

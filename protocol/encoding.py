@@ -27,7 +27,8 @@ def encode(value: object) -> bytes:
     """Return the canonical bytes of a value made of tables, lists, text and numbers.
 
     Raises:
-        EncodingError: the value holds NaN, infinity or another type.
+        EncodingError: the value holds NaN, infinity or another type, or is nested
+            too deeply.
     """
     try:
         text = json.dumps(
@@ -38,7 +39,7 @@ def encode(value: object) -> bytes:
             allow_nan=False,
         )
         return text.encode()
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise EncodingError(f"cannot be encoded: {error}") from None
 
 
@@ -63,11 +64,14 @@ def decode(data: bytes) -> Any:
 def to_table(value: object) -> Any:
     """Return a dataclass as nested tables, lists, text and numbers.
 
-    Fields that the dataclass computes by itself (``init=False``) are left out.
+    Fields that the dataclass computes by itself (``init=False``) are left out. A whole
+    number in a field of reals becomes a real, as :func:`from_table` reads it, so that
+    equal dataclasses have equal bytes.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        hints = typing.get_type_hints(type(value))
         return {
-            field.name: to_table(getattr(value, field.name))
+            field.name: _to_item(hints[field.name], getattr(value, field.name))
             for field in dataclasses.fields(value)
             if field.init
         }
@@ -76,6 +80,25 @@ def to_table(value: object) -> Any:
     if isinstance(value, (list, tuple)):
         return [to_table(item) for item in value]
     return value
+
+
+def _to_item(hint: Any, value: object) -> Any:
+    """Return one field of a dataclass as :func:`to_table` does."""
+    if hint is float and isinstance(value, int):
+        return float(value)
+    return to_table(value)
+
+
+def check_hex(name: str, text: str, num_bytes: int) -> None:
+    """Raise ``ValueError`` unless a text is so many bytes in lower-case hexadecimal."""
+    try:
+        valid = bytes.fromhex(text).hex() == text and len(text) == 2 * num_bytes
+    except ValueError:
+        valid = False
+    if not valid:
+        raise ValueError(
+            f"{name}: must be {2 * num_bytes} lower-case hexadecimal digits"
+        )
 
 
 def from_table(kind: type[T], table: object, where: str = "") -> T:
@@ -120,9 +143,9 @@ def _convert(hint: Any, item: object, where: str) -> Any:
     if dataclasses.is_dataclass(hint):
         return from_table(typing.cast("type", hint), item, where)
     if origin is typing.Literal:
-        if item not in arguments or isinstance(item, bool):
+        if not any(type(item) is type(one) and item == one for one in arguments):
             choices = ", ".join(repr(choice) for choice in arguments)
-            raise EncodingError(f"{where}: must be one of {choices}, is {item!r}")
+            raise EncodingError(f"{where}: must be one of {choices}, is {_kind(item)}")
         return item
     if origin in (types.UnionType, typing.Union):
         return _convert_optional(arguments, item, where)
@@ -168,7 +191,10 @@ def _convert_scalar(hint: Any, item: object, where: str) -> Any:
     if hint is Any:
         return item
     if hint is float and isinstance(item, int) and not isinstance(item, bool):
-        item = float(item)
+        try:
+            item = float(item)
+        except OverflowError:
+            raise EncodingError(f"int too large for {where}") from None
     if not isinstance(item, hint) or (hint is not bool and isinstance(item, bool)):
         raise EncodingError(f"{where}: must be {_NAMES[hint]}, is {_kind(item)}")
     if isinstance(item, float) and math.isnan(item):

@@ -17,7 +17,9 @@ import numpy as np
 from crypto import labels
 from crypto.frame import AGGREGATOR, Header, make_frame, open_frame, read_header
 from crypto.keys import IdentityKey
-from protocol.encoding import decode, encode, from_table, to_table
+from crypto.merkle import HASH_BYTES
+from crypto.signatures import SIGNATURE_BYTES
+from protocol.encoding import check_hex, decode, encode, from_table, to_table
 from protocol.errors import EncodingError, EnvelopeRejected
 from protocol.plan import RunPlan
 from protocol.transcript import Head
@@ -167,7 +169,7 @@ class Refusal:
         """
         table, _ = split_body(body, 0)
         check_names(table, ("stage", "check"))
-        return cls(stage=str(table["stage"])[:64], check=str(table["check"])[:400])
+        return cls(stage=_text(table, "stage")[:64], check=_text(table, "check")[:400])
 
 
 def make_envelope(
@@ -283,9 +285,25 @@ def _count(table: Mapping[str, Any], name: str) -> int:
     return value
 
 
+def _text(table: Mapping[str, Any], name: str) -> str:
+    """Return a text of a table."""
+    value = table[name]
+    if not isinstance(value, str):
+        raise EnvelopeRejected(f"{name} must be text")
+    return value
+
+
 def _head(table: Mapping[str, Any]) -> Head:
-    """Return the transcript head of a table; its signature is not verified here."""
+    """Return the transcript head of a table, of bounded size.
+
+    Its signature is not verified here.
+    """
     try:
-        return from_table(Head, table["head"], "head")
-    except EncodingError as error:
+        head = from_table(Head, table["head"], "head")
+        check_hex("head.root", head.root, HASH_BYTES)
+        check_hex("head.signature", head.signature, SIGNATURE_BYTES)
+    except (EncodingError, ValueError) as error:
         raise EnvelopeRejected(f"a message's {error}") from None
+    if not 0 <= head.size < 1 << 63:
+        raise EnvelopeRejected("a message's head.size must be 0 to 2^63 - 1")
+    return head

@@ -56,7 +56,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
     the same folder is removed.
 
     Raises:
-        OSError: the file system refuses, or the folder exists already.
+        OSError: the file system refuses, or the folder exists and is not empty.
     """
     partial = path.with_name(f".{path.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -123,11 +123,12 @@ def parse_key(text: str, where: str) -> bytes:
     Raises:
         KeyFileRejected: another text; ``where`` names its place, the text is not shown.
     """
+    digits = text.strip()
     try:
-        key = bytes.fromhex(text.strip())
+        key = bytes.fromhex(digits)
     except ValueError:
         key = b""
-    if len(key) != 32:
+    if len(key) != 32 or len(digits) != 64:
         raise KeyFileRejected(f"{where}: not a key of 64 hexadecimal digits")
     return key
 

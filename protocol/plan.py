@@ -23,7 +23,7 @@ from crypto.ring import words_needed
 from crypto.secagg.config import SecAggConfig
 from crypto.signatures import sign, verify
 from diffusion.config import ScheduleConfig, UNetConfig
-from protocol.encoding import encode, from_table, to_table
+from protocol.encoding import check_hex, encode, from_table, to_table
 from protocol.errors import EncodingError, PlanRejected
 from protocol.files import save_bytes
 from protocol.settings import (
@@ -40,6 +40,9 @@ from protocol.settings import (
 
 MAX_PLAN_BYTES = 1 << 20
 RUN_BYTES = 16
+AGGREGATOR_NAME = "aggregator"
+"""The aggregator's name in transcripts; no silo may have it."""
+
 NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-_")
 
 Draft = TypeVar("Draft", bound="PlanDraft")
@@ -114,6 +117,10 @@ class SiloParty:
     def __post_init__(self) -> None:
         """Check name, key and weight."""
         check_name(self.name)
+        require(
+            self.name != AGGREGATOR_NAME,
+            f'name: "{AGGREGATOR_NAME}" is the name of the aggregator in transcripts',
+        )
         check_hex("identity_key", self.identity_key, 32)
         require(0 < self.weight < 1e12, "weight: must be positive and finite")
 
@@ -198,15 +205,6 @@ def check_name(name: str) -> None:
         0 < len(name) <= 64 and NAME_CHARACTERS.issuperset(name),
         f"name: must be 1 to 64 of a-z, 0-9, - and _, is {name!r:.80}",
     )
-
-
-def check_hex(name: str, text: str, num_bytes: int) -> None:
-    """Raise ``ValueError`` unless a text is so many bytes in lower-case hexadecimal."""
-    try:
-        valid = bytes.fromhex(text).hex() == text and len(text) == 2 * num_bytes
-    except ValueError:
-        valid = False
-    require(valid, f"{name}: must be {2 * num_bytes} lower-case hexadecimal digits")
 
 
 def make_plan(
@@ -322,7 +320,7 @@ def _read_toml(path: Path) -> Mapping[str, Any]:
         raise PlanRejected(f"{path}: larger than {MAX_PLAN_BYTES:,} bytes")
     try:
         return tomllib.loads(data.decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise PlanRejected(f"{path}: not valid TOML: {error}") from None
 
 

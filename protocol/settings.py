@@ -12,12 +12,17 @@ from typing import Literal
 from crypto.ring import field_bits_for
 from crypto.secagg.config import SecAggConfig
 from diffusion.config import SamplerConfig
+from protocol.encoding import check_hex
 
 FIRST_ROUND_FIELD_BITS = 32
 """Width of a packed field in a run's first round, when no mean update is known yet."""
 
 MAX_VALUE_BITS = 24
 """Most bits a quantised value may have; beyond, float32 updates have none to give."""
+
+MIN_CLIPPING_NORM = 1e-9
+MAX_CLIPPING_NORM = 1e9
+"""Within these bounds the clip and the grid stay clear of float32's limits."""
 
 MAX_SILOS = 1000
 
@@ -82,8 +87,9 @@ class UpdateConfig:
     def __post_init__(self) -> None:
         """Check the ranges."""
         require(
-            0 < self.clipping_norm < math.inf,
-            "clipping_norm: must be positive and finite",
+            MIN_CLIPPING_NORM <= self.clipping_norm <= MAX_CLIPPING_NORM,
+            f"clipping_norm: must be {MIN_CLIPPING_NORM} to {MAX_CLIPPING_NORM}, "
+            f"is {self.clipping_norm}",
         )
         require(
             2 <= self.value_bits <= MAX_VALUE_BITS,
@@ -206,6 +212,8 @@ class EvaluationConfig:
         """Check the ranges."""
         require(self.every_rounds >= 0, "every_rounds: must not be negative")
         require(self.num_samples >= 2, "num_samples: must be at least 2")
+        if self.extractor_sha256:
+            check_hex("extractor_sha256", self.extractor_sha256, 32)
 
     def is_due(self, round_number: int, num_rounds: int) -> bool:
         """Return whether a round is followed by an evaluation."""

@@ -8,6 +8,7 @@ commits to every record before it, so that none can be altered, removed, swapped
 inserted; the heads that other parties were shown keep the tail from being cut off.
 """
 
+import io
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +24,7 @@ from crypto.merkle import MerkleTree
 from crypto.signatures import sign, verify
 from protocol.encoding import decode, encode, from_table, to_table
 from protocol.errors import EncodingError, TranscriptBroken
+from protocol.files import sync_folder
 from protocol.records import RECORD_KINDS, Record
 
 RECORDS_FILE = "transcript.jsonl"
@@ -87,8 +89,9 @@ class TranscriptWriter:
         self._identity, self._clock = identity, clock
         folder.mkdir(parents=True, exist_ok=True)
         self._tree = _continue_tree(folder, party, plan_digest, identity.public)
-        self._records = (folder / RECORDS_FILE).open("ab")
-        self._heads = (folder / HEADS_FILE).open("ab")
+        self._records = (folder / RECORDS_FILE).open("ab", buffering=0)
+        self._heads = (folder / HEADS_FILE).open("ab", buffering=0)
+        sync_folder(folder)
 
     def __enter__(self) -> Self:
         """Return the writer."""
@@ -109,7 +112,12 @@ class TranscriptWriter:
         return self._tree.size
 
     def append(self, record: Record) -> None:
-        """Write one record at the end."""
+        """Write one record at the end, whole or not at all.
+
+        Raises:
+            OSError: the file system refuses, as when the disk is full; the transcript
+                stands as before.
+        """
         line = encode(
             {
                 "index": self._tree.size,
@@ -120,8 +128,7 @@ class TranscriptWriter:
         )
         if len(line) > MAX_LINE_BYTES:
             raise TranscriptBroken(f"a record of {len(line):,} bytes is too large")
-        self._records.write(line + b"\n")
-        self._records.flush()
+        _write_line(self._records, line)
         self._tree.append(line)
 
     def sign_head(self) -> Head:
@@ -131,8 +138,7 @@ class TranscriptWriter:
         message = _head_bytes(self._plan_digest, self._party, size, root)
         signature = sign(self._identity, labels.TRANSCRIPT_HEAD, message)
         head = Head(party=self._party, size=size, root=root, signature=signature.hex())
-        self._heads.write(encode(to_table(head)) + b"\n")
-        self._heads.flush()
+        _write_line(self._heads, encode(to_table(head)))
         os.fsync(self._heads.fileno())
         return head
 
@@ -153,7 +159,7 @@ def read_records(folder: Path) -> Iterator[Entry]:
     for index, line in enumerate(_lines(path)):
         try:
             yield _parse(index, line)
-        except (EncodingError, OverflowError) as error:
+        except EncodingError as error:
             raise TranscriptBroken(f"{path.name}, record {index}: {error}") from None
 
 
@@ -167,7 +173,7 @@ def read_heads(folder: Path) -> Iterator[Head]:
     for index, line in enumerate(_lines(path)):
         try:
             yield from_table(Head, decode(line))
-        except (EncodingError, OverflowError) as error:
+        except EncodingError as error:
             raise TranscriptBroken(f"{path.name}, head {index}: {error}") from None
 
 
@@ -176,13 +182,15 @@ def _parse(index: int, line: bytes) -> Entry:
     table = decode(line)
     if not isinstance(table, dict) or set(table) != {"index", "time", "kind", "body"}:
         raise EncodingError("must hold exactly index, time, kind and body")
-    if table["index"] != index or isinstance(table["index"], bool):
+    if type(table["index"]) is not int or table["index"] != index:
         raise EncodingError(f"says it is record {table['index']!r:.20}")
+    if not isinstance(table["time"], str):
+        raise EncodingError("its time is not text")
     kind = RECORD_KINDS.get(str(table["kind"]))
     if kind is None:
         raise EncodingError(f"unknown kind {table['kind']!r:.40}")
     record: Record = from_table(kind, table["body"])
-    return Entry(index, str(table["time"]), record, line)
+    return Entry(index, table["time"], record, line)
 
 
 def _lines(path: Path) -> Iterator[bytes]:
@@ -222,6 +230,18 @@ def _continue_tree(
                 f"{records}: {tree.size} records, but the last head signed {last.size}"
             )
     return tree
+
+
+def _write_line(file: io.FileIO, line: bytes) -> None:
+    """Write a line at the end of an unbuffered file, whole or not at all."""
+    end = os.fstat(file.fileno()).st_size
+    rest = memoryview(line + b"\n")
+    try:
+        while rest:
+            rest = rest[file.write(rest) :]
+    except BaseException:
+        file.truncate(end)
+        raise
 
 
 def _cut_torn_line(path: Path) -> None:

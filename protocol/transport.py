@@ -148,7 +148,7 @@ class LocalSockets:
         self._seats = {index: _Seat() for index in range(len(plan.silos))}
         self._replies: queue.Queue[tuple[int, int, bytes]] = queue.Queue()
         self._changed = threading.Condition()
-        self._number = 0
+        self._number, self._is_closed = 0, False
         self._listener = _listen(path)
         self._threads = [threading.Thread(target=self._accept, daemon=True)]
         self._threads[0].start()
@@ -196,24 +196,28 @@ class LocalSockets:
                 if seat.connection is not None:
                     seat.inbox.put(seat.pending)
         try:
-            while waiting and time.monotonic() < deadline:
-                with contextlib.suppress(queue.Empty):
-                    silo, of_number, reply = self._replies.get(timeout=0.2)
-                    if of_number == number and silo in waiting:
-                        waiting.discard(silo)
-                        self._seats[silo].pending = None
-                        yield silo, reply
+            while waiting:
+                left = max(0.0, deadline - time.monotonic())
+                try:
+                    silo, of_number, reply = self._replies.get(timeout=min(left, 0.2))
+                except queue.Empty:
+                    if not left or self._are_lost(waiting):
+                        return
                     continue
-                if self._are_lost(waiting):
-                    return
+                if of_number == number and silo in waiting:
+                    waiting.discard(silo)
+                    self._seats[silo].pending = None
+                    yield silo, reply
         finally:
             for silo in waiting:
                 self._seats[silo].pending = None
 
     def close(self) -> None:
         """Close all connections and remove the socket."""
+        _shut(self._listener)
         self._listener.close()
         with self._changed:
+            self._is_closed = True
             for seat in self._seats.values():
                 seat.inbox.put(None)
                 if seat.connection is not None:
@@ -266,6 +270,9 @@ class LocalSockets:
     def _seat(self, silo: int, connection: socket.socket) -> None:
         """Give a silo its seat; an older connection of it is closed."""
         with self._changed:
+            if self._is_closed:
+                connection.close()
+                return
             old = self._seats[silo]
             old.inbox.put(None)
             if old.connection is not None:
@@ -331,13 +338,13 @@ def _remove_stale(path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as probe:
         try:
             probe.connect(os.fspath(path))
-        except OSError:
+        except ConnectionRefusedError:
             path.unlink()
             return
     raise TransportFailed(f"{path}: another process listens here")
 
 
 def _shut(connection: socket.socket) -> None:
-    """End a connection so that a thread blocked in it wakes up."""
+    """End a socket so that a thread blocked in it wakes up."""
     with contextlib.suppress(OSError):
         connection.shutdown(socket.SHUT_RDWR)
