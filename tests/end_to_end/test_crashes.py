@@ -1,0 +1,152 @@
+"""Every process dies at some point of a run, and is started again.
+
+Whatever the point: the same parameters as without a crash, no silo trains twice for a
+round, no slot masks two vectors, and the audit finds nothing wrong.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+import aggregator.checkpoints
+import protocol.transcript
+import silo.store
+import silo.trainer
+from aggregator.state import RoundState
+from audits.audit import run_audit
+from audits.evidence import load_evidence
+from audits.findings import Severity
+from crypto.frame import Kind as SecAggKind
+from protocol.envelope import Kind
+from tests.end_to_end.conftest import Crash, Harness, equal_parameters
+
+STAGES = [
+    Kind.OPEN_SETUP,
+    SecAggKind.KEYS,
+    Kind.ROUND,
+    SecAggKind.ACTIVE,
+    SecAggKind.SURVIVORS,
+    SecAggKind.CONFIRMS,
+    Kind.END,
+]
+
+
+def check_good_end(harness: Harness, undisturbed: RoundState) -> None:
+    """Finish a run that was killed, and compare it with an undisturbed one."""
+    assert equal_parameters(harness.run(), undisturbed)
+    assert all(len(replies) == 1 for replies in harness.masked.values())
+    audit = run_audit(load_evidence(harness.federation.root, None))
+    failed = [finding.statement for finding in audit.with_severity(Severity.FAIL)]
+    assert failed == []
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+@pytest.mark.parametrize("victim", [0, 2])
+@pytest.mark.parametrize("kind", STAGES, ids=lambda kind: kind.name.lower())
+def test_all_processes_die_at_a_stage(
+    harness: Callable[..., Harness],
+    undisturbed: RoundState,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: int,
+    victim: int,
+    moment: str,
+) -> None:
+    trained: list[tuple[int, int]] = []
+    train = silo.trainer.train
+
+    def counting(*arguments: Any, **named: Any) -> Any:
+        trained.append((named["silo"], named["round_number"]))
+        return train(*arguments, **named)
+
+    crashed, rounds = harness(), 0
+
+    def fault(when: str, at: int, silo_index: int) -> None:
+        nonlocal rounds
+        rounds += at == Kind.ROUND and when == "before" and silo_index == 0
+        is_late = at in (Kind.OPEN_SETUP, SecAggKind.KEYS, Kind.END) or rounds == 2
+        if (when, at, silo_index) == (moment, kind, victim) and is_late:
+            raise Crash
+
+    with monkeypatch.context() as patched:
+        patched.setattr(silo.trainer, "train", counting)
+        with pytest.raises(Crash):
+            crashed.run(fault)
+        check_good_end(crashed, undisturbed)
+    assert sorted(set(trained)) == sorted(trained)
+    assert len(trained) == 6
+
+
+POINTS = [
+    (aggregator.checkpoints.CheckpointStore, "save", 2),
+    (aggregator.checkpoints.CheckpointStore, "save_side", 9),
+    (silo.store.RunStore, "save_round", 6),
+    (silo.store.RunStore, "save_secagg", 30),
+    (silo.store.RunStore, "destroy_update", 6),
+    (protocol.transcript.TranscriptWriter, "sign_head", 18),
+    (protocol.transcript.TranscriptWriter, "append", 140),
+]
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+@pytest.mark.parametrize(
+    ("owner", "name", "share"),
+    [
+        (owner, name, share)
+        for owner, name, calls in POINTS
+        for share in ((0.3, 0.7) if calls < 100 else (0.15, 0.3, 0.45, 0.6, 0.75, 0.9))
+    ],
+    ids=lambda value: value if isinstance(value, str) else None,
+)
+def test_all_processes_die_around_a_write(
+    harness: Callable[..., Harness],
+    undisturbed: RoundState,
+    monkeypatch: pytest.MonkeyPatch,
+    owner: type,
+    name: str,
+    share: float,
+    moment: str,
+) -> None:
+    calls = next(count for kind, of, count in POINTS if (kind, of) == (owner, name))
+    original, done = getattr(owner, name), 0
+
+    def dying(*arguments: Any) -> Any:
+        nonlocal done
+        done += 1
+        if done == round(share * calls) and moment == "before":
+            raise Crash
+        result = original(*arguments)
+        if done == round(share * calls):
+            raise Crash
+        return result
+
+    crashed = harness()
+    with monkeypatch.context() as patched:
+        patched.setattr(owner, name, dying)
+        with pytest.raises(Crash):
+            crashed.run()
+    check_good_end(crashed, undisturbed)
+
+
+def test_a_run_that_dies_again_and_again_still_ends(
+    harness: Callable[..., Harness],
+    undisturbed: RoundState,
+) -> None:
+    crashed, countdown = harness(), 0
+
+    def fault(when: str, kind: int, silo_index: int) -> None:
+        nonlocal countdown
+        countdown -= 1
+        if countdown == 0:
+            raise Crash
+
+    for step in range(1, 60):
+        countdown = 2 + step
+        try:
+            crashed.run(fault)
+        except Crash:
+            continue
+        break
+    else:
+        pytest.fail("the run never ended")
+    check_good_end(crashed, undisturbed)
