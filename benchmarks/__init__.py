@@ -1,0 +1,1 @@
+"""One script per question. Results with date and machine are in ``results/``."""
