@@ -38,7 +38,8 @@ class TrainingConfig:
     """How a silo trains in one round.
 
     Exactly one of ``local_steps`` and ``local_epochs`` is positive. The learning rate
-    falls linearly over the whole run to ``final_learning_rate_fraction`` of its start.
+    rises linearly during the first ``warm_up_fraction`` of the run, and falls linearly
+    over the whole run to ``final_learning_rate_fraction`` of its start.
     ``optimizer_state`` says whether Adam's moments are kept over rounds or made anew,
     as FedDiffuse does (de Goede et al. 2024).
     """
@@ -47,6 +48,7 @@ class TrainingConfig:
     local_epochs: int = 0
     examples_per_step: int = 32
     learning_rate: float = 1e-4
+    warm_up_fraction: float = 0.0
     final_learning_rate_fraction: float = 1.0
     optimizer_state: Literal["kept", "fresh"] = "kept"
     loss: Literal["mse", "huber"] = "mse"
@@ -61,6 +63,9 @@ class TrainingConfig:
         )
         require(self.examples_per_step >= 1, "examples_per_step: must be at least 1")
         require(0 < self.learning_rate <= 1, "learning_rate: must be in (0, 1]")
+        require(
+            0 <= self.warm_up_fraction < 1, "warm_up_fraction: must be in [0, 1)"
+        )
         require(
             0 < self.final_learning_rate_fraction <= 1,
             "final_learning_rate_fraction: must be in (0, 1]",

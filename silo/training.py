@@ -60,12 +60,17 @@ def num_local_steps(plan: PlanDraft, num_examples: int) -> int:
 
 
 def learning_rate(plan: PlanDraft, progress: float) -> float:
-    """Return the learning rate after a share of the run, 0 … 1: a straight line.
+    """Return the learning rate after a share of the run, 0 … 1.
 
-    From ``learning_rate`` down to ``final_learning_rate_fraction`` of it.
+    A straight line from ``learning_rate`` down to ``final_learning_rate_fraction`` of
+    it, times a ramp from 0 to 1 during the warm-up.
     """
-    final = plan.training.final_learning_rate_fraction
-    return plan.training.learning_rate * (1.0 - (1.0 - final) * progress)
+    training = plan.training
+    fall = 1.0 - (1.0 - training.final_learning_rate_fraction) * progress
+    ramp = 1.0
+    if progress < training.warm_up_fraction:
+        ramp = progress / training.warm_up_fraction
+    return training.learning_rate * fall * ramp
 
 
 def batches(
