@@ -138,6 +138,7 @@ class SiloSession:
             identity=resources.identity,
         )
         self._transcript.append(self._first_record())
+        self._transcript.sign_head()
 
     @property
     def is_finished(self) -> bool:

@@ -1,0 +1,282 @@
+"""Whole runs in one process: sums, parity, dropouts, selections, bytes, audit."""
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import aggregator.rounds
+import silo.store
+from aggregator.errors import CohortTooSmall
+from aggregator.state import RoundState, shared_layout
+from audits.audit import run_audit
+from audits.evidence import load_evidence
+from audits.findings import Severity
+from crypto.frame import Kind as SecAggKind
+from crypto.frame import read_header
+from crypto.ring import unpack
+from diffusion.parameters import load_safetensors
+from protocol.envelope import Kind
+from protocol.plan import SiloParty
+from protocol.records import Dropped, Revealed, RoundLost, Traffic
+from protocol.settings import ProtectionConfig, UpdateConfig
+from protocol.transcript import read_records
+from tests.end_to_end.conftest import Harness, equal_parameters, tiny_draft
+
+Make = Callable[..., Harness]
+
+
+@pytest.fixture
+def watched(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Keep every vector that a silo stores, and every sum that is unmasked."""
+    kept: dict[str, Any] = {"vectors": {}, "sums": {}}
+    save, mean = silo.store.RunStore.save_round, aggregator.rounds.mean_update
+
+    def keep_vector(store: Any, trained: Any, words: Any, *rest: Any) -> None:
+        name = store.folder.parent.parent.name
+        kept["vectors"][trained.round_number, name] = words.copy()
+        save(store, trained, words, *rest)
+
+    def keep_sum(plan: Any, grid: Any, words: Any, survivors: Any, number: int) -> Any:
+        kept["sums"][number] = (words.copy(), survivors)
+        return mean(plan, grid, words, survivors, number)
+
+    monkeypatch.setattr(silo.store.RunStore, "save_round", keep_vector)
+    monkeypatch.setattr(aggregator.rounds, "mean_update", keep_sum)
+    return kept
+
+
+def check_sums(harness: Harness, kept: dict[str, Any]) -> None:
+    """Compare every unmasked sum with the plain sum of what was masked."""
+    length = shared_layout(harness.plan).size
+    for number, (words, survivors) in kept["sums"].items():
+        bits = harness.plan.update.field_bits(number, len(harness.plan.silos))
+        plain = np.zeros(length, dtype=np.uint64)
+        for index in survivors:
+            vector = kept["vectors"][number, harness.plan.silos[index].name]
+            plain += unpack(vector, bits, length)
+        assert np.array_equal(unpack(words, bits, length), plain)
+
+
+def findings(harness: Harness, severity: Severity) -> list[str]:
+    """Return the audit's statements of one severity."""
+    audit = run_audit(load_evidence(harness.federation.root, None))
+    return [finding.statement for finding in audit.with_severity(severity)]
+
+
+def records_of(harness: Harness) -> list[Any]:
+    """Return the aggregator's records."""
+    folder = harness.federation.aggregator.run(harness.plan) / "transcript"
+    return [entry.record for entry in read_records(folder)]
+
+
+def test_stochastic_sums_are_the_sums_of_the_very_integers(
+    harness: Make, watched: dict[str, Any]
+) -> None:
+    made = harness(tiny_draft(update=UpdateConfig(), num_rounds=3))
+    made.run()
+    assert sorted(watched["sums"]) == [1, 2, 3]
+    check_sums(made, watched)
+
+
+def test_seven_silos_one_lost_before_and_one_after_its_upload(
+    harness: Make, watched: dict[str, Any]
+) -> None:
+    protection = ProtectionConfig(threshold=5)
+    made = harness(tiny_draft(update=UpdateConfig(), protection=protection), 7)
+    lost: set[int] = set()
+
+    def fault(moment: str, kind: int, silo_index: int) -> bool:
+        if kind == SecAggKind.ACTIVE and moment == "before" and silo_index == 2:
+            lost.add(2)
+        if kind == SecAggKind.SURVIVORS and moment == "before" and silo_index == 5:
+            lost.add(5)
+        return silo_index in lost
+
+    made.run(fault)
+    survivors = watched["sums"][1][1]
+    assert survivors == (0, 1, 3, 4, 5, 6)
+    check_sums(made, watched)
+    revealed = [r for r in records_of(made) if isinstance(r, Revealed)]
+    assert revealed[0].slot_keys_of == ("silo-3",)
+    assert len(revealed[0].self_masks_of) == 6
+    assert findings(made, Severity.FAIL) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "moment"),
+    [
+        (Kind.ROUND, "before"),
+        (SecAggKind.ACTIVE, "before"),
+        (SecAggKind.ACTIVE, "after"),
+        (SecAggKind.SURVIVORS, "after"),
+        (SecAggKind.CONFIRMS, "before"),
+    ],
+)
+def test_one_of_five_is_lost_at_a_stage_and_comes_back(
+    harness: Make, watched: dict[str, Any], kind: int, moment: str
+) -> None:
+    made = harness(tiny_draft(num_rounds=3), 5)
+    rounds = Counter[int]()
+
+    def fault(when: str, at: int, silo_index: int) -> bool:
+        if silo_index != 4:
+            return False
+        rounds[at] += when == "before"
+        return (when, at) == (moment, kind) and rounds[kind] == 2
+
+    made.run(fault)
+    assert len(watched["sums"]) == 3
+    check_sums(made, watched)
+    dropped = [r for r in records_of(made) if isinstance(r, Dropped)]
+    assert {r.silo for r in dropped} == {"silo-5"}
+    assert len(watched["sums"][3][1]) == 5
+    assert findings(made, Severity.FAIL) == []
+
+
+def test_too_few_silos_end_the_run_and_it_can_be_resumed(
+    harness: Make, undisturbed: RoundState
+) -> None:
+    made = harness()
+    with pytest.raises(CohortTooSmall):
+        made.run(lambda moment, kind, silo_index: silo_index == 1)
+    assert not [r for r in records_of(made) if isinstance(r, RoundLost)]
+    assert equal_parameters(made.run(), undisturbed)
+
+
+def test_shares_that_never_come_close_the_round_without_a_sum(harness: Make) -> None:
+    made = harness(tiny_draft(num_rounds=3))
+    reveals = Counter[str]()
+
+    def fault(moment: str, kind: int, silo_index: int) -> bool:
+        if kind != SecAggKind.CONFIRMS or moment == "before":
+            return False
+        reveals["seen"] += 1
+        return reveals["seen"] <= 3 and silo_index == 0
+
+    made.run(fault)
+    lost = [r for r in records_of(made) if isinstance(r, RoundLost)]
+    assert [r.round_number for r in lost] == [1]
+    assert findings(made, Severity.FAIL) == []
+
+
+def test_the_same_draft_twice_gives_the_same_parameters(
+    harness: Make, undisturbed: RoundState
+) -> None:
+    assert equal_parameters(harness().run(), undisturbed)
+    assert not equal_parameters(harness(tiny_draft(seed=6)).run(), undisturbed)
+
+
+def test_in_the_clear_gives_the_same_parameters_as_masked(
+    harness: Make, undisturbed: RoundState
+) -> None:
+    made = harness(tiny_draft(protection=ProtectionConfig(method="none")))
+    assert equal_parameters(made.run(), undisturbed)
+    assert any("clear" in text for text in findings(made, Severity.WARN))
+    assert findings(made, Severity.FAIL) == []
+
+
+@pytest.mark.parametrize("selection", ["udec", "ulatdec"])
+def test_parts_that_are_not_selected_stay_in_the_silo(
+    harness: Make, selection: str
+) -> None:
+    update = UpdateConfig(rounding="nearest", selection=selection)  # type: ignore[arg-type]
+    protection = ProtectionConfig(method="none")
+    made = harness(tiny_draft(update=update, protection=protection, num_rounds=3))
+    whole = harness(tiny_draft(protection=protection, num_rounds=3))
+    made.run()
+    whole.run()
+    sent = sum(len(reply) for _, _, reply in made.wire)
+    assert sent < 0.9 * sum(len(reply) for _, _, reply in whole.wire)
+    local = []
+    for party in made.plan.silos:
+        folder = made.federation.silo(party.name).run(made.plan)
+        tensors, _ = load_safetensors(next(folder.rglob("training.safetensors")))
+        names = [name for name in tensors if name.startswith("local/")]
+        local.append(torch.cat([tensors[name].flatten() for name in sorted(names)]))
+        everything = b"".join(request + reply for _, request, reply in made.wire)
+        for name in names:
+            if tensors[name].numel() >= 16:
+                assert tensors[name].numpy().tobytes() not in everything
+    assert not torch.equal(local[0], local[1])
+
+
+def test_declared_weights_weigh_the_mean(harness: Make, tmp_path: Path) -> None:
+    draft = tiny_draft(
+        num_rounds=1,
+        update=UpdateConfig(rounding="nearest", weights="declared"),
+        protection=ProtectionConfig(method="none"),
+    )
+    made = harness(draft)
+    assert [silo.weight for silo in made.plan.silos] == [30.0, 30.0, 30.0]
+    assert made.plan.relative_weights() == (1.0, 1.0, 1.0)
+    heavy = SiloParty(name="x", identity_key="00" * 32, weight=60.0)
+    assert heavy.weight == 60.0
+    assert equal_parameters(
+        made.run(),
+        harness(tiny_draft(num_rounds=1)).run(),
+    )
+
+
+def test_every_byte_on_the_wire_is_in_both_transcripts(harness: Make) -> None:
+    made = harness(tiny_draft(num_rounds=3))
+    made.run()
+    sent = sum(len(reply) for _, _, reply in made.wire)
+    received = sum(len(request) for _, request, _ in made.wire)
+    folders = [made.federation.aggregator.run(made.plan)]
+    traffic = [r for r in records_of(made) if isinstance(r, Traffic)]
+    assert sum(r.sent_bytes for r in traffic) == sent
+    assert sum(r.received_bytes for r in traffic) == received
+    folders = [made.federation.silo(s.name).run(made.plan) for s in made.plan.silos]
+    own = [
+        entry.record
+        for folder in folders
+        for entry in read_records(folder / "transcript")
+        if isinstance(entry.record, Traffic)
+    ]
+    assert sum(r.sent_bytes for r in own) == sent
+    assert sum(r.received_bytes for r in own) == received
+    size = shared_layout(made.plan).size
+    vectors = sum(made.plan.vector_bytes(number, size) for number in (1, 2, 3))
+    assert sum(r.vector_bytes for r in own) == 3 * vectors
+    assert findings(made, Severity.FAIL) == []
+
+
+def test_no_secret_and_no_place_is_in_any_transcript(harness: Make) -> None:
+    made = harness()
+    made.run()
+    text = b"".join(p.read_bytes() for p in made.federation.root.rglob("*.jsonl"))
+    assert str(made.federation.root).encode() not in text
+    assert b"data.npz" not in text
+    for party in made.plan.silos:
+        key = made.federation.silo(party.name).identity.read_text().strip()
+        assert key.encode() not in text
+
+
+def test_requests_that_arrive_twice_change_nothing(
+    harness: Make, undisturbed: RoundState, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = harness()
+
+    def fault(moment: str, kind: int, silo_index: int) -> bool:
+        return False
+
+    import tests.end_to_end.conftest as conftest
+
+    exchange = conftest.Recorder.exchange
+
+    def twice(self: Any, requests: Any, *, deadline_seconds: float) -> Any:
+        for silo_index, reply in exchange(
+            self, requests, deadline_seconds=deadline_seconds
+        ):
+            if read_header(requests[silo_index]).kind != Kind.END:
+                again = self.sessions[silo_index].handle(requests[silo_index])
+                assert again == reply
+            yield silo_index, reply
+
+    monkeypatch.setattr(conftest.Recorder, "exchange", twice)
+    assert equal_parameters(made.run(fault), undisturbed)
