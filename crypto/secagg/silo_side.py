@@ -16,10 +16,9 @@ Rules (docs/protocol.md):
    of the cohort have signed the same list of survivors.
 5. Once a share was revealed in a round, no further slot serves that round.
 
-There is no I/O here and no clock. The caller saves ``to_bytes()`` before any reply
-leaves. A method called before its predecessor is the caller's bug: ``RuntimeError``. A
-message that may not be answered is the aggregator's fault: a ``CryptoError``, and the
-state is unchanged.
+The caller saves ``to_bytes()`` before any reply leaves. A method called before its
+predecessor is the caller's bug: ``RuntimeError``. A message that may not be answered is
+the aggregator's fault: a ``CryptoError``, and the state is unchanged.
 """
 
 from collections.abc import Sequence
@@ -87,6 +86,7 @@ class SiloSide:
         index: this silo's place in the roster.
         run: 16 bytes that name the run.
         setup: number of the setup, never used twice in a run.
+        revealed_round: that of the setup before this one, so that rule 5 outlives it.
 
     Raises:
         ValueError: the arguments do not fit together.
@@ -101,6 +101,8 @@ class SiloSide:
         index: int,
         run: bytes,
         setup: int,
+        *,
+        revealed_round: int = 0,
     ) -> None:
         self._setup = Setup(config, tuple(roster), aggregator_public, run, setup)
         if not 0 <= index < config.num_silos or roster[index] != identity.public:
@@ -108,7 +110,7 @@ class SiloSide:
         self._config = config
         self._identity = identity
         self._index = index
-        self._state = SiloState()
+        self._state = SiloState(revealed_round=revealed_round)
 
     def advertise(self) -> bytes:
         """Return the ADVERTISE frame; the first call draws all secrets of the setup."""
@@ -117,7 +119,8 @@ class SiloSide:
             own = draw_secrets(self._config.slots_per_setup)
             message = make_advertise(self._setup, self._index, channel, own)
             header = self._setup.silo_header(Kind.ADVERTISE, self._index)
-            self._state = SiloState(
+            self._state = replace(
+                self._state,
                 advertisement=make_frame(self._identity, header, message.to_bytes()),
                 channel=channel,
                 secrets=own,
@@ -128,7 +131,6 @@ class SiloSide:
         """Return the SHARES frame that answers KEYS.
 
         Raises:
-            RuntimeError: called before :meth:`advertise`.
             CryptoError: an advertisement is forged or from elsewhere, a key occurs
                 twice, ours was changed or left out, silos are too few; or another KEYS
                 was answered before.
@@ -158,7 +160,6 @@ class SiloSide:
         The channel key is deleted: what was sealed cannot be opened again.
 
         Raises:
-            RuntimeError: called before :meth:`share`.
             CryptoError: an envelope does not open, members are too few or unknown, this
                 silo is not one of them; or other ENVELOPES were accepted before. The
                 silo then takes no part in the setup.
@@ -201,7 +202,6 @@ class SiloSide:
             model_digest: 32 bytes, over the shared parameters as received.
 
         Raises:
-            RuntimeError: called before :meth:`receive_shares`.
             ValueError: the digest does not have 32 bytes.
             ProtocolViolation: the slot was used for another request or passed over, or
                 does not exist; or a share was revealed in this round or a later one.
@@ -231,7 +231,6 @@ class SiloSide:
                 disk until it has the sum.
 
         Raises:
-            RuntimeError: called before :meth:`ready`.
             ValueError: ``words`` is not a vector of 64-bit words.
             CryptoError: a silo has signed another model, round or setup, the cohort is
                 too small, has a stranger or lacks this silo; or this slot has masked
@@ -260,7 +259,6 @@ class SiloSide:
         """Return the CONFIRM frame: the one list of survivors this silo will accept.
 
         Raises:
-            RuntimeError: called before :meth:`ready`.
             CryptoError: the slot has masked nothing, or for another cohort; survivors
                 are too few, are not all of the cohort, or lack this silo; or another
                 list was confirmed before.
@@ -282,7 +280,6 @@ class SiloSide:
                 frame may stand in for it, and :meth:`confirm` be left out.
 
         Raises:
-            RuntimeError: called before :meth:`ready`.
             CryptoError: this silo confirmed nothing, or another list; confirmations are
                 too few, forged, or of silos outside the cohort.
         """
@@ -330,6 +327,11 @@ class SiloSide:
     def setup_number(self) -> int:
         """The number of the setup that this side belongs to."""
         return self._setup.number
+
+    @property
+    def revealed_round(self) -> int:
+        """The highest round of which a share was revealed; 0 for none."""
+        return self._state.revealed_round
 
     @property
     def latest_slot(self) -> SlotProgress:

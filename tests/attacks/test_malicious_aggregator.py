@@ -558,6 +558,23 @@ def test_slots_and_rounds_are_spent_once(slot, round_number, model, match):
     assert f.silos[0].ready(1, 2, MODEL)
 
 
+def test_a_new_setup_does_not_bring_a_round_back():
+    """The update of round 1 was summed; no other setup sums it once more."""
+    f = Federation(CONFIG).reach("confirms")
+    f.reveal(range(N))
+    again = Federation(CONFIG, setup=2)
+    again.silos[0] = SiloSide(
+        *again.silo_arguments(0), revealed_round=f.silos[0].revealed_round
+    )
+    again.reach("envelopes")
+    again.silos[0].receive_shares(again.frames["envelopes"][0])
+    before = again.silos[0].to_bytes()
+    with pytest.raises(ProtocolViolation, match="revealed"):
+        again.silos[0].ready(0, 1, MODEL)
+    assert again.silos[0].to_bytes() == before
+    assert again.silos[0].ready(0, 2, MODEL)
+
+
 def test_a_slot_passed_over_is_gone():
     """Given up before REVEAL, slot 0 can never be opened afterwards."""
     f = Federation(CONFIG).reach("confirms")
