@@ -1,0 +1,479 @@
+import dataclasses
+import hashlib
+import json
+import math
+
+import pytest
+import tomli_w
+from hypothesis import given
+from hypothesis import strategies as st
+
+from crypto.secagg.config import SecAggConfig
+from protocol.encoding import from_table, to_table
+from protocol.errors import PlanRejected
+from protocol.plan import (
+    MAX_PLAN_BYTES,
+    PlanDraft,
+    RunPlan,
+    SiloParty,
+    describe,
+    load_draft,
+    load_plan,
+    load_unsigned_plan,
+    make_plan,
+    save_plan,
+)
+from tests.protocol.examples import (
+    AGGREGATOR_IDENTITY,
+    IDENTITIES,
+    draft_table,
+    make_example,
+    make_identity,
+    parties,
+    plan_table,
+    with_change,
+)
+
+KEYS = [identity.public.hex() for identity in IDENTITIES]
+DP_SGD = {"privacy.mechanism": "dp-sgd"}
+
+
+def rejection(load, path):
+    """Return the message of a rejected file, which is one line and names the file."""
+    with pytest.raises(PlanRejected) as caught:
+        load(path)
+    message = str(caught.value)
+    assert message.startswith(f"{path}: ")
+    assert "\n" not in message
+    return message.removeprefix(f"{path}: ")
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"nmae": "x"}, "nmae: unknown field; did you mean name?"),
+        ({"update.valeu_bits": 8}, "update.valeu_bits: unknown field; did you mean"),
+        ({"simulation.num_silos": 3}, "simulation: unknown field"),
+        ({"format": 2}, "format: "),
+        ({"format": 1.0}, "format: "),
+        ({"name": None}, "name: is missing"),
+        ({"name": ""}, "name: "),
+        ({"name": "Upper"}, "name: "),
+        ({"name": "../x"}, "name: "),
+        ({"name": "x" * 65}, "name: "),
+        ({"num_rounds": 0}, "num_rounds: "),
+        ({"num_rounds": 1_000_001}, "num_rounds: "),
+        ({"num_rounds": True}, "num_rounds: "),
+        ({"num_rounds": "3"}, "num_rounds: "),
+        ({"seed": -1}, "seed: "),
+        ({"seed": 2**63}, "seed: "),
+        ({"model": None}, "model: is missing"),
+        ({"model.dim": 6}, "model.dim "),
+        ({"model.architecture": "vit"}, "model.architecture: "),
+        ({"model.dim_mults": 2}, "model.dim_mults: "),
+        ({"model.dim_mults": [1, "2"]}, "model.dim_mults[1]: "),
+        ({"schedule.num_timesteps": 1}, "schedule.num_timesteps "),
+        ({"training.local_epochs": 1}, "training.local_steps: exactly one"),
+        ({"training.local_steps": 0}, "training.local_steps: exactly one"),
+        ({"training.learning_rate": "slow"}, "training.learning_rate: "),
+        ({"training.learning_rate": math.nan}, "training.learning_rate: "),
+        (
+            {"training.learning_rate": 10**400},
+            "int too large for training.learning_rate",
+        ),
+        ({"update.value_bits": 1}, "update.value_bits: "),
+        ({"update.value_bits": 25}, "update.value_bits: "),
+        ({"update.clipping_norm": 0.0}, "update.clipping_norm: "),
+        ({"update.clipping_norm": math.inf}, "update.clipping_norm: "),
+        ({"update.selection": "usplit"}, "update.selection: "),
+        (DP_SGD, "privacy.mechanism: "),
+        (DP_SGD | {"update.rounding": "nearest"}, "update.rounding: "),
+        (
+            {"update.selection": "udec", "evaluation.every_rounds": 1},
+            "evaluation.every_rounds: ",
+        ),
+        ({"protection.threshold": 4}, "protection.threshold: "),
+        ({"protection.threshold": 2}, "protection.threshold: "),
+        ({"protection.min_cohort": 2}, "protection.min_cohort: "),
+        ({"protection.min_cohort": 4}, "protection.min_cohort: "),
+        ({"protection.max_colluding": 2}, "protection.min_cohort: "),
+        ({"protection.method": "bfv"}, "protection.method: "),
+        ({"evaluation.sampler.eta": 2.0}, "evaluation.sampler.eta "),
+        ({"evaluation.extractor_sha256": "\x1b[2J"}, "evaluation.extractor_sha256: "),
+        ({"deadlines.training_seconds": 0}, "deadlines.training_seconds: "),
+        ({"nonce": "00" * 15}, "nonce: "),
+        ({"nonce": "AB" * 16}, "nonce: "),
+        ({"aggregator.identity_key": "zz" * 32}, "aggregator.identity_key: "),
+        ({"aggregator.identity_key": KEYS[1]}, "aggregator.identity_key: is also"),
+        ({"aggregator": {}}, "aggregator.identity_key: is missing"),
+        ({"silos": {}}, "silos: must be a list"),
+        ({"silos": []}, "protection.min_cohort: "),
+    ],
+)
+def test_a_bad_plan_is_refused_in_one_line_that_names_the_field(
+    changes, field, tmp_path
+):
+    table = plan_table(changes)
+    path = tmp_path / "plan.toml"
+    path.write_text(tomli_w.dumps(table))
+    assert rejection(load_unsigned_plan, path).startswith(field)
+
+
+@pytest.mark.parametrize(
+    ("silo", "field"),
+    [
+        ({"name": "silo-0"}, "silos: two have the same name"),
+        ({"identity_key": KEYS[0]}, "silos: two have the same identity_key"),
+        ({"identity_key": KEYS[1].upper()}, "silos[1].identity_key: "),
+        ({"identity_key": KEYS[1][2:]}, "silos[1].identity_key: "),
+        ({"identity_key": KEYS[1] + "00"}, "silos[1].identity_key: "),
+        ({"name": "Silo"}, "silos[1].name: "),
+        ({"name": "aggregator"}, "silos[1].name: "),
+        ({"weight": 0}, "silos[1].weight: "),
+        ({"weight": -1.0}, "silos[1].weight: "),
+        ({"weight": math.inf}, "silos[1].weight: "),
+        ({"weight": True}, "silos[1].weight: "),
+        ({"wieght": 1.0}, "silos[1].wieght: unknown field; did you mean weight?"),
+    ],
+)
+def test_a_bad_silo_is_refused_in_one_line(silo, field, tmp_path):
+    table = plan_table()
+    table["silos"][1] |= silo
+    path = tmp_path / "plan.toml"
+    path.write_text(tomli_w.dumps(table))
+    assert rejection(load_unsigned_plan, path).startswith(field)
+
+
+def test_two_silos_are_too_few_for_a_cohort_of_three():
+    draft = from_table(PlanDraft, draft_table())
+    silos = [from_table(SiloParty, silo) for silo in parties(2)["silos"]]
+    with pytest.raises(PlanRejected, match=r"^protection\.min_cohort: 2 silos"):
+        make_plan(draft, AGGREGATOR_IDENTITY.public, silos)
+
+
+def test_too_many_silos_are_refused():
+    silos = tuple(
+        SiloParty(name=f"s{n}", identity_key=hashlib.sha256(b"%d" % n).hexdigest())
+        for n in range(1001)
+    )
+    with pytest.raises(ValueError, match=r"^silos: must be at most 1,000"):
+        dataclasses.replace(make_example(), silos=silos)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param(b"name = ", id="cut off"),
+        pytest.param(b"\xff", id="not UTF-8"),
+        pytest.param(b"a = 1\na = 2", id="same name twice"),
+        pytest.param(b"a = " + b"[" * 5000 + b"]" * 5000, id="deep"),
+        pytest.param(b"a = " + b"1" * 5000, id="enormous number"),
+        pytest.param(b"#" * (MAX_PLAN_BYTES + 1), id="too large"),
+    ],
+)
+@pytest.mark.parametrize("load", [load_plan, load_unsigned_plan, load_draft])
+def test_what_is_no_toml_is_refused(load, text, tmp_path):
+    path = tmp_path / "plan.toml"
+    path.write_bytes(text)
+    assert rejection(load, path).startswith(("not valid TOML: ", "larger than"))
+
+
+def test_a_missing_file_is_named(tmp_path):
+    assert rejection(load_plan, tmp_path / "plan.toml") == "No such file or directory"
+
+
+RICH = {
+    "evaluation.every_rounds": 2,
+    "evaluation.extractor_sha256": "ab" * 32,
+    "update.weights": "declared",
+    "training.learning_rate": 1e-05,
+    "deadlines.training_seconds": 1e16,
+}
+
+
+@pytest.mark.parametrize("changes", [{}, RICH])
+def test_a_saved_plan_is_loaded_as_it_was(changes, tmp_path):
+    plan = make_example(changes)
+    path = tmp_path / "plan.toml"
+    save_plan(path, plan, AGGREGATOR_IDENTITY)
+    again = load_plan(path)
+    assert again == plan
+    assert again.digest == plan.digest
+    assert load_unsigned_plan(path).digest == plan.digest
+
+
+def test_whole_numbers_for_reals_do_not_change_the_digest(tmp_path):
+    draft = dataclasses.replace(
+        from_table(PlanDraft, draft_table()),
+        update=dataclasses.replace(make_example().update, clipping_norm=5),
+    )
+    silos = [
+        SiloParty(name=f"silo-{n}", identity_key=KEYS[n], weight=n + 1)
+        for n in range(3)
+    ]
+    plan = make_plan(draft, AGGREGATOR_IDENTITY.public, silos)
+    save_plan(tmp_path / "plan.toml", plan, AGGREGATOR_IDENTITY)
+    assert load_plan(tmp_path / "plan.toml").digest == plan.digest
+
+
+def test_the_digest_is_the_sha256_of_label_and_canonical_table():
+    plan = make_example()
+    text = json.dumps(
+        to_table(plan), sort_keys=True, separators=(",", ":"), ensure_ascii=False
+    )
+    expected = hashlib.sha256(b"cloister/1/plan\x00" + text.encode()).digest()
+    assert plan.digest == expected
+    assert plan.run == expected[:16]
+
+
+OTHER_VALUES = {
+    "name": "other",
+    "num_rounds": 4,
+    "seed": 8,
+    "model.architecture": "feddiffuse",
+    "model.dim": 32,
+    "model.channels": 3,
+    "model.dim_mults": [1, 2, 2],
+    "model.image_size": 16,
+    "schedule.kind": "cosine",
+    "schedule.num_timesteps": 100,
+    "training.local_steps": 5,
+    "training.local_epochs": 0,
+    "training.examples_per_step": 16,
+    "training.learning_rate": 2e-4,
+    "training.final_learning_rate_fraction": 0.5,
+    "training.warm_up_fraction": 0.25,
+    "training.optimizer_state": "fresh",
+    "training.loss": "huber",
+    "update.selection": "udec",
+    "update.clipping_norm": 4.0,
+    "update.value_bits": 8,
+    "update.rounding": "nearest",
+    "update.weights": "declared",
+    "protection.method": "none",
+    "protection.threshold": 5,
+    "protection.min_cohort": 4,
+    "protection.max_colluding": 0,
+    "protection.trust": "semi-honest",
+    "protection.slots_per_setup": 8,
+    "aggregation.learning_rate": 0.5,
+    "aggregation.ema_decay": 0.9,
+    "evaluation.every_rounds": 1,
+    "evaluation.num_samples": 100,
+    "evaluation.extractor": "inception",
+    "evaluation.extractor_sha256": "ab" * 32,
+    "evaluation.sampler.kind": "ancestral",
+    "evaluation.sampler.num_steps": 10,
+    "evaluation.sampler.eta": 0.5,
+    "evaluation.sampler.clamp": False,
+    "deadlines.training_seconds": 1.0,
+    "deadlines.exchange_seconds": 1.0,
+    "nonce": "01" * 16,
+    "aggregator.identity_key": make_identity("another").public.hex(),
+}
+ONE_VALUE = {"format", "privacy.mechanism"}
+"""Fields that can have one value only in this version."""
+
+
+def test_every_field_is_walked():
+    names = {name for name, _ in describe(to_table(make_example()))}
+    assert names == {*OTHER_VALUES, *ONE_VALUE, "silos"}
+
+
+@pytest.mark.parametrize("path", sorted(set(OTHER_VALUES) - {"training.local_epochs"}))
+def test_the_digest_changes_with_every_field(path):
+    plan = make_example({"protection.threshold": 4}, num_silos=5)
+    assert with_change(plan, path, OTHER_VALUES[path]).digest != plan.digest
+
+
+def test_the_digest_changes_with_epochs_for_steps():
+    plan = make_example()
+    epochs = make_example({"training.local_steps": 0, "training.local_epochs": 4})
+    assert epochs.digest != plan.digest
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("name", "other"), ("identity_key", KEYS[9]), ("weight", 2.0)]
+)
+def test_the_digest_changes_with_every_field_of_a_silo(name, value):
+    table = plan_table()
+    table["silos"][1][name] = value
+    assert from_table(RunPlan, table).digest != make_example().digest
+
+
+def test_the_digest_changes_with_the_order_of_the_silos():
+    table = plan_table()
+    table["silos"].reverse()
+    assert from_table(RunPlan, table).digest != make_example().digest
+
+
+def test_a_fresh_nonce_makes_another_run():
+    plan = make_example()
+    draft = from_table(PlanDraft, draft_table())
+    made = [make_plan(draft, AGGREGATOR_IDENTITY.public, plan.silos) for _ in range(3)]
+    assert len({plan.run for plan in made}) == 3
+    assert dataclasses.replace(made[0], nonce=made[1].nonce) == made[1]
+
+
+def test_make_plan_fills_in_the_threshold():
+    draft = from_table(PlanDraft, draft_table())
+    silos = [from_table(SiloParty, silo) for silo in parties(5)["silos"]]
+    plan = make_plan(draft, AGGREGATOR_IDENTITY.public, silos)
+    assert plan.protection.threshold == 4
+    assert plan.secagg_config() == SecAggConfig(num_silos=5, threshold=4)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    path = tmp_path / "plan.toml"
+    save_plan(path, make_example(), AGGREGATOR_IDENTITY)
+    return path
+
+
+def test_nobody_else_signs_a_plan(tmp_path):
+    with pytest.raises(PlanRejected, match="another aggregator's identity key"):
+        save_plan(tmp_path / "plan.toml", make_example(), IDENTITIES[0])
+    assert not list(tmp_path.iterdir())
+
+
+SIGNATURE = "the signature of the aggregator is missing or wrong"
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("num_rounds = 3", "num_rounds = 4"),
+        ("weight = 1.0", "weight = 1.5"),
+        ("[signature]", "[other]"),
+        ('[signature]\naggregator = "', "[signature]\n#"),
+        ('[signature]\naggregator = "', '[signature]\naggregator = "0'),
+        ('[signature]\naggregator = "', '[signature]\naggregator = "00'),
+        ("[signature]\naggregator = ", "[signature]\naggregator = 1 #"),
+        ("[signature]\naggregator = ", "[signature.more]\naggregator = "),
+    ],
+)
+def test_an_edited_plan_is_refused(saved, old, new):
+    text = saved.read_text()
+    assert old in text
+    saved.write_text(text.replace(old, new, 1))
+    assert rejection(load_plan, saved) in (SIGNATURE, "other: unknown field")
+
+
+def test_a_comment_may_be_edited(saved):
+    saved.write_text("# Approved on a Friday.\n" + saved.read_text())
+    load_plan(saved)
+
+
+def test_a_signature_of_another_plan_is_refused(saved, tmp_path):
+    other = tmp_path / "other.toml"
+    save_plan(other, make_example({"seed": 8}), AGGREGATOR_IDENTITY)
+    head, _, _ = saved.read_text().partition("[signature]")
+    _, _, tail = other.read_text().partition("[signature]")
+    saved.write_text(f"{head}[signature]{tail}")
+    assert rejection(load_plan, saved) == SIGNATURE
+
+
+def test_an_unsigned_plan_is_refused(saved):
+    saved.write_text(saved.read_text().partition("[signature]")[0])
+    assert rejection(load_plan, saved) == SIGNATURE
+    assert load_unsigned_plan(saved) == make_example()
+
+
+def test_a_draft_in_place_of_a_plan_is_explained(tmp_path):
+    path = tmp_path / "draft.toml"
+    path.write_text(tomli_w.dumps(draft_table()))
+    assert "aggregator plan make" in rejection(load_plan, path)
+    draft, simulation = load_draft(path)
+    assert draft == from_table(PlanDraft, draft_table())
+    assert simulation == {}
+
+
+def test_a_draft_keeps_its_simulation_table(tmp_path):
+    path = tmp_path / "draft.toml"
+    path.write_text(tomli_w.dumps(draft_table({"simulation.num_silos": 4})))
+    assert load_draft(path)[1] == {"num_silos": 4}
+
+
+@pytest.mark.parametrize("name", ["silos", "aggregator", "nonce", "signature"])
+def test_a_plan_in_place_of_a_draft_is_explained(name, tmp_path):
+    path = tmp_path / "draft.toml"
+    path.write_text(tomli_w.dumps(draft_table({name: "x"})))
+    expected = f"{name}: belongs to a finished plan, not here"
+    assert rejection(load_draft, path) == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "seed"),
+    [(("noise",), 1395584706823809482), (("order", 2, 5), 5880812386373957450)],
+)
+def test_seeds_by_another_implementation(arguments, seed):
+    # SHA-256 of ["seed",7,"noise"], first 8 bytes, halved.
+    assert make_example().seed_for(*arguments) == seed
+
+
+def test_seeds_differ_by_purpose_silo_round_and_plan():
+    plans = [make_example(), make_example({"seed": 8})]
+    seeds = {
+        plan.seed_for(purpose, *numbers)
+        for plan in plans
+        for purpose in ("order", "noise", "order1")
+        for numbers in [(), (0,), (1,), (0, 1), (1, 0), (10,), (0, 1, 0)]
+    }
+    assert len(seeds) == 2 * 3 * 7
+    assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_a_seed_does_not_depend_on_parties_or_nonce():
+    assert make_example(num_silos=5).seed_for("order", 1) == make_example().seed_for(
+        "order", 1
+    )
+
+
+def test_silos_by_key_and_index():
+    plan = make_example()
+    assert plan.roster == tuple(identity.public for identity in IDENTITIES[:3])
+    assert [plan.silo_index(key) for key in plan.roster] == [0, 1, 2]
+    assert plan.aggregator_key == AGGREGATOR_IDENTITY.public
+    with pytest.raises(PlanRejected, match=r"not in the plan .*silo-0, silo-1"):
+        plan.silo_index(IDENTITIES[5].public)
+
+
+@pytest.mark.parametrize(
+    ("value_bits", "round_number", "num_values", "size_bytes"),
+    [
+        (16, 1, 10, 40),  # 32-bit fields, two a word: 5 words
+        (16, 2, 10, 32),  # 21-bit fields, three a word: 4 words
+        (8, 2, 12, 16),  # 10-bit fields, six a word: 2 words
+        (8, 2, 13, 24),
+        (8, 2, 0, 0),
+    ],
+)
+def test_vector_bytes_by_hand(value_bits, round_number, num_values, size_bytes):
+    plan = make_example({"update.value_bits": value_bits})
+    assert plan.vector_bytes(round_number, num_values) == size_bytes
+
+
+def test_relative_weights():
+    table = plan_table()
+    for silo, weight in zip(table["silos"], [1, 4, 2], strict=True):
+        silo["weight"] = weight
+    assert from_table(RunPlan, table).relative_weights() == (1.0, 1.0, 1.0)
+    declared = table | {"update": {"weights": "declared"}}
+    assert from_table(RunPlan, declared).relative_weights() == (0.25, 1.0, 0.5)
+
+
+@given(st.lists(st.floats(1e-9, 1e9), min_size=3, max_size=6))
+def test_relative_weights_stay_in_range(weights):
+    table = plan_table({"update.weights": "declared"}, num_silos=len(weights))
+    for silo, weight in zip(table["silos"], weights, strict=True):
+        silo["weight"] = weight
+    relative = from_table(RunPlan, table).relative_weights()
+    assert max(relative) == 1.0
+    assert min(relative) > 0
+
+
+def test_describe_names_every_field():
+    shown = dict(describe(to_table(make_example())))
+    assert shown["model.dim"] == "16"
+    assert shown["evaluation.sampler.kind"] == "ddim"
+    assert shown["protection.min_cohort"] == "3"
