@@ -109,7 +109,7 @@ def check_values(images: ImageSet, where: str) -> None:
 def _load_npz(config: DataConfig, path: Path) -> ImageSet:
     """Load images, and labels where there are any, from an .npz file."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             name = _first(ARRAY_NAMES[config.split], file)
             if name is None:
                 raise DataError(

@@ -1,0 +1,306 @@
+"""Tiny plans, tiny images, and three sessions driven by hand against a real centre."""
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import silo.trainer
+from crypto.frame import AGGREGATOR, read_header
+from crypto.keys import IdentityKey
+from crypto.ring import words_needed
+from crypto.secagg.aggregator_side import AggregatorSide
+from diffusion.config import ScheduleConfig, UNetConfig
+from diffusion.model import make_model
+from diffusion.parameters import ParameterLayout, flatten, make_layout, parameters_of
+from diffusion.parts import SELECTIONS
+from protocol import records
+from protocol.envelope import (
+    EndRequest,
+    Kind,
+    Refusal,
+    RoundRequest,
+    floats_to_bytes,
+    make_envelope,
+    open_envelope,
+)
+from protocol.plan import PlanDraft, RunPlan, SiloParty, make_plan
+from protocol.settings import ProtectionConfig, TrainingConfig
+from protocol.transcript import TranscriptWriter, read_records
+from silo.data import ImageSet
+from silo.policy import Policy
+from silo.session import LocalResources, SiloSession
+from silo.store import RunStore
+
+TINY_MODEL = UNetConfig(
+    architecture="residual", dim=4, channels=1, dim_mults=(1,), image_size=8
+)
+CPU = torch.device("cpu")
+STAGES = ("setup", "shares", "ready", "masked", "confirm", "reveal", "end")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def trainings(monkeypatch) -> list[tuple[int, int]]:
+    """Silo and round of every training that a session began, in order."""
+    begun = []
+    real = silo.trainer.train
+
+    def counted(*arguments, **options):
+        begun.append((options["silo"], options["round_number"]))
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(silo.trainer, "train", counted)
+    return begun
+
+
+def make_identities(num_silos: int) -> list[IdentityKey]:
+    """Return the same keys in every test; the last one is the aggregator's."""
+    return [
+        IdentityKey.from_bytes(hashlib.sha256(b"silo %d" % number).digest())
+        for number in range(num_silos + 1)
+    ]
+
+
+def tiny_draft(**changes: Any) -> PlanDraft:
+    sections: dict[str, Any] = {
+        "name": "tiny",
+        "num_rounds": 3,
+        "seed": 5,
+        "model": TINY_MODEL,
+        "schedule": ScheduleConfig(num_timesteps=10),
+        "training": TrainingConfig(
+            local_steps=1, examples_per_step=2, learning_rate=1e-3
+        ),
+        "protection": ProtectionConfig(slots_per_setup=2),
+    }
+    return PlanDraft(**(sections | changes))
+
+
+def tiny_plan(num_silos: int = 3, **changes: Any) -> RunPlan:
+    """Return a plan of silos ``silo-1``, ``silo-2``, … with their made-up keys."""
+    *keys, aggregator = make_identities(num_silos)
+    parties = [
+        SiloParty(
+            name=f"silo-{number}", identity_key=key.public.hex(), weight=float(number)
+        )
+        for number, key in enumerate(keys, start=1)
+    ]
+    return make_plan(tiny_draft(**changes), aggregator.public, parties)
+
+
+def tiny_images(seed: int = 0, num_images: int = 4) -> ImageSet:
+    pixels = np.random.default_rng(seed).integers(0, 256, (num_images, 8, 8, 1))
+    return ImageSet(pixels.astype(np.uint8), (0.0, 255.0))
+
+
+def shared_layout(plan: RunPlan) -> ParameterLayout:
+    return make_layout(make_model(plan.model, 0), SELECTIONS[plan.update.selection])
+
+
+class Federation:
+    """Sessions of all silos, and the aggregator's side of one setup.
+
+    :meth:`play` carries out stages for everybody; the frames of each are kept, so that
+    a test can send one again, or another one in its place.
+    """
+
+    def __init__(self, root: Path, plan: RunPlan | None = None):
+        self.plan = plan or tiny_plan()
+        *self.keys, self.aggregator = make_identities(len(self.plan.silos))
+        self.layout = shared_layout(self.plan)
+        model = make_model(self.plan.model, self.plan.seed_for("model"))
+        self.parameters = flatten(parameters_of(model), self.layout)
+        self.root = root
+        self.transcript = TranscriptWriter(
+            root / "aggregator",
+            party="aggregator",
+            plan_digest=self.plan.digest,
+            identity=self.aggregator,
+        )
+        self.transcript.append(
+            records.Opened(
+                plan=self.plan.digest.hex(), party="aggregator", software="test"
+            )
+        )
+        self.sessions = [self.open(index) for index in self.everyone]
+        self.round_number, self.slot, self.setup = 1, 0, 1
+        self.side = self.new_side(1)
+        self.requests: dict[str, dict[int, bytes]] = {}
+        self.replies: dict[str, dict[int, bytes]] = {}
+
+    @property
+    def everyone(self) -> range:
+        return range(len(self.plan.silos))
+
+    def new_side(self, setup: int) -> AggregatorSide:
+        plan = self.plan
+        return AggregatorSide(
+            plan.secagg_config(), plan.roster, self.aggregator, plan.run, setup
+        )
+
+    def store(self, index: int) -> RunStore:
+        return RunStore(self.root / f"silo-{index + 1}")
+
+    def open(self, index: int, **changes: Any) -> SiloSession:
+        resources = {
+            "identity": self.keys[index],
+            "images": tiny_images(index),
+            "policy": Policy(permitted_protections=("mask", "none")),
+            "device": CPU,
+        }
+        return SiloSession(
+            self.plan, self.store(index), LocalResources(**(resources | changes))
+        )
+
+    def restart(self, index: int) -> None:
+        """Forget the session as a killed process does; make one from its files."""
+        self.sessions[index].close()
+        self.sessions[index] = self.open(index)
+
+    def close(self) -> None:
+        self.transcript.close()
+        for session in self.sessions:
+            session.close()
+
+    def play(self, last: str, first: str = "setup") -> "Federation":
+        """Carry out the stages from the first to the last, with all silos."""
+        for stage in STAGES[STAGES.index(first) : STAGES.index(last) + 1]:
+            self.make_requests(stage)
+            self.answer(stage)
+        return self
+
+    def answer(self, stage: str) -> None:
+        """Have all silos answer the requests of a stage; hand the replies on."""
+        self.replies[stage] = {
+            index: self.ask(index, stage) for index in self.requests[stage]
+        }
+        self.take(stage, self.replies[stage].values())
+
+    def play_rest(self, stage: str) -> None:
+        """Carry out the stages after one."""
+        if rest := STAGES[STAGES.index(stage) + 1 :]:
+            self.play("end", first=rest[0])
+
+    def next_round(self, parameters: np.ndarray | None = None) -> "Federation":
+        """Go on with the next slot, in a new setup when this one is used up."""
+        self.round_number += 1
+        self.slot += 1
+        if parameters is not None:
+            self.parameters = parameters
+        return self
+
+    def ask(self, index: int, stage: str) -> bytes:
+        return self.sessions[index].handle(self.requests[stage][index])
+
+    def make_requests(self, stage: str) -> None:
+        frames = {
+            "setup": lambda: self.envelope(Kind.OPEN_SETUP, b"", setup=self.setup),
+            "shares": lambda: self.side.keys(),
+            "masked": lambda: self.side.active(),
+            "confirm": lambda: self.side.survivors(),
+            "reveal": lambda: self.side.confirms(),
+            "end": lambda: self.envelope(Kind.END, self.end_request().to_body()),
+        }
+        if stage == "ready":
+            self.requests[stage] = self.round_requests()
+        else:
+            self.requests[stage] = dict.fromkeys(self.everyone, frames[stage]())
+
+    def take(self, stage: str, replies: Iterable[bytes]) -> None:
+        """Hand replies to the aggregator's side, which verifies them."""
+        add = {
+            "setup": self.side.add_advertisement,
+            "shares": self.side.add_shares,
+            "ready": self.side.add_ready,
+            "masked": self.side.add_masked,
+            "confirm": self.side.add_confirm,
+            "reveal": self.side.add_reveal,
+        }
+        for reply in replies:
+            if stage in add and read_header(reply).kind != Kind.PLAIN:
+                add[stage](reply)
+
+    @property
+    def num_words(self) -> int:
+        bits = self.plan.update.field_bits(self.round_number, len(self.plan.silos))
+        return words_needed(self.layout.size, bits)
+
+    def round_request(self, **changes: Any) -> RoundRequest:
+        ranges = np.empty(0, np.float32)
+        if self.round_number > 1:
+            norm = self.plan.update.clipping_norm
+            ranges = np.full(len(self.layout.segments), norm, np.float32)
+        fields = {
+            "round_number": self.round_number,
+            "attempt": 1,
+            "head": self.transcript.sign_head(),
+            "parameters": floats_to_bytes(self.parameters),
+            "ranges": floats_to_bytes(ranges),
+        }
+        return RoundRequest(**(fields | changes))
+
+    def round_requests(self) -> dict[int, bytes]:
+        """Open the slot, and return the request of its round to each silo."""
+        if self.plan.protection.method == "none":
+            body = self.round_request().to_body()
+            return dict.fromkeys(self.everyone, self.envelope(Kind.ROUND, body))
+        digest = self.round_request().model_digest()
+        members = self.everyone
+        if self.slot == 0:
+            envelopes = {index: self.side.envelopes(index) for index in members}
+        else:
+            envelopes = dict.fromkeys(members, b"")
+        self.side.open_slot(self.slot, self.round_number, digest, self.num_words)
+        return {
+            index: self.round_envelope(envelopes=envelopes[index]) for index in members
+        }
+
+    def round_envelope(self, **changes: Any) -> bytes:
+        return self.envelope(
+            Kind.ROUND,
+            self.round_request(**changes).to_body(),
+            setup=self.setup,
+            slot=self.slot,
+        )
+
+    def end_request(self) -> EndRequest:
+        return EndRequest(
+            round_number=self.plan.num_rounds,
+            head=self.transcript.sign_head(),
+            parameters=floats_to_bytes(self.parameters),
+        )
+
+    def envelope(self, kind: int, body: bytes, **place: int) -> bytes:
+        """Return what the aggregator would sign."""
+        return make_envelope(
+            self.plan, self.aggregator, kind, body, sender=AGGREGATOR, **place
+        )
+
+    def refusal(self, reply: bytes, index: int = 0) -> Refusal:
+        """Return what a silo's signed refusal says; fail if it is none."""
+        _, body = open_envelope(self.plan, reply, sender=index, kinds=(Kind.REFUSED,))
+        return Refusal.from_body(body)
+
+    def records(self, index: int, kind: type | None = None) -> list[records.Record]:
+        """Return the records of a silo's transcript, of one kind if one is given."""
+        found = [entry.record for entry in read_records(self.store(index).transcript)]
+        return [r for r in found if kind is None or isinstance(r, kind)]
+
+
+@pytest.fixture
+def federation(tmp_path, trainings):
+    made = Federation(tmp_path)
+    yield made
+    made.close()

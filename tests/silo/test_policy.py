@@ -1,0 +1,145 @@
+import math
+import tomllib
+
+import pytest
+
+from protocol.encoding import from_table
+from protocol.settings import ProtectionConfig
+from silo.config import SiloFolder
+from silo.errors import ConfigRejected, PolicyViolation
+from silo.policy import (
+    DEFAULT_POLICY,
+    Policy,
+    check_approved,
+    check_plan,
+    load_policy,
+    plan_epsilon,
+    refusals,
+)
+from tests.silo.conftest import tiny_plan
+
+
+@pytest.fixture(scope="module")
+def plan():
+    return tiny_plan()
+
+
+class TestDefault:
+    def test_text_is_the_default_policy(self):
+        assert from_table(Policy, tomllib.loads(DEFAULT_POLICY)) == Policy()
+
+    def test_text_explains_every_field(self):
+        lines = DEFAULT_POLICY.splitlines()
+        for name in Policy.__dataclass_fields__:
+            (index,) = [
+                i for i, line in enumerate(lines) if line.startswith(f"{name} =")
+            ]
+            assert lines[index - 1].startswith("#")
+
+    def test_permits_a_masked_plan(self, plan):
+        assert refusals(Policy(), plan) == []
+        check_plan(Policy(), plan)
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("policy", "reason"),
+        [
+            (
+                {"max_epsilon": 8.0},
+                "the plan's epsilon is inf, this silo permits at most 8",
+            ),
+            ({"min_cohort": 4}, "min_cohort is 3, this silo demands at least 4"),
+            ({"max_rounds": 2}, "num_rounds is 3, this silo permits at most 2"),
+            ({"permitted_protections": ("none",)}, 'is "mask", this silo permits none'),
+            ({"permitted_protections": ()}, "permits none at all"),
+        ],
+    )
+    def test_one(self, plan, policy, reason):
+        (found,) = refusals(Policy(**policy), plan)
+        assert reason in found
+        with pytest.raises(PolicyViolation, match="this silo's policy refuses"):
+            check_plan(Policy(**policy), plan)
+
+    def test_at_the_bounds(self, plan):
+        policy = Policy(max_epsilon=math.inf, min_cohort=3, max_rounds=3)
+        assert refusals(policy, plan) == []
+
+    def test_updates_in_the_clear_need_permission(self):
+        plan = tiny_plan(protection=ProtectionConfig(method="none"))
+        (found,) = refusals(Policy(), plan)
+        assert 'protection.method is "none", this silo permits mask' in found
+        assert refusals(Policy(permitted_protections=("mask", "none")), plan) == []
+
+    def test_all_reasons_at_once(self, plan):
+        policy = Policy(
+            max_epsilon=1.0, min_cohort=9, max_rounds=1, permitted_protections=()
+        )
+        with pytest.raises(PolicyViolation) as caught:
+            check_plan(policy, plan)
+        for word in ("epsilon", "min_cohort", "num_rounds", "protection.method"):
+            assert word in str(caught.value)
+
+    def test_without_a_mechanism_nothing_is_guaranteed(self, plan):
+        assert plan_epsilon(plan) == math.inf
+
+
+class TestFields:
+    @pytest.mark.parametrize(
+        ("field", "name"),
+        [
+            ({"max_epsilon": 0.0}, "max_epsilon"),
+            ({"max_epsilon": -1.0}, "max_epsilon"),
+            ({"max_epsilon": math.nan}, "max_epsilon"),
+            ({"min_cohort": 1}, "min_cohort"),
+            ({"permitted_protections": ("masks",)}, "permitted_protections"),
+            ({"permitted_auxiliary_images": ("all",)}, "permitted_auxiliary_images"),
+        ],
+    )
+    def test_out_of_range(self, field, name):
+        with pytest.raises(ValueError, match=f"^{name}: "):
+            Policy(**field)
+
+
+class TestFile:
+    @pytest.mark.parametrize(
+        ("text", "words"),
+        [
+            ("min_cohort = ", "policy.toml: "),
+            ("min_cohorts = 3", "unknown field; did you mean min_cohort?"),
+            ("min_cohort = true", "min_cohort: must be a whole number"),
+            ("min_cohort = 0", "min_cohort: must be at least 2"),
+        ],
+    )
+    def test_malformed(self, tmp_path, text, words):
+        (tmp_path / "policy.toml").write_text(text)
+        with pytest.raises(ConfigRejected) as caught:
+            load_policy(SiloFolder(tmp_path))
+        assert words in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+    def test_missing(self, tmp_path):
+        with pytest.raises(ConfigRejected, match="silo init"):
+            load_policy(SiloFolder(tmp_path))
+
+    def test_not_text(self, tmp_path):
+        (tmp_path / "policy.toml").write_bytes(b"\xff\xfe")
+        with pytest.raises(ConfigRejected, match=r"policy\.toml"):
+            load_policy(SiloFolder(tmp_path))
+
+
+class TestApproval:
+    def test_of_just_this_plan(self, tmp_path, plan):
+        folder = SiloFolder(tmp_path)
+        with pytest.raises(PolicyViolation, match=plan.digest.hex()[:16]):
+            check_approved(folder, plan)
+        folder.approval(plan).parent.mkdir()
+        folder.approval(plan).write_text("")
+        check_approved(folder, plan)
+        with pytest.raises(PolicyViolation, match="is not approved"):
+            check_approved(folder, tiny_plan())  # The same draft, another nonce.
+
+    def test_a_folder_is_no_approval(self, tmp_path, plan):
+        SiloFolder(tmp_path).approval(plan).mkdir(parents=True)
+        with pytest.raises(PolicyViolation):
+            check_approved(SiloFolder(tmp_path), plan)
