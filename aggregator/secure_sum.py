@@ -45,9 +45,11 @@ class SecureSum:
         self._exchanges, self._store = exchanges, store
         self._plan = exchanges.plan
         self._setup, self._side = self._load_side()
+        self._given_up: tuple[int, int] | None = None
+        self._have_shares: set[int] = set()
 
     def sum_round(self, task: Task) -> Sum:
-        """Return the sum of a round; a failed attempt is repeated in a fresh setup."""
+        """Return the sum of a round; a failed attempt is repeated in the next slot."""
         reason = ""
         for attempt in range(1, MAX_ATTEMPTS + 1):
             head = self._exchanges.transcript.sign_head()
@@ -59,17 +61,24 @@ class SecureSum:
                 self._collect_confirms(side, task)
                 return self._collect_reveals(side, task)
             except CohortTooSmall as error:
-                reason, self._side = str(error), None
+                reason = str(error)
+                self._give_up()
         raise CohortTooSmall(reason)
 
     # ------------------------------------------------------------------- setup
+
+    def _give_up(self) -> None:
+        """Note that the open slot failed before REVEAL: the next one is used."""
+        latest = self._side.latest_slot if self._side is not None else None
+        self._given_up = (self._setup, latest.slot) if latest else None
 
     def _prepare_slot(self, task: Task, digest: bytes) -> AggregatorSide:
         """Return a side whose open slot is this round's."""
         side = self._side
         latest = side.latest_slot if side is not None else None
         if side is not None and latest and latest.round_number == task.round_number:
-            if latest.model_digest == digest:
+            is_given_up = self._given_up == (self._setup, latest.slot)
+            if latest.model_digest == digest and not is_given_up:
                 return side
             if side.is_revealing:
                 raise RoundAborted("shares were asked for another model of this round")
@@ -96,7 +105,6 @@ class SecureSum:
             plan.run,
             self._setup,
         )
-        self._side = side
         request = self._exchanges.envelope(
             Kind.OPEN_SETUP, b"", setup=self._setup, slot=0
         )
@@ -114,6 +122,7 @@ class SecureSum:
         )
         self._closing(lambda: side.envelopes(min(side.sharers, default=-1)))
         self._save(side)
+        self._side, self._have_shares = side, set()
         self._exchanges.transcript.append(
             records.SetupOpened(
                 setup=self._setup,
@@ -144,6 +153,8 @@ class SecureSum:
                 self._round_requests(side, task, attempt, head),
                 taking(side.add_ready),
             )
+            if side.latest_slot is not None:
+                self._have_shares |= set(side.latest_slot.ready)
             self._closing(side.active)
             self._save(side)
         cohort = self._exchanges.names(side.cohort)
@@ -154,10 +165,10 @@ class SecureSum:
     def _round_requests(
         self, side: AggregatorSide, task: Task, attempt: int, head: Head
     ) -> dict[int, bytes]:
-        """Return the request to each member, with its sealed shares in slot 0."""
+        """Return the request to each member, with the shares that it may lack."""
         slot, requests = self._slot(side), {}
         for silo in side.members:
-            envelopes = side.envelopes(silo) if slot == 0 else b""
+            envelopes = b"" if silo in self._have_shares else side.envelopes(silo)
             body = task.request(head, attempt, envelopes).to_body()
             requests[silo] = self._exchanges.envelope(
                 Kind.ROUND, body, setup=self._setup, slot=slot

@@ -209,7 +209,11 @@ def check_images(
     shape = tuple(images.shape[1:])
     accepted = shape in image_shapes if image_shapes else shape[:1] in ((1,), (3,))
     if images.dim() != 4 or not accepted:
-        raise ImagesRejected(f"images of shape {shape} are not accepted here")
+        wanted = " or ".join(str(accepted) for accepted in image_shapes or ())
+        raise ImagesRejected(
+            f"images of shape {shape} do not fit the extractor, which takes "
+            f"{wanted or '1 or 3 channels'}; choose another evaluation.extractor"
+        )
     if not bool(images.isfinite().all()):
         raise ImagesRejected("images contain a value that is not finite")
     if images.numel() and float(images.abs().max()) > 1.0 + RANGE_TOLERANCE:

@@ -234,7 +234,9 @@ class SiloSession:
     def _open_setup(self, header: Header) -> bytes:
         """Begin a setup with fresh keys; an older setup is forgotten."""
         if self._side is None or header.setup > self._side.setup_number:
-            self._side = SiloSide(*self._side_arguments(header.setup))
+            revealed = self._side.revealed_round if self._side else 0
+            arguments = self._side_arguments(header.setup)
+            self._side = SiloSide(*arguments, revealed_round=revealed)
         elif header.setup < self._side.setup_number:
             raise PolicyViolation(f"setup {header.setup} is over")
         reply = self._side.advertise()

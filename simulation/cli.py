@@ -13,6 +13,7 @@ from diffusion.errors import DiffusionError
 from protocol.command import reporting_errors, set_up_logging
 from protocol.plan import load_draft
 from silo.errors import SiloError
+from simulation.deal import deal
 from simulation.display import table
 from simulation.errors import SimulationError
 from simulation.federation import Federation, make_federation
@@ -110,6 +111,32 @@ def simulate(
         plan_path, out, resume, device, console, data, weights
     )
     _show(console, federation, outcome, [], time.monotonic() - began)
+
+
+@cli.command("deal")
+@click.argument(
+    "plan_path", metavar="PLAN", type=click.Path(dir_okay=False, path_type=Path)
+)
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    help="An .npz file or a folder of images, instead of the plan's own.",
+)
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("shares"),
+    show_default=True,
+    help="The folder of the shares; must not exist.",
+)
+def deal_command(plan_path: Path, data: Path | None, out: Path) -> None:
+    """Deal PLAN's public images into one file a silo, to try the roles by hand."""
+    draft, settings = load_draft(plan_path)
+    config = load_settings(settings, plan_path, data)
+    for path in deal(out, draft, config):
+        click.echo(str(path))
+    low, high = load_pool(config, draft.seed_for("partition")).dealt.value_range
+    click.echo(f"value_range = [{low:g}, {high:g}]")
 
 
 def _simulate(

@@ -143,12 +143,12 @@ def _make_silo(
     )
     save_bytes(folder.config, tomli_w.dumps(to_table(silo_config)).encode())
     save_bytes(folder.policy, tomli_w.dumps(to_table(policy)).encode())
-    save_bytes(folder.root / DATA_FILE, _npz(subset(pool.dealt, share)))
+    save_bytes(folder.root / DATA_FILE, images_to_npz(subset(pool.dealt, share)))
     folder.approval(plan).parent.mkdir()
     save_bytes(folder.approval(plan), plan.name.encode() + b"\n")
 
 
-def _npz(images: ImageSet) -> bytes:
+def images_to_npz(images: ImageSet) -> bytes:
     """Return images, and labels where there are any, as an .npz file."""
     buffer = io.BytesIO()
     arrays = {"images": images.pixels}

@@ -1,0 +1,42 @@
+"""Public images dealt into files, to try the three roles by hand."""
+
+from pathlib import Path
+
+from protocol.files import save_bytes, whole_folder
+from protocol.plan import PlanDraft
+from silo.reference import save_reference
+from simulation.errors import SettingsRejected
+from simulation.federation import REFERENCE_FILE, images_to_npz
+from simulation.partition import partition
+from simulation.settings import SimulationConfig
+from simulation.sources import load_pool, subset
+
+
+def deal(
+    root: Path, draft: PlanDraft, config: SimulationConfig, weights: Path | None = None
+) -> list[Path]:
+    """Write each silo's share as an .npz file, and the reference statistics.
+
+    Returns:
+        The files of the shares.
+
+    Raises:
+        SettingsRejected: the folder exists, or the settings cannot be carried out.
+        DataError: the images cannot be used.
+    """
+    if root.exists():
+        raise SettingsRejected(f"{root}: exists; choose another --out")
+    seed = draft.seed_for("partition")
+    pool = load_pool(config, seed)
+    shares = partition(
+        config.partition, len(pool.dealt), pool.dealt.labels, config.num_silos, seed
+    )
+    names = [f"silo-{number}.npz" for number in range(1, len(shares) + 1)]
+    root.parent.mkdir(parents=True, exist_ok=True)
+    with whole_folder(root) as folder:
+        for name, share in zip(names, shares, strict=True):
+            save_bytes(folder / name, images_to_npz(subset(pool.dealt, share)))
+        if draft.evaluation.every_rounds:
+            extractor = draft.evaluation.extractor
+            save_reference(folder / REFERENCE_FILE, pool.held_out, extractor, weights)
+    return [root / name for name in names]
