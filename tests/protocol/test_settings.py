@@ -35,6 +35,8 @@ GOOD = {TrainingConfig: {"local_steps": 1}}
         (TrainingConfig, {"learning_rate": math.nan}),
         (TrainingConfig, {"final_learning_rate_fraction": 0.0}),
         (TrainingConfig, {"final_learning_rate_fraction": 1.5}),
+        (TrainingConfig, {"warm_up_fraction": 1.0}),
+        (TrainingConfig, {"warm_up_fraction": -0.1}),
         (UpdateConfig, {"clipping_norm": 0.0}),
         (UpdateConfig, {"clipping_norm": -1.0}),
         (UpdateConfig, {"clipping_norm": math.inf}),

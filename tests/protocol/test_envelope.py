@@ -1,0 +1,360 @@
+import dataclasses
+import hashlib
+import struct
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from crypto.errors import CryptoError, InvalidSignature, MalformedMessage
+from crypto.frame import AGGREGATOR, HEADER_BYTES
+from crypto.frame import Kind as SecAggKind
+from protocol.encoding import encode, to_table
+from protocol.envelope import (
+    MAX_TABLE_BYTES,
+    EndReply,
+    EndRequest,
+    Kind,
+    Refusal,
+    RoundRequest,
+    floats_from_bytes,
+    floats_to_bytes,
+    join_body,
+    make_envelope,
+    open_envelope,
+    split_body,
+)
+from protocol.errors import EnvelopeRejected
+from protocol.transcript import Head
+from tests.protocol.examples import AGGREGATOR_IDENTITY, IDENTITIES, make_example
+
+PLAN = make_example()
+HEAD = Head(party="aggregator", size=3, root="0a" * 32, signature="0b" * 64)
+ROUND = RoundRequest(
+    round_number=2,
+    attempt=1,
+    head=HEAD,
+    parameters=b"\x00\x00\x80?" * 3,
+    ranges=b"\x00\x00\x00@",
+    envelopes=b"sealed",
+)
+END = EndRequest(round_number=3, head=HEAD, parameters=b"1234")
+END_SEEN = EndReply(head=HEAD)
+REFUSAL = Refusal(stage="masked", check="threshold: 2 of 3")
+BODIES = [ROUND, END, END_SEEN, REFUSAL]
+NO_ENVELOPES = dataclasses.replace(ROUND, envelopes=b"", ranges=b"")
+
+each_body = pytest.mark.parametrize(
+    "message", [*BODIES, NO_ENVELOPES], ids=lambda message: type(message).__name__
+)
+
+
+def parse(message, body):
+    return type(message).from_body(memoryview(body))
+
+
+def prefixed(*parts):
+    return b"".join(struct.pack(">Q", len(part)) + part for part in parts)
+
+
+@each_body
+def test_a_body_round_trips(message):
+    assert parse(message, message.to_body()) == message
+
+
+def test_a_body_by_hand():
+    assert REFUSAL.to_body() == prefixed(
+        b'{"check":"threshold: 2 of 3","stage":"masked"}'
+    )
+    assert join_body({"a": 1}, b"", b"xy") == prefixed(b'{"a":1}', b"", b"xy")
+
+
+@each_body
+def test_every_cut_body_is_refused(message):
+    body = message.to_body()
+    for length in range(len(body)):
+        with pytest.raises(EnvelopeRejected):
+            parse(message, body[:length])
+
+
+@each_body
+def test_every_longer_body_is_refused(message):
+    for rest in (b"\x00", prefixed(b""), prefixed(b"x"), message.to_body()):
+        with pytest.raises(EnvelopeRejected, match="trailing bytes"):
+            parse(message, message.to_body() + rest)
+
+
+@st.composite
+def mutations(draw):
+    """Return bytes and a few changes: flipped, removed, inserted, repeated."""
+    message = draw(st.sampled_from(BODIES))
+    body = bytearray(message.to_body())
+    for _ in range(draw(st.integers(1, 3))):
+        place = draw(st.integers(0, max(0, len(body) - 1)))
+        change = draw(st.sampled_from(["flip", "remove", "insert", "repeat", "length"]))
+        if change == "flip" and body:
+            body[place] ^= draw(st.integers(1, 255))
+        elif change == "remove":
+            del body[place : place + draw(st.integers(1, 9))]
+        elif change == "insert":
+            body[place:place] = draw(st.binary(min_size=1, max_size=9))
+        elif change == "repeat":
+            body[place:place] = body[place : place + 20]
+        else:
+            body[:8] = struct.pack(">Q", draw(st.integers(0, 2**64 - 1)))
+    return message, bytes(body)
+
+
+@settings(max_examples=500)
+@given(mutations())
+def test_a_mutated_body_is_refused_or_another_message(mutation):
+    message, body = mutation
+    try:
+        again = parse(message, body)
+    except EnvelopeRejected as error:
+        assert "\n" not in str(error)
+        return
+    assert again.to_body() == body
+
+
+def with_table(message, table):
+    """Return the body of a message with another table before its byte strings."""
+    _, parts = split_body(memoryview(message.to_body()), _num_parts(message))
+    encoded = table if isinstance(table, bytes) else encode(table)
+    return prefixed(encoded, *parts)
+
+
+def _num_parts(message):
+    return {RoundRequest: 3, EndRequest: 1}.get(type(message), 0)
+
+
+def head(**changes):
+    return {"head": to_table(HEAD) | changes}
+
+
+NUMBERS = {"round_number": 2, "attempt": 1}
+
+
+@pytest.mark.parametrize(
+    ("message", "table", "expected"),
+    [
+        (ROUND, NUMBERS, "exactly round_number, attempt, head"),
+        (ROUND, NUMBERS | head() | {"more": 1}, "exactly round_number"),
+        (ROUND, head() | {"round_number": 0, "attempt": 1}, "round_number must be"),
+        (ROUND, head() | {"round_number": 2**31, "attempt": 1}, "round_number must"),
+        (ROUND, head() | {"round_number": True, "attempt": 1}, "round_number must be"),
+        (ROUND, head() | {"round_number": 1.0, "attempt": 1}, "round_number must be"),
+        (ROUND, head() | {"round_number": "1", "attempt": 1}, "round_number must be"),
+        (ROUND, head() | {"round_number": 1, "attempt": -1}, "attempt must be"),
+        (ROUND, NUMBERS | {"head": 1}, "head: must be a table"),
+        (ROUND, NUMBERS | {"head": {}}, "head.party: is missing"),
+        (ROUND, NUMBERS | head(more=1), "head.more: unknown field"),
+        (ROUND, NUMBERS | head(size=-1), "head.size must be"),
+        (ROUND, NUMBERS | head(size=2**63), "head.size must be"),
+        (ROUND, NUMBERS | head(size=1.0), "head.size: must be a whole number"),
+        (ROUND, NUMBERS | head(root="0a" * 31), "head.root: must be 64"),
+        (ROUND, NUMBERS | head(root="x" * 500_000), "head.root: must be 64"),
+        (ROUND, NUMBERS | head(signature="0B" * 64), "head.signature: must be 128"),
+        (END, {"round_number": 1}, "exactly round_number, head"),
+        (END, head() | {"round_number": None}, "round_number must be"),
+        (END_SEEN, {}, "exactly head"),
+        (END_SEEN, head(party=3), "head.party: must be text"),
+        (REFUSAL, {"stage": "x"}, "exactly stage, check"),
+        (REFUSAL, {"stage": 1, "check": "x"}, "stage must be text"),
+        (REFUSAL, {"stage": "x", "check": ["y"]}, "check must be text"),
+        (REFUSAL, [], "does not begin with a table"),
+        (REFUSAL, b'{"check":"x", "stage":"y"}', "not in canonical form"),
+        (REFUSAL, b"[" * 990 + b"]" * 990, "table"),
+        (REFUSAL, b"", "not valid JSON"),
+        (REFUSAL, b" " * (MAX_TABLE_BYTES + 1), "cut off or too long"),
+    ],
+)
+def test_a_wrong_table_is_refused(message, table, expected):
+    with pytest.raises(EnvelopeRejected) as caught:
+        parse(message, with_table(message, table))
+    assert expected in str(caught.value)
+    assert len(str(caught.value)) < 300
+
+
+def test_a_length_beyond_the_message_is_refused_before_it_is_used():
+    body = struct.pack(">Q", 2**63) + b"{}"
+    with pytest.raises(EnvelopeRejected, match="cut off or too long"):
+        split_body(memoryview(body), 0)
+
+
+def test_the_number_of_byte_strings_is_fixed():
+    body = memoryview(join_body({}, b"a", b"b"))
+    assert split_body(body, 2) == ({}, [b"a", b"b"])
+    for count in (0, 1, 3):
+        with pytest.raises(EnvelopeRejected):
+            split_body(body, count)
+
+
+def test_a_refusal_is_short():
+    long = Refusal(stage="s" * 100, check="c" * 1000)
+    short = Refusal(stage="s" * 64, check="c" * 400)
+    assert parse(long, long.to_body()) == short
+    wire = with_table(REFUSAL, {"stage": "s" * 100, "check": "c" * 1000})
+    assert parse(REFUSAL, wire) == short
+
+
+# The envelope itself.
+
+
+def sealed(**changes):
+    fields = {
+        "plan": PLAN,
+        "identity": IDENTITIES[1],
+        "kind": Kind.REFUSED,
+        "body": REFUSAL.to_body(),
+        "sender": 1,
+        "setup": 4,
+        "slot": 5,
+    }
+    return make_envelope(**(fields | changes))
+
+
+def test_an_envelope_round_trips():
+    header, body = open_envelope(PLAN, sealed(), sender=1, kinds=(Kind.REFUSED,))
+    assert (header.kind, header.run, header.sender) == (Kind.REFUSED, PLAN.run, 1)
+    assert (header.setup, header.slot) == (4, 5)
+    assert Refusal.from_body(body) == REFUSAL
+
+
+def test_an_envelope_of_the_aggregator():
+    data = sealed(identity=AGGREGATOR_IDENTITY, sender=AGGREGATOR)
+    open_envelope(PLAN, data, sender=AGGREGATOR, kinds=(Kind.END, Kind.REFUSED))
+    with pytest.raises(InvalidSignature):
+        open_envelope(
+            PLAN,
+            sealed(sender=AGGREGATOR),
+            sender=AGGREGATOR,
+            kinds=(Kind.REFUSED,),
+        )
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"plan": make_example({"seed": 8})}, EnvelopeRejected, "another run"),
+        ({"sender": 0}, EnvelopeRejected, "expected kind 71 from 1"),
+        ({"sender": AGGREGATOR}, EnvelopeRejected, "expected kind 71 from 1"),
+        ({"kind": Kind.END}, EnvelopeRejected, "of kind 69"),
+        ({"kind": SecAggKind.MASKED}, EnvelopeRejected, "of kind 7 "),
+        ({"identity": IDENTITIES[2]}, InvalidSignature, "not the sender's"),
+        ({"identity": AGGREGATOR_IDENTITY}, InvalidSignature, "not the sender's"),
+    ],
+)
+def test_an_envelope_of_something_else_is_refused(changes, error, message):
+    with pytest.raises(error, match=message):
+        open_envelope(PLAN, sealed(**changes), sender=1, kinds=(Kind.REFUSED,))
+
+
+@settings(max_examples=500)
+@given(st.data())
+def test_a_mutated_envelope_is_refused(data):
+    envelope = bytearray(sealed())
+    change = data.draw(st.sampled_from(["flip", "cut", "extend", "other"]))
+    if change == "flip":
+        place = data.draw(st.integers(0, len(envelope) - 1))
+        envelope[place] ^= data.draw(st.integers(1, 255))
+    elif change == "cut":
+        del envelope[data.draw(st.integers(0, len(envelope) - 1)) :]
+    elif change == "extend":
+        envelope += data.draw(st.binary(min_size=1, max_size=99))
+    else:
+        envelope = bytearray(data.draw(st.binary(max_size=200)))
+    with pytest.raises((EnvelopeRejected, CryptoError)):
+        open_envelope(PLAN, bytes(envelope), sender=1, kinds=(Kind.REFUSED,))
+
+
+def test_kinds_are_apart_from_those_of_secure_aggregation():
+    assert min(Kind) > 63 >= max(SecAggKind)
+    assert max(Kind) <= 127
+
+
+def test_a_body_moved_under_another_header_is_refused():
+    one, other = sealed(), sealed(slot=6)
+    moved = other[:HEADER_BYTES] + one[HEADER_BYTES:]
+    with pytest.raises(InvalidSignature):
+        open_envelope(PLAN, moved, sender=1, kinds=(Kind.REFUSED,))
+
+
+def test_an_unknown_version_is_refused():
+    data = bytearray(sealed())
+    data[2] += 1
+    with pytest.raises(MalformedMessage, match="protocol version 2"):
+        open_envelope(PLAN, bytes(data), sender=1, kinds=(Kind.REFUSED,))
+
+
+# The model's digest.
+
+
+def model(parameters, ranges):
+    request = dataclasses.replace(ROUND, parameters=parameters, ranges=ranges)
+    return request.model_digest()
+
+
+def test_the_model_digest_by_hand():
+    expected = hashlib.sha256(
+        b"cloister/1/model-digest\x00" + prefixed(b"abcd", b"ef")
+    ).digest()
+    assert model(b"abcd", b"ef") == expected
+
+
+def test_the_model_digest_binds_parameters_and_ranges():
+    pairs = [(b"ab", b"c"), (b"a", b"bc"), (b"abc", b""), (b"", b"abc"), (b"c", b"ab")]
+    assert len({model(*pair) for pair in pairs}) == len(pairs)
+
+
+@given(st.binary(max_size=20), st.binary(max_size=20), st.data())
+def test_every_bit_counts_for_the_model_digest(parameters, ranges, data):
+    content = bytearray(parameters + ranges + b"\x00")
+    place = data.draw(st.integers(0, len(content) - 1))
+    content[place] ^= 1 << data.draw(st.integers(0, 7))
+    changed = bytes(content[: len(parameters)]), bytes(content[len(parameters) :])
+    assert model(parameters, ranges + b"\x00") != model(*changed)
+
+
+def test_the_model_digest_is_of_the_model_alone():
+    other = dataclasses.replace(
+        ROUND, round_number=9, attempt=9, envelopes=b"", head=END_SEEN.head
+    )
+    assert other.model_digest() == ROUND.model_digest()
+
+
+# Vectors of reals.
+
+
+def test_floats_by_hand():
+    data = floats_to_bytes(np.array([1.0, -2.0], np.float32))
+    assert data == b"\x00\x00\x80\x3f\x00\x00\x00\xc0"
+    assert floats_from_bytes(data, 2).tolist() == [1.0, -2.0]
+    assert floats_from_bytes(b"", 0).shape == (0,)
+
+
+@given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False)))
+def test_floats_round_trip_bit_for_bit(values):
+    vector = np.array(values, np.float32)
+    again = floats_from_bytes(floats_to_bytes(vector), vector.size)
+    assert again.dtype == np.float32
+    assert again.tobytes() == vector.tobytes()
+
+
+@pytest.mark.parametrize("length", [0, 1, 3])
+def test_another_number_of_floats_is_refused(length):
+    with pytest.raises(EnvelopeRejected, match=f"expected {4 * length}"):
+        floats_from_bytes(bytes(8), length)
+
+
+def test_part_of_a_float_is_refused():
+    with pytest.raises(EnvelopeRejected, match="7 bytes"):
+        floats_from_bytes(bytes(7), 2)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_floats_that_are_not_finite_are_refused(value):
+    data = floats_to_bytes(np.array([1.0, value], np.float32))
+    with pytest.raises(EnvelopeRejected, match="NaN or infinity"):
+        floats_from_bytes(data, 2)
