@@ -280,6 +280,7 @@ class Federation:
             round_number=self.plan.num_rounds,
             head=self.transcript.sign_head(),
             parameters=floats_to_bytes(self.parameters),
+            average=floats_to_bytes(self.parameters),
         )
 
     def envelope(self, kind: int, body: bytes, **place: int) -> bytes:

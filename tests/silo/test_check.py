@@ -1,0 +1,71 @@
+import pytest
+
+from diffusion.model import make_model
+from protocol import records
+from protocol.settings import ProtectionConfig, UpdateConfig
+from silo.check import count_parameters, explain, what_would_leave
+from silo.policy import Policy
+from tests.silo.conftest import TINY_MODEL, Federation, tiny_plan
+
+
+class TestBytes:
+    @pytest.mark.parametrize("value_bits", [6, 16])
+    @pytest.mark.parametrize("selection", ["full", "udec"])
+    def test_are_those_really_sent(self, tmp_path, selection, value_bits):
+        plan = tiny_plan(
+            update=UpdateConfig(selection=selection, value_bits=value_bits)
+        )
+        federation = Federation(tmp_path, plan).play("reveal")
+        federation.next_round().play("reveal", first="ready")
+        sent = [r.vector_bytes for r in federation.records(0, records.Traffic)]
+        federation.close()
+        first, later = [size for size in sent if size]
+        leaving = what_would_leave(plan)
+        assert (leaving.first_round_bytes, leaving.later_round_bytes) == (first, later)
+        assert leaving.total_bytes == first + 2 * later
+        assert leaving.num_values == federation.layout.size
+
+    def test_parameters_are_counted(self):
+        selected, everything = count_parameters(TINY_MODEL, "udec")
+        model = make_model(TINY_MODEL, 0)
+        assert everything == sum(p.numel() for p in model.parameters())
+        assert 0 < selected < everything
+        assert count_parameters(TINY_MODEL, "full") == (everything, everything)
+
+    def test_one_round(self):
+        leaving = what_would_leave(tiny_plan(num_rounds=1))
+        assert leaving.total_bytes == leaving.first_round_bytes
+
+
+class TestExplain:
+    def test_says_what_leaves(self):
+        plan = tiny_plan()
+        text, leaving = "\n".join(explain(plan, Policy())), what_would_leave(plan)
+        for words in (
+            plan.digest.hex(),
+            "silo-1, silo-2, silo-3",
+            f"{leaving.first_round_bytes:,} bytes in the first round",
+            f"{leaving.later_round_bytes:,} in each later one",
+            f"{leaving.total_bytes:,} in all",
+            "clipped to norm 5",
+            "epsilon is unbounded",
+            "secure aggregation; 3 of 3 silos",
+            "Sums hold at least 3 silos.",
+            "This silo's policy permits the plan.",
+        ):
+            assert words in text
+        assert "REFUSED" not in text
+
+    def test_says_what_is_refused(self):
+        lines = explain(tiny_plan(), Policy(max_epsilon=1.0, max_rounds=1))
+        refused = [line for line in lines if line.startswith("REFUSED")]
+        assert len(refused) == 2
+        assert "epsilon" in refused[0]
+        assert "num_rounds" in refused[1]
+        assert "This silo's policy permits the plan." not in lines
+
+    def test_says_that_nothing_is_protected(self):
+        plan = tiny_plan(protection=ProtectionConfig(method="none"))
+        lines = explain(plan, Policy())
+        assert any(line.startswith("Protection: NONE") for line in lines)
+        assert any('is "none"' in line for line in lines)

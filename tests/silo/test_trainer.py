@@ -1,0 +1,173 @@
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+import silo.trainer
+from diffusion.parameters import flatten, parameters_digest, unflatten
+from protocol.envelope import RoundRequest, floats_to_bytes
+from protocol.errors import EnvelopeRejected
+from protocol.settings import UpdateConfig
+from protocol.transcript import Head
+from silo.errors import DataError, PolicyViolation
+from silo.store import RunStore
+from silo.trainer import RoundTrainer
+from silo.training import TrainingDiverged
+from tests.silo.conftest import CPU, shared_layout, tiny_images, tiny_plan
+
+HEAD = Head(party="aggregator", size=1, root="", signature="")
+
+
+def make_trainer(folder, plan, **changes) -> RoundTrainer:
+    fields = {
+        "silo": 0,
+        "store": RunStore(folder),
+        "images": tiny_images(),
+        "device": CPU,
+        "observe": lambda progress: None,
+    }
+    return RoundTrainer(plan, **(fields | changes))
+
+
+def request(plan, round_number, value=0.0, **changes) -> RoundRequest:
+    layout = shared_layout(plan)
+    ranges = np.full(len(layout.segments) if round_number > 1 else 0, 1, np.float32)
+    fields = {
+        "round_number": round_number,
+        "attempt": 1,
+        "head": HEAD,
+        "parameters": floats_to_bytes(np.full(layout.size, value, np.float32)),
+        "ranges": floats_to_bytes(ranges),
+    }
+    return RoundRequest(**(fields | changes))
+
+
+def nearest(selection="full"):
+    return tiny_plan(update=UpdateConfig(selection=selection, rounding="nearest"))
+
+
+class TestTrainOnce:
+    def test_second_call_does_nothing(self, tmp_path, trainings):
+        plan = nearest()
+        trainer = make_trainer(tmp_path, plan)
+        trainer.train_once(request(plan, 1))
+        first = trainer.update(1)
+        trainer.train_once(request(plan, 1))
+        make_trainer(tmp_path, plan).train_once(request(plan, 1))
+        assert trainings == [(0, 1)]
+        assert np.array_equal(trainer.update(1), first)
+
+    def test_same_request_same_update_on_another_day(self, tmp_path):
+        plan = nearest()
+        updates = []
+        for name in ("a", "b"):
+            trainer = make_trainer(tmp_path / name, plan)
+            trainer.train_once(request(plan, 1, 0.01))
+            updates.append(trainer.update(1))
+        assert np.array_equal(*updates)
+        assert len(set(updates[0].tolist())) > 10
+
+    @pytest.mark.parametrize("selection", ["full", "ulatdec", "udec"])
+    def test_restart_between_rounds_changes_nothing(self, tmp_path, selection):
+        """Adam's moments and the parts that stay local come back from the disk."""
+        plan = nearest(selection)
+        updates = []
+        for name, restart in (("a", False), ("b", True)):
+            trainer = make_trainer(tmp_path / name, plan)
+            for number in (1, 2, 3):
+                if restart:
+                    trainer = make_trainer(tmp_path / name, plan)
+                trainer.train_once(request(plan, number, 0.01 * number))
+            updates.append(trainer.update(3))
+        assert np.array_equal(*updates)
+
+    @pytest.mark.parametrize("selection", ["full", "udec"])
+    def test_failed_training_leaves_nothing(self, tmp_path, monkeypatch, selection):
+        """The next attempt starts from the same parameters, not from spoilt ones."""
+        plan = nearest(selection)
+        expected = make_trainer(tmp_path / "a", plan)
+        expected.train_once(request(plan, 1, 0.01))
+        trainer = make_trainer(tmp_path / "b", plan)
+        real = silo.trainer.train
+
+        def failing(model, *arguments, **options):
+            real(model, *arguments, **options)
+            raise TrainingDiverged("the loss is not finite")
+
+        with monkeypatch.context() as patch, pytest.raises(TrainingDiverged):
+            patch.setattr(silo.trainer, "train", failing)
+            trainer.train_once(request(plan, 1, 0.01))
+        assert RunStore(tmp_path / "b").load_trained() is None
+        trainer.train_once(request(plan, 1, 0.01))
+        assert np.array_equal(trainer.update(1), expected.update(1))
+
+    def test_only_the_selection_is_sent_and_the_rest_is_kept(self, tmp_path):
+        plan = nearest("udec")
+        trainer, layout = make_trainer(tmp_path, plan), shared_layout(plan)
+        trainer.train_once(request(plan, 1))
+        _, local = RunStore(tmp_path).load_training()
+        assert local
+        assert not set(local) & set(layout.names)
+        assert trainer.update(1).size == -(-layout.size // 2)  # 32 bits in a word of 64
+
+    def test_full_selection_keeps_no_parameters(self, tmp_path):
+        plan = nearest()
+        make_trainer(tmp_path, plan).train_once(request(plan, 1))
+        _, local = RunStore(tmp_path).load_training()
+        assert local == {}
+
+    @pytest.mark.parametrize("parameters", [b"", b"\0" * 4, b"\0" * 3, b"\0\0\xc0\x7f"])
+    def test_other_parameters(self, tmp_path, trainings, parameters):
+        plan = nearest()
+        with pytest.raises(EnvelopeRejected):
+            make_trainer(tmp_path, plan).train_once(
+                request(plan, 1, parameters=parameters)
+            )
+        assert not trainings
+
+
+class TestCheckRound:
+    def test_table(self, tmp_path):
+        plan = nearest()
+        trainer = make_trainer(tmp_path, plan)
+        trainer.check_round(request(plan, 1))
+        trainer.check_round(request(plan, 3))
+        trainer.train_once(request(plan, 2))
+        trainer.check_round(request(plan, 2))
+        trainer.check_round(request(plan, 3))
+        for asked, words in (
+            (request(plan, 1), "round 1 is over, this silo trained 2"),
+            (request(plan, 2, 0.5), "was trained for another model"),
+            (dataclasses.replace(request(plan, 2), ranges=b""), "another model"),
+            (request(plan, 4), "round 4 of 3"),
+        ):
+            with pytest.raises(PolicyViolation, match=words):
+                trainer.check_round(asked)
+        RunStore(tmp_path).destroy_update(2)
+        with pytest.raises(PolicyViolation, match="revealed already"):
+            trainer.check_round(request(plan, 2))
+        trainer.check_round(request(plan, 3))
+
+
+class TestUpdate:
+    def test_none(self, tmp_path):
+        with pytest.raises(PolicyViolation, match="there is no update of round 1"):
+            make_trainer(tmp_path, nearest()).update(1)
+
+
+def test_images_that_do_not_fit(tmp_path):
+    images = tiny_images()
+    wide = dataclasses.replace(images, pixels=np.zeros((2, 8, 9, 1), np.uint8))
+    with pytest.raises(DataError, match="8×9"):
+        make_trainer(tmp_path, nearest(), images=wide)
+
+
+def test_digest_is_that_of_the_parameters(tmp_path):
+    plan = nearest()
+    layout = shared_layout(plan)
+    vector = torch.arange(layout.size, dtype=torch.float32).numpy()
+    parameters = unflatten(vector, layout)
+    digest = make_trainer(tmp_path, plan).digest_of(floats_to_bytes(vector))
+    assert digest == parameters_digest(parameters, layout)
+    assert np.array_equal(flatten(parameters, layout), vector)
