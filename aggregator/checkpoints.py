@@ -124,9 +124,14 @@ class CheckpointStore:
             ranges=ranges.astype(np.float32),
         )
 
-    def save_model(self, state: RoundState) -> None:
-        """Write the finished model: the moving average of the global parameters."""
+    def finish(self, state: RoundState) -> None:
+        """Write the finished model, the moving average of the global parameters.
+
+        What only a running run needs is removed.
+        """
         save_checkpoint(self.model, self._checkpoint(state.average.parameters, state))
+        for _, path in self._sides():
+            path.unlink()
 
     def save_side(self, setup: int, data: bytes) -> None:
         """Write the state of the slot in work; it is on disk when this returns."""

@@ -161,6 +161,7 @@ class Run:
             round_number=state.round_number,
             head=self._transcript.sign_head(),
             parameters=floats_to_bytes(shared),
+            average=floats_to_bytes(flatten(state.average.parameters, self._layout)),
         )
         body = self._exchanges.envelope(Kind.END, request.to_body(), setup=0, slot=0)
         everyone = range(len(self._plan.silos))
@@ -176,7 +177,7 @@ class Run:
             )
         )
         self._transcript.sign_head()
-        self._store.save_model(state)
+        self._store.finish(state)
 
     def _take_head(self, silo: int, reply: bytes) -> int:
         """Record the head of a silo's transcript, once its signature holds."""

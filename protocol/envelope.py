@@ -100,16 +100,20 @@ class RoundRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class EndRequest:
-    """The aggregator's notice that the run is over, with the last parameters."""
+    """The aggregator's notice that the run is over, with the last parameters.
+
+    ``average`` is their moving average over the rounds, from which samples are drawn.
+    """
 
     round_number: int
     head: Head
     parameters: bytes
+    average: bytes
 
     def to_body(self) -> bytes:
         """Return the body's bytes."""
         table = {"round_number": self.round_number, "head": to_table(self.head)}
-        return join_body(table, self.parameters)
+        return join_body(table, self.parameters, self.average)
 
     @classmethod
     def from_body(cls, body: memoryview) -> "EndRequest":
@@ -118,12 +122,13 @@ class EndRequest:
         Raises:
             EnvelopeRejected: malformed.
         """
-        table, (parameters,) = split_body(body, 1)
+        table, (parameters, average) = split_body(body, 2)
         check_names(table, ("round_number", "head"))
         return cls(
             round_number=_count(table, "round_number"),
             head=_head(table),
             parameters=parameters,
+            average=average,
         )
 
 

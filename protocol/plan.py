@@ -299,14 +299,16 @@ def load_plan(path: Path) -> RunPlan:
     return plan
 
 
-def describe(table: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, str]]:
+def describe(value: Any, where: str = "") -> Iterator[tuple[str, str]]:
     """Yield every field of a plan's table with its dotted name, for people to read."""
-    for name, value in table.items():
-        label = f"{where}.{name}" if where else name
-        if isinstance(value, Mapping):
-            yield from describe(value, label)
-        else:
-            yield label, str(value)
+    if isinstance(value, Mapping):
+        for name, item in value.items():
+            yield from describe(item, f"{where}.{name}" if where else name)
+    elif isinstance(value, list) and value and isinstance(value[0], Mapping):
+        for index, item in enumerate(value):
+            yield from describe(item, f"{where}[{index}]")
+    else:
+        yield where, str(value)
 
 
 def _read_toml(path: Path) -> Mapping[str, Any]:

@@ -84,9 +84,10 @@ def _protection_sentence(plan: RunPlan) -> str:
     protection = plan.protection
     if protection.method == "none":
         return "Protection: NONE; the aggregator sees this silo's update as it is."
+    spare = len(plan.silos) - protection.threshold
+    lost = f"up to {spare} silos may be lost" if spare else "no silo may be lost"
     return (
-        f"Protection: secure aggregation; {protection.threshold} of "
-        f"{len(plan.silos)} silos can make up for those that are lost. The aggregator "
+        f"Protection: secure aggregation; {lost} in a round. The aggregator "
         f"learns the sum and nothing else, as long as it colludes with at most "
         f"{protection.max_colluding} silos."
     )

@@ -354,6 +354,7 @@ class SiloSession:
         self._see_head(request.head, request.round_number)
         if (last_reply := self._store.load_last_reply()) is not None:
             return last_reply
+        self._trainer.save_model(request.average)
         self._transcript.append(
             records.Finished(round_number=request.round_number, parameters=digest.hex())
         )

@@ -43,6 +43,7 @@ UPDATE_FILE = "update.words"
 TRAINING_FILE = "training.safetensors"
 ROUND_FILE = "round.json"
 FINISHED_FILE = "finished"
+MODEL_FILE = "model.safetensors"
 WORD_BYTES = 8
 _MOMENT, _LOCAL = "moment/", "local/"
 
@@ -66,6 +67,11 @@ class RunStore:
     def transcript(self) -> Path:
         """The folder of the transcript."""
         return self.folder / "transcript"
+
+    @property
+    def model(self) -> Path:
+        """The file of the finished model."""
+        return self.folder / MODEL_FILE
 
     def is_finished(self) -> bool:
         """Return whether this silo has seen the end of the run."""

@@ -7,6 +7,7 @@ import numpy.typing as npt
 import torch
 
 from crypto.ring import words_needed
+from diffusion.checkpoint import Checkpoint, save_checkpoint
 from diffusion.model import make_model
 from diffusion.parameters import (
     load_parameters,
@@ -139,6 +140,23 @@ class RoundTrainer:
             floats_from_bytes(parameters, self._layout.size), self._layout
         )
         return parameters_digest(shared, self._layout)
+
+    def save_model(self, average: bytes) -> None:
+        """Save the finished model: the shared average, and this silo's own parts.
+
+        Raises:
+            EnvelopeRejected: another length, NaN or infinity.
+        """
+        _, local = self._store.load_training()
+        shared = unflatten(floats_from_bytes(average, self._layout.size), self._layout)
+        checkpoint = Checkpoint(
+            model=self._plan.model,
+            schedule=self._plan.schedule,
+            sampler=self._plan.evaluation.sampler,
+            parameters={**self._parameters(), **local, **shared},
+            notes={"plan": self._plan.digest.hex(), "silo": str(self._silo)},
+        )
+        save_checkpoint(self._store.model, checkpoint)
 
     def _parameters(self) -> Tensors:
         """Return copies of the model's parameters, on the CPU."""
