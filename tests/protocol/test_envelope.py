@@ -128,7 +128,7 @@ def with_table(message, table):
 
 
 def _num_parts(message):
-    return {RoundRequest: 3, EndRequest: 1}.get(type(message), 0)
+    return {RoundRequest: 3, EndRequest: 2}.get(type(message), 0)
 
 
 def head(**changes):

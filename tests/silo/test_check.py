@@ -49,7 +49,7 @@ class TestExplain:
             f"{leaving.total_bytes:,} in all",
             "clipped to norm 5",
             "epsilon is unbounded",
-            "secure aggregation; 3 of 3 silos",
+            "secure aggregation; no silo may be lost",
             "Sums hold at least 3 silos.",
             "This silo's policy permits the plan.",
         ):
