@@ -1,0 +1,123 @@
+"""Exchanges: who is left out, and what is written about it."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from aggregator.exchanges import Exchanges, Stage
+from crypto.errors import MalformedMessage
+from crypto.keys import IdentityKey
+from protocol.envelope import Kind, Refusal, make_envelope
+from protocol.plan import RunPlan, SiloParty, make_plan
+from protocol.records import Dropped, Traffic
+from protocol.transcript import TranscriptWriter, read_records
+from tests.end_to_end.conftest import tiny_draft
+
+STAGE = Stage(name="ready", round_number=4, deadline_seconds=1.0)
+
+
+class Scripted:
+    """A transport that gives prepared replies."""
+
+    def __init__(self, replies: Mapping[int, bytes]) -> None:
+        self.replies = replies
+
+    def exchange(
+        self, requests: Mapping[int, bytes], *, deadline_seconds: float
+    ) -> Iterator[tuple[int, bytes]]:
+        yield from self.replies.items()
+
+
+@pytest.fixture
+def keys() -> list[IdentityKey]:
+    return [IdentityKey.generate() for _ in range(4)]
+
+
+@pytest.fixture
+def plan(keys: list[IdentityKey]) -> RunPlan:
+    parties = [
+        SiloParty(name=f"s{n}", identity_key=key.public.hex())
+        for n, key in enumerate(keys[:3])
+    ]
+    return make_plan(tiny_draft(), keys[3].public, parties)
+
+
+def ask(
+    tmp_path: Path, plan: RunPlan, key: IdentityKey, replies: Mapping[int, bytes]
+) -> tuple[tuple[int, ...], list[Dropped], list[Traffic]]:
+    """Run one exchange of three requests; return who was accepted, and the records."""
+    with TranscriptWriter(
+        tmp_path / "t", party="aggregator", plan_digest=plan.digest, identity=key
+    ) as transcript:
+        exchanges = Exchanges(plan, key, Scripted(replies), transcript)
+
+        def accept(silo: int, reply: bytes) -> int:
+            if b"bad" in reply:
+                raise MalformedMessage("not good")
+            return 5
+
+        requests = dict.fromkeys(range(3), b"request")
+        accepted = exchanges.ask(STAGE, requests, accept)
+    entries = [entry.record for entry in read_records(tmp_path / "t")]
+    return (
+        accepted,
+        [record for record in entries if isinstance(record, Dropped)],
+        [record for record in entries if isinstance(record, Traffic)],
+    )
+
+
+def reply(plan: RunPlan, keys: list[IdentityKey], silo: int, body: bytes) -> bytes:
+    return make_envelope(plan, keys[silo], Kind.PLAIN, body, sender=silo)
+
+
+def test_good_replies_are_accepted_and_counted(
+    tmp_path: Path, plan: RunPlan, keys: list[IdentityKey]
+) -> None:
+    replies = {silo: reply(plan, keys, silo, b"x" * silo) for silo in (2, 0, 1)}
+    accepted, dropped, traffic = ask(tmp_path, plan, keys[3], replies)
+    assert accepted == (0, 1, 2)
+    assert dropped == []
+    assert [record.silo for record in traffic] == ["s2", "s0", "s1"]
+    assert {record.sent_bytes for record in traffic} == {96, 97, 98}
+    assert {record.received_bytes for record in traffic} == {7}
+    assert {record.vector_bytes for record in traffic} == {5}
+
+
+def test_silence_refusal_and_lies_are_left_out(
+    tmp_path: Path, plan: RunPlan, keys: list[IdentityKey]
+) -> None:
+    refusal = Refusal(stage="ready", check="round 4 is over").to_body()
+    replies = {
+        0: make_envelope(plan, keys[0], Kind.REFUSED, refusal, sender=0),
+        1: reply(plan, keys, 1, b"bad"),
+    }
+    accepted, dropped, traffic = ask(tmp_path, plan, keys[3], replies)
+    assert accepted == ()
+    assert [record.silo for record in dropped] == ["s0", "s1", "s2"]
+    assert [record.reason for record in dropped] == [
+        "refused: round 4 is over",
+        "not good",
+        "no answer in time",
+    ]
+    assert [record.sent_bytes for record in traffic][2] == 0
+    assert {record.vector_bytes for record in traffic} == {0}
+
+
+def test_a_reply_in_another_silos_name_is_left_out(
+    tmp_path: Path, plan: RunPlan, keys: list[IdentityKey]
+) -> None:
+    replies = {0: reply(plan, keys, 1, b"x"), 1: b"noise", 2: b""}
+    accepted, dropped, _ = ask(tmp_path, plan, keys[3], replies)
+    assert accepted == ()
+    assert "signed by silo 1" in dropped[0].reason
+    assert len(dropped) == 3
+
+
+def test_a_forged_refusal_is_left_out_too(
+    tmp_path: Path, plan: RunPlan, keys: list[IdentityKey]
+) -> None:
+    body = Refusal(stage="ready", check="nonsense").to_body()
+    forged = make_envelope(plan, keys[1], Kind.REFUSED, body, sender=0)
+    _, dropped, _ = ask(tmp_path, plan, keys[3], {0: forged})
+    assert "nonsense" not in dropped[0].reason
