@@ -153,7 +153,7 @@ class RoundTrainer:
             model=self._plan.model,
             schedule=self._plan.schedule,
             sampler=self._plan.evaluation.sampler,
-            parameters={**self._parameters(), **local, **shared},
+            parameters={**self._first_parts, **local, **shared},
             notes={"plan": self._plan.digest.hex(), "silo": str(self._silo)},
         )
         save_checkpoint(self._store.model, checkpoint)

@@ -1,7 +1,11 @@
 """Tiny plans, tiny images, and three sessions driven by hand against a real centre."""
 
+import contextlib
 import hashlib
-from collections.abc import Iterable
+import io
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -305,3 +309,72 @@ def federation(tmp_path, trainings):
     made = Federation(tmp_path)
     yield made
     made.close()
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended, and what it printed."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def error(self) -> str:
+        """The one line that says what is wrong; fail if there is not just one."""
+        assert self.code != 0
+        assert "Traceback" not in self.err
+        lines = self.err.splitlines()
+        found = [line for line in lines if line.lower().startswith("error: ")]
+        assert len(found) == 1, self.err
+        return found[0]
+
+
+def run_command(main: Callable[[], None], *arguments: object) -> Ended:
+    """Run a command in this process, as its user would from a shell."""
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        patch.setattr(sys, "argv", ["command", *map(str, arguments)])
+        try:
+            main()
+        except SystemExit as error:
+            code = error.code if isinstance(error.code, int) else 1
+            if isinstance(error.code, str):
+                err.write(error.code + "\n")
+    return Ended(code, out.getvalue(), err.getvalue())
+
+
+def listing(folder: Path) -> dict[str, bytes]:
+    """Return every file below a folder with its content, every folder without."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else b""
+        for path in sorted(folder.rglob("*"))
+    }
+
+
+DRAFT_TEXT = """\
+name = "tiny"
+num_rounds = 1
+seed = 5
+
+[model]
+architecture = "residual"
+dim = 4
+channels = 1
+dim_mults = [1]
+image_size = 8
+
+[schedule]
+num_timesteps = 10
+
+[training]
+local_steps = 1
+examples_per_step = 2
+
+[evaluation.sampler]
+num_steps = 2
+"""

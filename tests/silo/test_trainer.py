@@ -5,7 +5,9 @@ import pytest
 import torch
 
 import silo.trainer
-from diffusion.parameters import flatten, parameters_digest, unflatten
+from diffusion.checkpoint import load_checkpoint
+from diffusion.model import make_model
+from diffusion.parameters import flatten, parameters_digest, parameters_of, unflatten
 from protocol.envelope import RoundRequest, floats_to_bytes
 from protocol.errors import EnvelopeRejected
 from protocol.settings import UpdateConfig
@@ -171,3 +173,28 @@ def test_digest_is_that_of_the_parameters(tmp_path):
     digest = make_trainer(tmp_path, plan).digest_of(floats_to_bytes(vector))
     assert digest == parameters_digest(parameters, layout)
     assert np.array_equal(flatten(parameters, layout), vector)
+
+
+class TestSaveModel:
+    @pytest.mark.parametrize("selection", ["full", "udec"])
+    @pytest.mark.parametrize("trained", [False, True])
+    def test_shared_average_and_own_parts(self, tmp_path, selection, trained):
+        plan = nearest(selection)
+        trainer, layout = make_trainer(tmp_path, plan), shared_layout(plan)
+        own = parameters_of(make_model(plan.model, plan.seed_for("model")))
+        if trained:
+            trainer.train_once(request(plan, 1))
+            own |= RunStore(tmp_path).load_training()[1]
+        average = np.full(layout.size, 0.25, np.float32)
+        make_trainer(tmp_path, plan).save_model(floats_to_bytes(average))
+        saved = load_checkpoint(RunStore(tmp_path).model).parameters
+        assert saved.keys() == own.keys()
+        for name, value in saved.items():
+            expected = own[name] if name not in layout.names else 0.25
+            assert bool((value == expected).all())
+
+    @pytest.mark.parametrize("average", [b"", b"\0" * 4, b"\0\0\xc0\x7f"])
+    def test_another_model(self, tmp_path, average):
+        with pytest.raises(EnvelopeRejected):
+            make_trainer(tmp_path, nearest()).save_model(average)
+        assert not RunStore(tmp_path).model.exists()

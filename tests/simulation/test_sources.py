@@ -90,7 +90,7 @@ class TestFiles:
 
     @pytest.mark.parametrize("count", [20, 21])
     def test_all_held_out(self, npz, count):
-        with pytest.raises(SettingsRejected, match="held_out_images: .* of only 20"):
+        with pytest.raises(SettingsRejected, match=r"held_out_images: .* of only 20"):
             load_pool(npz(held_out_images=count), 0)
 
     def test_no_test_split(self, npz):
