@@ -63,9 +63,7 @@ class TrainingConfig:
         )
         require(self.examples_per_step >= 1, "examples_per_step: must be at least 1")
         require(0 < self.learning_rate <= 1, "learning_rate: must be in (0, 1]")
-        require(
-            0 <= self.warm_up_fraction < 1, "warm_up_fraction: must be in [0, 1)"
-        )
+        require(0 <= self.warm_up_fraction < 1, "warm_up_fraction: must be in [0, 1)")
         require(
             0 < self.final_learning_rate_fraction <= 1,
             "final_learning_rate_fraction: must be in (0, 1]",

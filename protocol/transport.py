@@ -282,14 +282,13 @@ class LocalSockets:
             if seat.pending is not None:
                 seat.inbox.put(seat.pending)
             self._changed.notify_all()
-        thread = threading.Thread(target=self._serve, args=(silo, seat), daemon=True)
+        thread = threading.Thread(
+            target=self._serve, args=(silo, seat, connection), daemon=True
+        )
         thread.start()
 
-    def _serve(self, silo: int, seat: _Seat) -> None:
+    def _serve(self, silo: int, seat: _Seat, connection: socket.socket) -> None:
         """Carry one connection's requests and replies until it ends."""
-        connection = seat.connection
-        if connection is None:
-            return
         try:
             while (item := seat.inbox.get()) is not None:
                 number, request = item
@@ -319,6 +318,9 @@ def _listen(path: Path) -> socket.socket:
         finally:
             os.umask(previous)
         listener.listen(128)
+    except TransportFailed:
+        listener.close()
+        raise
     except OSError as error:
         listener.close()
         raise TransportFailed(f"{path}: {error.strerror or error}") from None

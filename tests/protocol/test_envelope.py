@@ -39,9 +39,7 @@ ROUND = RoundRequest(
     ranges=b"\x00\x00\x00@",
     envelopes=b"sealed",
 )
-END = EndRequest(
-    round_number=3, head=HEAD, parameters=b"1234", average=b"5678"
-)
+END = EndRequest(round_number=3, head=HEAD, parameters=b"1234", average=b"5678")
 END_SEEN = EndReply(head=HEAD)
 REFUSAL = Refusal(stage="masked", check="threshold: 2 of 3")
 BODIES = [ROUND, END, END_SEEN, REFUSAL]

@@ -1,0 +1,570 @@
+import contextlib
+import os
+import socket
+import stat
+import struct
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from crypto.errors import InvalidSignature
+from crypto.frame import AGGREGATOR
+from protocol.envelope import Kind, make_envelope, open_envelope
+from protocol.errors import EnvelopeRejected, PlanRejected, TransportFailed
+from protocol.transport import (
+    MAX_HANDSHAKE_BYTES,
+    LocalSockets,
+    connect,
+    receive_message,
+    send_message,
+)
+from tests.protocol.examples import (
+    AGGREGATOR_IDENTITY,
+    IDENTITIES,
+    make_example,
+    make_identity,
+)
+
+PLAN = make_example()
+SOON = 10.0
+"""Seconds by which a thing that is going to happen has happened, however busy."""
+
+
+@pytest.fixture
+def path():
+    # UNIX sockets have short names only; pytest's folders do not.
+    with tempfile.TemporaryDirectory(prefix="c-") as folder:
+        yield Path(folder) / "socket"
+
+
+@pytest.fixture
+def transport(path):
+    with LocalSockets(path, PLAN, AGGREGATOR_IDENTITY, grace_seconds=0.2) as transport:
+        yield transport
+
+
+@pytest.fixture
+def start(path):
+    """Return a function that starts a silo; all are gone when the test ends."""
+    silos = []
+
+    def start_silo(index, **options):
+        silo = FakeSilo(path, index, **options)
+        silos.append(silo)
+        return silo
+
+    yield start_silo
+    for silo in silos:
+        silo.leave()
+
+
+class FakeSilo:
+    """A silo that answers every request with its index and the request."""
+
+    def __init__(self, path, index, *, answer=None):
+        self.index, self.seen = index, []
+        self._answer = answer or self.echo
+        self.connection = connect(path, PLAN, IDENTITIES[index])
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def echo(self, number, request):
+        send_message(self.connection, number, b"%d:%s" % (self.index, request))
+
+    def _run(self):
+        try:
+            while True:
+                number, request = receive_message(self.connection)
+                self.seen.append((number, request))
+                self._answer(number, request)
+        except OSError:
+            pass
+
+    def leave(self):
+        """End the connection and wait for the thread."""
+        with contextlib.suppress(OSError):
+            self.connection.shutdown(socket.SHUT_RDWR)
+        self._thread.join(SOON)
+        assert not self._thread.is_alive()
+        self.connection.close()
+
+
+def wait_until(condition):
+    deadline = time.monotonic() + SOON
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def silent(number, request):
+    """Never answer."""
+
+
+def requests(*silos, text=b"r"):
+    return {silo: b"%s%d" % (text, silo) for silo in silos}
+
+
+def test_every_silo_gets_its_request_and_its_reply_is_yielded(transport, start):
+    silos = [start(index) for index in range(3)]
+    assert transport.wait_for_silos(SOON) == []
+    for text in (b"a", b"b", b""):
+        asked = requests(0, 1, 2, text=text)
+        replies = list(transport.exchange(asked, deadline_seconds=SOON))
+        assert sorted(replies) == [(i, b"%d:%s" % (i, asked[i])) for i in range(3)]
+    assert [request for _, request in silos[1].seen] == [b"a1", b"b1", b"1"]
+
+
+def test_only_those_asked_are_asked(transport, start):
+    silos = [start(index) for index in range(3)]
+    transport.wait_for_silos(SOON)
+    replies = dict(transport.exchange(requests(2), deadline_seconds=SOON))
+    assert set(replies) == {2}
+    assert [len(silo.seen) for silo in silos] == [0, 0, 1]
+    assert list(transport.exchange({}, deadline_seconds=SOON)) == []
+
+
+def test_a_large_message_passes(transport, start):
+    start(0)
+    large = os.urandom(1 << 22)
+    ((_, reply),) = transport.exchange({0: large}, deadline_seconds=SOON)
+    assert reply == b"0:" + large
+
+
+def test_a_silo_that_never_answers_is_absent_at_the_deadline(transport, start):
+    start(0, answer=silent)
+    start(1)
+    start(2)
+    transport.wait_for_silos(SOON)
+    began = time.monotonic()
+    exchange = transport.exchange(requests(0, 1, 2), deadline_seconds=1.0)
+    assert {next(exchange)[0], next(exchange)[0]} == {1, 2}
+    assert time.monotonic() - began < 0.9
+    assert list(exchange) == []
+    assert 1.0 <= time.monotonic() - began < SOON
+
+
+def test_a_silo_that_comes_back_gets_its_request_again(transport, start):
+    first = start(0, answer=lambda number, request: first.connection.close())
+    transport.wait_for_silos(0)
+    received = []
+    asking = threading.Thread(
+        target=lambda: received.extend(
+            transport.exchange(requests(0), deadline_seconds=SOON)
+        )
+    )
+    asking.start()
+    wait_until(lambda: first.seen)
+    second = start(0)
+    asking.join(SOON)
+    assert received == [(0, b"0:r0")]
+    assert second.seen == first.seen == [(1, b"r0")]
+
+
+def test_a_silo_that_comes_late_gets_its_request(path, start):
+    with LocalSockets(path, PLAN, AGGREGATOR_IDENTITY, grace_seconds=SOON) as transport:
+        received = []
+        asking = threading.Thread(
+            target=lambda: received.extend(
+                transport.exchange(requests(1), deadline_seconds=SOON)
+            )
+        )
+        asking.start()
+        start(1)
+        asking.join(SOON)
+        assert received == [(1, b"1:r1")]
+
+
+def test_a_request_is_not_sent_again_after_its_exchange(transport, start):
+    first = start(0, answer=silent)
+    transport.wait_for_silos(0)
+    assert not list(transport.exchange(requests(0), deadline_seconds=0.3))
+    assert first.seen
+    second = start(0)
+    assert list(transport.exchange({0: b"new"}, deadline_seconds=SOON)) == [
+        (0, b"0:new")
+    ]
+    assert second.seen == [(2, b"new")]
+
+
+def test_a_late_reply_is_not_taken_for_the_reply_to_a_newer_request(transport, start):
+    release = threading.Event()
+
+    def slowly(number, request):
+        release.wait(SOON)
+        silo.echo(number, request)
+
+    silo = start(0, answer=slowly)
+    transport.wait_for_silos(0)
+    assert not list(transport.exchange({0: b"old"}, deadline_seconds=0.3))
+    release.set()
+    assert list(transport.exchange({0: b"new"}, deadline_seconds=SOON)) == [
+        (0, b"0:new")
+    ]
+    assert silo.seen == [(1, b"old"), (2, b"new")]
+
+
+def test_a_reply_under_another_number_is_not_taken(transport, start):
+    def lie_first(number, request):
+        for other in (0, number + 1, number - 1, 2**64 - 1):
+            send_message(silo.connection, other, b"lie")
+        silo.echo(number, request)
+        silo.echo(number, b"twice")
+
+    silo = start(0, answer=lie_first)
+    for text in (b"a", b"b"):
+        replies = list(transport.exchange({0: text}, deadline_seconds=SOON))
+        assert replies == [(0, b"0:" + text)]
+
+
+def test_replies_that_came_in_time_count_however_slow_they_are_taken(transport, start):
+    silos = [start(index) for index in range(3)]
+    transport.wait_for_silos(SOON)
+    exchange = transport.exchange(requests(0, 1, 2), deadline_seconds=0.5)
+    taken = [next(exchange)[0]]
+    wait_until(lambda: all(silo.seen for silo in silos))
+    time.sleep(0.6)
+    taken += [silo for silo, _ in exchange]
+    assert sorted(taken) == [0, 1, 2]
+
+
+def test_an_exchange_ends_when_all_that_are_missing_are_lost(transport, start):
+    silo = start(0)
+    start(1)
+    transport.wait_for_silos(0)
+    silo.leave()
+    began = time.monotonic()
+    replies = list(transport.exchange(requests(0, 1, 2), deadline_seconds=60.0))
+    assert [index for index, _ in replies] == [1]
+    assert time.monotonic() - began < SOON
+
+
+def test_a_silo_that_left_a_moment_ago_is_not_lost_yet(path, start):
+    with LocalSockets(path, PLAN, AGGREGATOR_IDENTITY, grace_seconds=SOON) as transport:
+        start(0).leave()
+        began = time.monotonic()
+        assert not list(transport.exchange(requests(0), deadline_seconds=0.5))
+        assert time.monotonic() - began >= 0.5
+
+
+def test_a_silo_that_is_there_is_not_lost(transport, start):
+    start(0, answer=silent)
+    transport.wait_for_silos(0)
+    began = time.monotonic()
+    assert not list(transport.exchange(requests(0), deadline_seconds=0.6))
+    assert time.monotonic() - began >= 0.6
+
+
+def test_a_newer_connection_takes_the_seat(transport, start):
+    first = start(0)
+    transport.wait_for_silos(0)
+    second = start(0)
+    wait_until(lambda: not first._thread.is_alive())
+    assert list(transport.exchange(requests(0), deadline_seconds=SOON)) == [
+        (0, b"0:r0")
+    ]
+    assert (len(first.seen), len(second.seen)) == (0, 1)
+
+
+def test_waiting_names_who_is_missing(transport, start):
+    assert transport.wait_for_silos(0.0) == [0, 1, 2]
+    start(1)
+    wait_until(lambda: transport.wait_for_silos(0.0) == [0, 2])
+    start(0)
+    start(2)
+    assert transport.wait_for_silos(SOON) == []
+
+
+def test_waiting_can_be_ended(transport):
+    class Enough(Exception):
+        pass
+
+    def enough():
+        raise Enough
+
+    began = time.monotonic()
+    with pytest.raises(Enough):
+        transport.wait_for_silos(60.0, enough)
+    assert time.monotonic() - began < SOON
+
+
+# Who may take a seat.
+
+
+def hello(nonce, *, identity, sender, plan=PLAN, kind=Kind.HELLO):
+    return make_envelope(plan, identity, kind, nonce, sender=sender)
+
+
+@pytest.mark.parametrize(
+    "make_hello",
+    [
+        pytest.param(
+            lambda nonce: hello(nonce, identity=make_identity("x"), sender=0),
+            id="a stranger's key",
+        ),
+        pytest.param(
+            lambda nonce: hello(nonce, identity=IDENTITIES[1], sender=0),
+            id="another silo's key",
+        ),
+        pytest.param(
+            lambda nonce: hello(nonce, identity=IDENTITIES[3], sender=3),
+            id="no silo of the plan",
+        ),
+        pytest.param(
+            lambda nonce: hello(nonce, identity=AGGREGATOR_IDENTITY, sender=AGGREGATOR),
+            id="the aggregator",
+        ),
+        pytest.param(
+            lambda nonce: hello(bytes(32), identity=IDENTITIES[0], sender=0),
+            id="another challenge",
+        ),
+        pytest.param(
+            lambda nonce: hello(
+                nonce, identity=IDENTITIES[0], sender=0, plan=make_example({"seed": 8})
+            ),
+            id="another run",
+        ),
+        pytest.param(
+            lambda nonce: hello(
+                nonce, identity=IDENTITIES[0], sender=0, kind=Kind.CHALLENGE
+            ),
+            id="another kind",
+        ),
+        pytest.param(lambda nonce: b"", id="nothing"),
+        pytest.param(lambda nonce: b"x" * MAX_HANDSHAKE_BYTES, id="noise"),
+        pytest.param(lambda nonce: b"x" * (MAX_HANDSHAKE_BYTES + 1), id="too long"),
+    ],
+)
+def test_an_impostor_gets_no_seat(make_hello, path, transport, start):
+    with socket.socket(socket.AF_UNIX) as impostor:
+        impostor.settimeout(SOON)
+        impostor.connect(os.fspath(path))
+        _, challenge = receive_message(impostor)
+        _, nonce = open_envelope(
+            PLAN, challenge, sender=AGGREGATOR, kinds=(Kind.CHALLENGE,)
+        )
+        with pytest.raises(ConnectionError):
+            send_message(impostor, 0, make_hello(bytes(nonce)))
+            receive_message(impostor)
+    assert transport.wait_for_silos(0.0) == [0, 1, 2]
+    start(0)  # The real one is let in after it.
+    wait_until(lambda: transport.wait_for_silos(0.0) == [1, 2])
+
+
+def test_a_hello_is_of_no_use_a_second_time(path, transport):
+    with socket.socket(socket.AF_UNIX) as silo:
+        silo.connect(os.fspath(path))
+        _, challenge = receive_message(silo)
+        _, nonce = open_envelope(
+            PLAN, challenge, sender=AGGREGATOR, kinds=(Kind.CHALLENGE,)
+        )
+        answer = hello(bytes(nonce), identity=IDENTITIES[0], sender=0)
+        send_message(silo, 0, answer)
+        wait_until(lambda: transport.wait_for_silos(0.0) == [1, 2])
+        with socket.socket(socket.AF_UNIX) as replay:
+            replay.settimeout(SOON)
+            replay.connect(os.fspath(path))
+            receive_message(replay)
+            send_message(replay, 0, answer)
+            with pytest.raises(ConnectionError):
+                receive_message(replay)
+        replies = transport.exchange({0: b"x"}, deadline_seconds=SOON)
+        answering = threading.Thread(
+            target=lambda: send_message(silo, *receive_message(silo))
+        )
+        answering.start()
+        assert list(replies) == [(0, b"x")]
+        answering.join(SOON)
+
+
+def test_a_visitor_who_says_nothing_and_leaves_is_forgotten(path, transport, start):
+    with socket.socket(socket.AF_UNIX) as visitor:
+        visitor.connect(os.fspath(path))
+    start(0)
+    wait_until(lambda: transport.wait_for_silos(0.0) == [1, 2])
+
+
+def test_a_silo_that_is_not_in_the_plan_says_so_itself(path, transport):
+    with pytest.raises(PlanRejected, match="not in the plan"):
+        connect(path, PLAN, make_identity("x"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [
+        ({"identity": make_identity("x")}, InvalidSignature),
+        ({"identity": IDENTITIES[0]}, InvalidSignature),
+        ({"plan": make_example({"seed": 8})}, EnvelopeRejected),
+        ({"kind": Kind.HELLO}, EnvelopeRejected),
+        ({"sender": 0}, EnvelopeRejected),
+    ],
+)
+def test_a_silo_leaves_a_false_aggregator(changes, error, path):
+    fields = {
+        "plan": PLAN,
+        "identity": AGGREGATOR_IDENTITY,
+        "kind": Kind.CHALLENGE,
+        "sender": AGGREGATOR,
+    } | changes
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(os.fspath(path))
+        listener.listen()
+
+        def challenge():
+            connection, _ = listener.accept()
+            with connection:
+                send_message(connection, 0, make_envelope(**fields, body=bytes(32)))
+                assert connection.recv(1) == b""  # Nothing was signed for it.
+
+        thread = threading.Thread(target=challenge)
+        thread.start()
+        with pytest.raises(error):
+            connect(path, PLAN, IDENTITIES[1])
+        thread.join(SOON)
+
+
+def test_connecting_where_nobody_listens(path):
+    with pytest.raises(FileNotFoundError):
+        connect(path, PLAN, IDENTITIES[0])
+    with pytest.raises(OSError, match="path too long"):
+        connect(path.with_name("x" * 200), PLAN, IDENTITIES[0])
+
+
+# The socket's path.
+
+
+def test_only_this_user_may_connect(path, transport):
+    before = os.umask(0)
+    os.umask(before)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert before != 0o177
+
+
+def failure(path):
+    with pytest.raises(TransportFailed) as caught:
+        LocalSockets(path, PLAN, AGGREGATOR_IDENTITY)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert "\n" not in str(caught.value)
+    return str(caught.value).removeprefix(f"{path}: ")
+
+
+def test_a_socket_that_a_crash_left_is_replaced(path, start):
+    with socket.socket(socket.AF_UNIX) as old:
+        old.bind(os.fspath(path))
+        old.listen()
+    assert path.is_socket()
+    with LocalSockets(path, PLAN, AGGREGATOR_IDENTITY) as transport:
+        start(0)
+        assert 0 not in transport.wait_for_silos(0.1)
+    assert not path.exists()
+
+
+def test_a_path_where_somebody_listens_is_left_alone(path, transport, start):
+    assert failure(path) == "another process listens here"
+    start(0)
+    wait_until(lambda: transport.wait_for_silos(0.0) == [1, 2])
+
+
+def test_a_socket_that_cannot_be_asked_is_left_alone(path):
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other:
+        other.bind(os.fspath(path))
+        assert failure(path) == "Protocol wrong type for socket"
+    assert path.is_socket()
+
+
+def test_a_file_in_the_way_is_left_alone(path):
+    path.write_text("precious")
+    assert failure(path) == "exists and is not a socket"
+    assert path.read_text() == "precious"
+
+
+def test_a_path_that_is_too_long_says_so(path):
+    assert "path too long" in failure(path.with_name("x" * 120))
+
+
+def test_a_missing_folder_is_named(path):
+    assert failure(path.parent / "none" / "socket") == "No such file or directory"
+
+
+# The end.
+
+
+def test_closing_ends_every_thread_and_connection(path, start):
+    before = set(threading.enumerate())
+    transport = LocalSockets(path, PLAN, AGGREGATOR_IDENTITY)
+    silos = [start(index) for index in range(3)]
+    transport.wait_for_silos(SOON)
+    transport.close()
+    assert not path.exists()
+    wait_until(lambda: not any(silo._thread.is_alive() for silo in silos))
+    wait_until(lambda: set(threading.enumerate()) <= before)
+    transport.close()
+
+
+def test_closing_in_the_middle_of_an_exchange(path, start):
+    transport = LocalSockets(path, PLAN, AGGREGATOR_IDENTITY, grace_seconds=0.1)
+    silo = start(0, answer=silent)
+    transport.wait_for_silos(0)
+    received = []
+    asking = threading.Thread(
+        target=lambda: received.extend(
+            transport.exchange(requests(0), deadline_seconds=60.0)
+        )
+    )
+    asking.start()
+    wait_until(lambda: silo.seen)
+    transport.close()
+    asking.join(SOON)
+    assert not asking.is_alive()
+    assert received == []
+
+
+def test_nobody_is_seated_after_the_end(transport):
+    transport.close()
+    ours, theirs = socket.socketpair()
+    with theirs:
+        transport._seat(0, ours)
+        assert theirs.recv(1) == b""
+
+
+# Messages on a connection.
+
+
+@given(st.integers(0, 2**64 - 1), st.binary(max_size=100))
+def test_messages_round_trip(number, payload):
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        send_message(ours, number, payload)
+        send_message(ours, 7, b"next")
+        assert receive_message(theirs) == (number, payload)
+        assert receive_message(theirs, 4) == (7, b"next")
+
+
+def test_a_message_by_hand():
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        send_message(ours, 258, b"xyz")
+        expected = b"\0\0\0\0\0\0\x01\x02\0\0\0\0\0\0\0\x03xyz"
+        assert theirs.recv(100) == expected
+
+
+def test_a_message_that_is_too_long_is_refused_before_it_is_read():
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.sendall(struct.pack(">QQ", 1, 2**60))
+        with pytest.raises(TransportFailed, match="too long"):
+            receive_message(theirs)
+
+
+@pytest.mark.parametrize("length", [0, 1, 15, 16, 18])
+def test_a_message_that_is_cut_off_is_refused(length):
+    ours, theirs = socket.socketpair()
+    with theirs:
+        ours.sendall((struct.pack(">QQ", 1, 3) + b"xyz")[:length])
+        ours.close()
+        with pytest.raises(ConnectionError, match="closed the connection"):
+            receive_message(theirs)
