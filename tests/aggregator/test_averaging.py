@@ -88,10 +88,8 @@ def test_apply_adds_the_scaled_mean_and_moves_the_average() -> None:
     assert np.allclose(averaged - flatten(state.parameters, layout), 0.1125, atol=1e-6)
     assert after.ranges.shape == (len(layout.segments),)
     assert np.allclose(after.ranges, 0.75)
-    assert torch.equal(
-        state.parameters[layout.names[0]],
-        initial_state(plan).parameters[layout.names[0]],
-    )
+    name, untouched = layout.names[0], initial_state(plan).parameters
+    assert torch.equal(state.parameters[name], untouched[name])
 
 
 def test_a_round_without_a_sum_changes_nothing_but_its_number() -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import aggregator.evaluation
-from aggregator.evaluation import evaluate, load_reference
+from aggregator.evaluation import Evaluation, evaluate, load_reference
 from diffusion.checkpoint import Checkpoint
 from diffusion.config import SamplerConfig, ScheduleConfig, UNetConfig
 from diffusion.errors import DiffusionError
@@ -43,14 +43,12 @@ def checkpoint(seed: int = 0) -> Checkpoint:
     )
 
 
-def measure(
-    path: Path, seed: int = 1, count: int = 30
-) -> aggregator.evaluation.Evaluation:
+def measure(path: Path, seed: int = 1) -> Evaluation:
     return evaluate(
         checkpoint(),
         load_reference(CONFIG, path),
         seed=seed,
-        num_samples=count,
+        num_samples=30,
         device=torch.device("cpu"),
     )
 
