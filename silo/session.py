@@ -21,9 +21,8 @@ What happens in a slot belongs to the round that the slot was made ready for, wh
 the aggregator asked for in between.
 """
 
-import hashlib
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
@@ -38,7 +37,6 @@ from crypto.secagg.messages import Confirms
 from crypto.secagg.silo_side import SiloSide
 from diffusion.errors import DiffusionError
 from privacy.errors import PrivacyError
-from protocol import records
 from protocol.envelope import (
     EndReply,
     EndRequest,
@@ -50,10 +48,9 @@ from protocol.envelope import (
 )
 from protocol.errors import KeyFileRejected, ProtocolError
 from protocol.plan import RunPlan
-from protocol.transcript import Head, TranscriptWriter
-from protocol.version import SOFTWARE
 from silo.data import ImageSet
 from silo.errors import DataError, PolicyViolation, SiloError, StateBroken
+from silo.evidence import Evidence
 from silo.policy import Policy, check_plan
 from silo.store import RunStore
 from silo.trainer import RoundTrainer
@@ -119,7 +116,6 @@ class SiloSession:
         self._plan, self._store = plan, store
         self._identity = resources.identity
         self._silo = plan.silo_index(resources.identity.public)
-        self._name = plan.silos[self._silo].name
         self._trainer = RoundTrainer(
             plan,
             self._silo,
@@ -131,14 +127,9 @@ class SiloSession:
         trained = store.load_trained()
         self._asked_round = trained.round_number if trained else 0
         self._side = self._load_side()
-        self._transcript = TranscriptWriter(
-            store.transcript,
-            party=self._name,
-            plan_digest=plan.digest,
-            identity=resources.identity,
+        self._evidence = Evidence(
+            store.transcript, plan, self._silo, resources.identity
         )
-        self._transcript.append(self._first_record())
-        self._transcript.sign_head()
 
     @property
     def is_finished(self) -> bool:
@@ -147,7 +138,7 @@ class SiloSession:
 
     def close(self) -> None:
         """Close the transcript."""
-        self._transcript.close()
+        self._evidence.close()
 
     def handle(self, request: bytes) -> bytes:
         """Answer one message of the aggregator.
@@ -161,9 +152,10 @@ class SiloSession:
             reply, vector_bytes = self._answer(stage, header, body, request)
         except Refusable as error:
             reply = self._refuse(stage, error)
-        self._record_traffic(stage, request, reply, vector_bytes)
+        number = self._round_number(stage)
+        self._evidence.exchange(number, stage, request, reply, vector_bytes)
         if stage == "end" and self.is_finished:
-            self._transcript.sign_head()
+            self._evidence.sign_head()
         return reply
 
     def _open(self, request: bytes) -> tuple[str, Header, memoryview]:
@@ -214,11 +206,7 @@ class SiloSession:
             check = "this silo's own files cannot be used"
         else:
             logger.info("refused at %s: %s", stage, error)
-        self._transcript.append(
-            records.Refused(
-                round_number=self._round_number(stage), stage=stage, check=check
-            )
-        )
+        self._evidence.refuse(self._round_number(stage), stage, check)
         refusal = Refusal(stage=stage, check=check)
         return self._envelope(Kind.REFUSED, refusal.to_body())
 
@@ -256,16 +244,10 @@ class SiloSession:
         self._trainer.check_round(request)
         self._check_setup(header)
         digest = request.model_digest()
-        self._see_head(request.head, request.round_number)
-        self._transcript.append(
-            records.RoundOpened(
-                round_number=request.round_number,
-                attempt=request.attempt,
-                setup=header.setup,
-                slot=header.slot,
-                model=digest.hex(),
-                field_bits=self._trainer.field_bits(request.round_number),
-            )
+        field_bits = self._trainer.field_bits(request.round_number)
+        self._evidence.see_head(request.head, request.round_number)
+        self._evidence.enter_round(
+            self._place("ready", header), request, digest, field_bits
         )
         self._trainer.train_once(request)
         if self._plan.protection.method == "none":
@@ -296,7 +278,7 @@ class SiloSession:
         """Return the packed update in the clear, where the policy permits that."""
         body = self._trainer.update(request.round_number).tobytes()
         reply = self._envelope(Kind.PLAIN, body, setup=header.setup, slot=header.slot)
-        self._record_upload("ready", header, reply, "none")
+        self._evidence.upload(self._place("ready", header), reply, "none")
         return reply, len(body)
 
     def _mask(self, header: Header, request: bytes) -> tuple[bytes, int]:
@@ -305,7 +287,7 @@ class SiloSession:
             words = self._trainer.update(side.latest_slot.round_number)
             reply = side.mask(request, words)
         self._save_side()
-        self._record_upload("masked", header, reply, "mask")
+        self._evidence.upload(self._place("masked", header), reply, "mask")
         return reply, words.nbytes
 
     def _confirm(self, header: Header, request: bytes) -> bytes:
@@ -314,11 +296,7 @@ class SiloSession:
             reply = side.confirm(request)
             survivors = side.latest_slot.survivors
         self._save_side()
-        self._transcript.append(
-            records.Survivors(
-                **self._place("confirm", header), silos=self._names(survivors)
-            )
-        )
+        self._evidence.confirm(self._place("confirm", header), survivors)
         return reply
 
     def _reveal(self, header: Header, body: memoryview, request: bytes) -> bytes:
@@ -331,18 +309,9 @@ class SiloSession:
         place = self._place("reveal", header)
         self._save_side()
         self._store.destroy_update(place["round_number"])
-        self._transcript.append(
-            records.Confirmed(**place, silos=self._names(confirms.signatures))
+        self._evidence.reveal(
+            place, confirmed=confirms.signatures, survivors=survivors, lost=lost
         )
-        self._transcript.append(
-            records.Revealed(
-                **place,
-                silos=(self._name,),
-                self_masks_of=self._names(survivors),
-                slot_keys_of=self._names(lost),
-            )
-        )
-        self._transcript.sign_head()
         return reply
 
     def _end(self, request: EndRequest) -> bytes:
@@ -351,59 +320,15 @@ class SiloSession:
         Asked again, it answers with the same head.
         """
         digest = self._trainer.digest_of(request.parameters)
-        self._see_head(request.head, request.round_number)
+        self._evidence.see_head(request.head, request.round_number)
         if (last_reply := self._store.load_last_reply()) is not None:
             return last_reply
         self._trainer.save_model(request.average)
-        self._transcript.append(
-            records.Finished(round_number=request.round_number, parameters=digest.hex())
-        )
-        head = self._transcript.sign_head()
+        head = self._evidence.finish(request.round_number, digest)
         reply = self._envelope(Kind.END_SEEN, EndReply(head=head).to_body())
         self._store.save_finished(reply)
         self._side = None
         return reply
-
-    def _see_head(self, head: Head, round_number: int) -> None:
-        """Record the aggregator's head, once its signature holds."""
-        head.check(self._plan.digest, self._plan.aggregator_key)
-        self._transcript.append(
-            records.HeadSeen(
-                round_number=round_number,
-                size=head.size,
-                root=head.root,
-                signature=head.signature,
-            )
-        )
-
-    def _record_upload(
-        self, stage: str, header: Header, reply: bytes, protection: str
-    ) -> None:
-        """Record that an update leaves, by the digest of the whole message."""
-        self._transcript.append(
-            records.Masked(
-                **self._place(stage, header),
-                silo=self._name,
-                upload=hashlib.sha256(reply).hexdigest(),
-                size_bytes=len(reply),
-                protection=protection,
-            )
-        )
-
-    def _record_traffic(
-        self, stage: str, request: bytes, reply: bytes, vector_bytes: int
-    ) -> None:
-        """Record the bytes of one exchange, before the reply leaves."""
-        self._transcript.append(
-            records.Traffic(
-                round_number=self._round_number(stage),
-                stage=stage,
-                silo=self._name,
-                sent_bytes=len(reply),
-                received_bytes=len(request),
-                vector_bytes=vector_bytes,
-            )
-        )
 
     def _place(self, stage: str, header: Header) -> dict[str, int]:
         """Return round, setup and slot of a stage, as records hold them."""
@@ -450,18 +375,6 @@ class SiloSession:
         """Put the state of secure aggregation on disk, before a reply leaves."""
         if self._side is not None:
             self._store.save_secagg(self._side.setup_number, self._side.to_bytes())
-
-    def _first_record(self) -> records.Record:
-        """Return the record that opens, or resumes, this transcript."""
-        if self._transcript.size:
-            return records.Resumed(software=SOFTWARE)
-        return records.Opened(
-            plan=self._plan.digest.hex(), party=self._name, software=SOFTWARE
-        )
-
-    def _names(self, silos: Iterable[int]) -> tuple[str, ...]:
-        """Return the names of silos, in the order of the plan."""
-        return tuple(self._plan.silos[silo].name for silo in sorted(silos))
 
     def _envelope(
         self, kind: int, body: bytes, *, setup: int = 0, slot: int = 0

@@ -1,0 +1,156 @@
+"""What a silo writes to its transcript: one method for each thing that happens.
+
+Records hold digests, names and counts of bytes; never a secret, a path, or a value
+that depends on this silo's images.
+"""
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from crypto.keys import IdentityKey
+from protocol import records
+from protocol.envelope import RoundRequest
+from protocol.plan import RunPlan
+from protocol.transcript import Head, TranscriptWriter
+from protocol.version import SOFTWARE
+
+Place = Mapping[str, int]
+"""Round number, setup and slot of a stage, by the names that records give them."""
+
+
+class Evidence:
+    """One silo's transcript of one run, begun or continued.
+
+    Raises:
+        TranscriptBroken: the transcript on disk cannot be continued.
+    """
+
+    def __init__(
+        self, folder: Path, plan: RunPlan, silo: int, identity: IdentityKey
+    ) -> None:
+        self._plan, self._name = plan, plan.silos[silo].name
+        self._transcript = TranscriptWriter(
+            folder, party=self._name, plan_digest=plan.digest, identity=identity
+        )
+        first: records.Record = records.Resumed(software=SOFTWARE)
+        if not self._transcript.size:
+            first = records.Opened(
+                plan=plan.digest.hex(), party=self._name, software=SOFTWARE
+            )
+        self._transcript.append(first)
+        self._transcript.sign_head()
+
+    def close(self) -> None:
+        """Close the transcript."""
+        self._transcript.close()
+
+    def sign_head(self) -> Head:
+        """Sign all that was recorded; it is on disk then."""
+        return self._transcript.sign_head()
+
+    def see_head(self, head: Head, round_number: int) -> None:
+        """Record the aggregator's head, once its signature holds.
+
+        Raises:
+            TranscriptBroken: the aggregator of the plan did not sign it.
+        """
+        head.check(self._plan.digest, self._plan.aggregator_key)
+        self._transcript.append(
+            records.HeadSeen(
+                round_number=round_number,
+                size=head.size,
+                root=head.root,
+                signature=head.signature,
+            )
+        )
+
+    def enter_round(
+        self, place: Place, request: RoundRequest, model: bytes, field_bits: int
+    ) -> None:
+        """Record which model a round began with."""
+        self._transcript.append(
+            records.RoundOpened(
+                **place,
+                attempt=request.attempt,
+                model=model.hex(),
+                field_bits=field_bits,
+            )
+        )
+
+    def upload(self, place: Place, reply: bytes, protection: str) -> None:
+        """Record that an update leaves, by the digest of the whole message."""
+        self._transcript.append(
+            records.Masked(
+                **place,
+                silo=self._name,
+                upload=hashlib.sha256(reply).hexdigest(),
+                size_bytes=len(reply),
+                protection=protection,
+            )
+        )
+
+    def confirm(self, place: Place, survivors: Iterable[int]) -> None:
+        """Record the list of survivors that this silo signs."""
+        self._transcript.append(
+            records.Survivors(**place, silos=self._names(survivors))
+        )
+
+    def reveal(
+        self,
+        place: Place,
+        *,
+        confirmed: Iterable[int],
+        survivors: Iterable[int],
+        lost: Iterable[int],
+    ) -> None:
+        """Record who confirmed, and of whom this silo reveals which share."""
+        self._transcript.append(
+            records.Confirmed(**place, silos=self._names(confirmed))
+        )
+        self._transcript.append(
+            records.Revealed(
+                **place,
+                silos=(self._name,),
+                self_masks_of=self._names(survivors),
+                slot_keys_of=self._names(lost),
+            )
+        )
+        self._transcript.sign_head()
+
+    def finish(self, round_number: int, parameters: bytes) -> Head:
+        """Record the last model's digest; return the head that says so."""
+        self._transcript.append(
+            records.Finished(round_number=round_number, parameters=parameters.hex())
+        )
+        return self._transcript.sign_head()
+
+    def refuse(self, round_number: int, stage: str, check: str) -> None:
+        """Record a refusal."""
+        self._transcript.append(
+            records.Refused(round_number=round_number, stage=stage, check=check)
+        )
+
+    def exchange(
+        self,
+        round_number: int,
+        stage: str,
+        request: bytes,
+        reply: bytes,
+        vector_bytes: int,
+    ) -> None:
+        """Record the bytes of one exchange, before the reply leaves."""
+        self._transcript.append(
+            records.Traffic(
+                round_number=round_number,
+                stage=stage,
+                silo=self._name,
+                sent_bytes=len(reply),
+                received_bytes=len(request),
+                vector_bytes=vector_bytes,
+            )
+        )
+
+    def _names(self, silos: Iterable[int]) -> tuple[str, ...]:
+        """Return the names of silos, in the order of the plan."""
+        return tuple(self._plan.silos[silo].name for silo in sorted(silos))
