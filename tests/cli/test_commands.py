@@ -1,0 +1,197 @@
+"""The commands as people use them: four terminals, Ctrl-C, kill -9, resume."""
+
+import re
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import (
+    ROOT,
+    final_parameters,
+    run,
+    same_parameters,
+    wait_for,
+    write_draft,
+)
+
+Start = Callable[..., "subprocess.Popen[str]"]
+
+
+def finished_simulation(folder: Path, name: str, **draft: object) -> Path:
+    """Simulate a draft to its end; return the run's folder."""
+    path = write_draft(folder / f"{name}.toml", **draft)  # type: ignore[arg-type]
+    done = run("simulation", "simulate", path, "--out", folder / name, folder=folder)
+    assert done.returncode == 0, done.stderr
+    return folder / name
+
+
+def aggregator_only(folder: Path) -> Path:
+    """Return the aggregator's half of a run, where one model lies."""
+    return folder / "aggregator"
+
+
+def test_simulate_writes_everything_and_is_audited(tmp_path: Path) -> None:
+    root = finished_simulation(tmp_path, "run", every=1)
+    for name in ("plan.toml", "samples.png", "report.html", "report.json"):
+        assert (root / name).stat().st_size > 100, name
+    assert len(list(root.rglob("transcript.jsonl"))) == 4
+    assert len(list(root.rglob("model.safetensors"))) == 4
+    done = run("audits", "verify", root, folder=tmp_path)
+    assert done.returncode == 0
+    assert "FAIL" not in done.stdout
+    secret = [*root.rglob("identity.key"), *root.rglob("secagg-*.state")]
+    assert {oct(path.stat().st_mode & 0o777) for path in secret} == {"0o600"}
+
+
+def test_silos_as_processes_and_in_memory_give_the_same_parameters(
+    tmp_path: Path,
+) -> None:
+    sockets = finished_simulation(tmp_path, "sockets", transport="sockets")
+    memory = finished_simulation(tmp_path, "memory", transport="memory")
+    assert same_parameters(
+        final_parameters(aggregator_only(sockets)),
+        final_parameters(aggregator_only(memory)),
+    )
+
+
+@pytest.mark.parametrize("after", ["round 1", "round 2", "round 4"])
+def test_kill_in_mid_round_and_resume(tmp_path: Path, start: Start, after: str) -> None:
+    options = {"rounds": 6, "steps": 25}
+    whole = finished_simulation(tmp_path, "whole", **options)
+    draft = tmp_path / "whole.toml"
+    process = start("simulation", "simulate", draft, "--out", tmp_path / "killed")
+    log = tmp_path / "log-0.txt"
+    wait_for(lambda: after in re.sub(" +", " ", log.read_text()))
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not list((tmp_path / "killed").rglob("model.safetensors"))
+    resumed = run(
+        "simulation", "simulate", draft, "--resume", tmp_path / "killed",
+        folder=tmp_path,
+    )  # fmt: skip
+    assert resumed.returncode == 0, resumed.stderr
+    assert same_parameters(
+        final_parameters(aggregator_only(whole)),
+        final_parameters(aggregator_only(tmp_path / "killed")),
+    )
+    done = run("audits", "verify", tmp_path / "killed", folder=tmp_path)
+    assert done.returncode == 0, done.stdout
+
+
+def test_interrupt_stops_cleanly_and_can_be_resumed(
+    tmp_path: Path, start: Start
+) -> None:
+    draft = write_draft(tmp_path / "d.toml", rounds=6, steps=25)
+    process = start("simulation", "simulate", draft, "--out", tmp_path / "run")
+    log = tmp_path / "log-0.txt"
+    wait_for(lambda: "round   2" in log.read_text())
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=20) == 130
+    assert log.read_text().splitlines()[-1].startswith("interrupted")
+    assert "Traceback" not in log.read_text()
+    left = subprocess.run(
+        ["pgrep", "-f", str(tmp_path / "run")], capture_output=True, check=False
+    )
+    assert left.stdout == b""
+    resumed = run(
+        "simulation", "simulate", draft, "--resume", tmp_path / "run", folder=tmp_path
+    )
+    assert resumed.returncode == 0, resumed.stderr
+
+
+def set_up_parties(folder: Path) -> Path:
+    """Make an aggregator and three silos by their commands; return the plan."""
+    draft = write_draft(folder / "draft.toml", every=1)
+    keys = []
+    assert run("simulation", "deal", draft, folder=folder).returncode == 0
+    assert run("aggregator", "init", "centre", folder=folder).returncode == 0
+    for number in (1, 2, 3):
+        silo = folder / f"silo-{number}"
+        assert run("silo", "init", silo.name, folder=folder).returncode == 0
+        config = silo / "silo.toml"
+        config.write_text(config.read_text().replace("[0, 255]", "[0, 16]"))
+        share = folder / "shares" / f"silo-{number}.npz"
+        share.rename(silo / "data.npz")
+        keys.append(f"--silo={silo.name}={silo / 'identity.pub'}")
+    done = run(
+        "aggregator", "plan", "make", draft, "--dir=centre", *keys, folder=folder
+    )
+    assert done.returncode == 0, done.stderr
+    return folder / "plan.toml"
+
+
+def test_four_terminals(tmp_path: Path, start: Start) -> None:
+    plan = set_up_parties(tmp_path)
+    refused = run(
+        "silo",
+        "train",
+        f"--plan={plan}",
+        "--dir=silo-1",
+        "--connect=s",
+        folder=tmp_path,
+    )
+    assert refused.returncode == 1
+    assert "not approved" in refused.stderr
+    for number in (1, 2, 3):
+        check = ["check-plan", plan, f"--dir=silo-{number}", "--approve"]
+        assert run("silo", *check, folder=tmp_path).returncode == 0
+    centre = [
+        "run", plan, "--dir=centre", "--listen=s", "--reference=shares/reference.npz",
+    ]  # fmt: skip
+    silos = [
+        start("silo", "train", f"--plan={plan}", f"--dir=silo-{n}", "--connect=s")
+        for n in (1, 2, 3)
+    ]
+    aggregator = start("aggregator", *centre)
+    assert aggregator.wait(timeout=90) == 0
+    assert [silo.wait(timeout=30) for silo in silos] == [0, 0, 0]
+    verified = run("audits", "verify", ".", "--plan=plan.toml", folder=tmp_path)
+    assert verified.returncode == 0, verified.stdout
+    simulated = finished_simulation(tmp_path, "simulated", every=1)
+    models = {
+        folder.name: final_parameters(folder)
+        for folder in (tmp_path / "centre", *(tmp_path / f"silo-{n}" for n in (1, 2)))
+    }
+    assert same_parameters(models["centre"], models["silo-1"])
+    assert same_parameters(models["centre"], models["silo-2"])
+    assert same_parameters(
+        models["centre"], final_parameters(aggregator_only(simulated))
+    )
+    again = run("aggregator", *centre, folder=tmp_path)
+    assert again.returncode == 1
+    assert "--resume" in again.stderr
+
+
+def test_a_silo_that_is_killed_comes_back(tmp_path: Path, start: Start) -> None:
+    plan = set_up_parties(tmp_path)
+    for number in (1, 2, 3):
+        check = ["check-plan", plan, f"--dir=silo-{number}", "--approve"]
+        assert run("silo", *check, folder=tmp_path).returncode == 0
+    train = ["train", f"--plan={plan}", "--connect=s"]
+    silos = [start("silo", *train, f"--dir=silo-{n}") for n in (1, 2, 3)]
+    wait_for(lambda: list((tmp_path / "silo-2").rglob("transcript.jsonl")))
+    silos[1].kill()
+    silos[1].wait()
+    aggregator = start(
+        "aggregator", "run", plan, "--dir=centre", "--listen=s", "--no-evaluation"
+    )
+    back = start("silo", *train, "--dir=silo-2")
+    assert aggregator.wait(timeout=90) == 0
+    assert [p.wait(timeout=30) for p in (silos[0], silos[2], back)] == [0, 0, 0]
+    verified = run("audits", "verify", ".", "--plan=plan.toml", folder=tmp_path)
+    assert verified.returncode == 0, verified.stdout
+
+
+def test_help_shows_an_example_plan(tmp_path: Path) -> None:
+    shown = run("simulation", "simulate", "--help", folder=tmp_path)
+    assert shown.returncode == 0
+    assert "[simulation]" in shown.stdout
+    assert 'architecture = "residual"' in shown.stdout
+
+
+def test_the_packaged_plan_is_the_example() -> None:
+    packaged = (ROOT / "simulation/plans/digits.toml").read_text()
+    assert (ROOT / "examples/digits.toml").read_text() == packaged
