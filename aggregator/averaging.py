@@ -66,6 +66,15 @@ def apply(
     )
 
 
-def skip(state: RoundState) -> RoundState:
-    """Return the state after a round without a sum: nothing but its number changes."""
-    return dataclasses.replace(state, round_number=state.round_number + 1)
+def skip(plan: RunPlan, layout: ParameterLayout, state: RoundState) -> RoundState:
+    """Return the state after a round without a sum: its parameters do not change.
+
+    Where no mean update is known yet, the next grid's ranges are six times what every
+    value has if the clipping norm is spread evenly.
+    """
+    ranges = state.ranges
+    if not ranges.size:
+        even = plan.update.clipping_norm / layout.size**0.5
+        ranges = np.full(len(layout.segments), 6.0 * even, dtype=np.float32)
+    number = state.round_number + 1
+    return dataclasses.replace(state, round_number=number, ranges=ranges)

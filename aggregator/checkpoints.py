@@ -168,6 +168,7 @@ class CheckpointStore:
         return [
             int(path.name.removeprefix(_FOLDER))
             for path in self.folder.glob(f"{_FOLDER}*")
+            if path.name.removeprefix(_FOLDER).isdigit()
         ]
 
     def _sides(self) -> list[tuple[int, Path]]:
@@ -175,4 +176,5 @@ class CheckpointStore:
         return [
             (int(path.stem.removeprefix(_SIDE)), path)
             for path in self.folder.glob(f"{_SIDE}*.state")
+            if path.stem.removeprefix(_SIDE).isdigit()
         ]

@@ -5,10 +5,11 @@ between any two of them is made good by the next start: what the checkpoint alre
 holds is not done again, what the transcript already says is not said twice.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from aggregator.averaging import apply, mean_update, round_grid, skip
 from aggregator.checkpoints import CheckpointStore
@@ -21,6 +22,7 @@ from aggregator.sums import PlainSum, Summation, Task
 from crypto.ring import words_needed
 from diffusion.checkpoint import Checkpoint
 from diffusion.parameters import ParameterLayout, flatten, parameters_digest
+from privacy.errors import PrivacyError
 from protocol import records
 from protocol.envelope import EndReply, EndRequest, Kind, floats_to_bytes, open_envelope
 from protocol.plan import RunPlan
@@ -102,19 +104,19 @@ class Run:
             following, survivors = run_round(
                 self._plan, self._layout, state, self._summation
             )
-        except RoundAborted as error:
+        except (RoundAborted, PrivacyError) as error:
             if number not in self._said.closed:
                 self._transcript.append(
                     records.RoundLost(round_number=number, reason=str(error)[:400])
                 )
             self._watcher.on_lost(number, str(error))
-            return skip(state)
+            return skip(self._plan, self._layout, state)
         if number not in self._said.closed:
             self._transcript.append(
                 records.RoundClosed(
                     round_number=number,
                     survivors=self._exchanges.names(survivors),
-                    parameters=self._digest(following).hex(),
+                    parameters=self._digest(following.parameters).hex(),
                 )
             )
         return following
@@ -173,7 +175,9 @@ class Run:
         self._exchanges.ask(stage, dict.fromkeys(everyone, body), self._take_head)
         self._transcript.append(
             records.Finished(
-                round_number=state.round_number, parameters=self._digest(state).hex()
+                round_number=state.round_number,
+                parameters=self._digest(state.parameters).hex(),
+                average=self._digest(state.average.parameters).hex(),
             )
         )
         self._transcript.sign_head()
@@ -194,9 +198,9 @@ class Run:
         )
         return 0
 
-    def _digest(self, state: RoundState) -> bytes:
-        """Return the digest of a state's shared parameters."""
-        return parameters_digest(state.parameters, self._layout)
+    def _digest(self, parameters: Mapping[str, Tensor]) -> bytes:
+        """Return the digest of the shared ones of some parameters."""
+        return parameters_digest(parameters, self._layout)
 
     def _checkpoint(self, state: RoundState) -> Checkpoint:
         """Return the moving average as a model that can be sampled from."""
@@ -215,6 +219,7 @@ def run_round(
 
     Raises:
         CohortTooSmall, RoundAborted: the round has no sum.
+        PrivacyError: its sum is impossible: a silo did not follow the protocol.
     """
     number, grid = state.round_number + 1, round_grid(plan, layout, state)
     field_bits = plan.update.field_bits(number, len(plan.silos))

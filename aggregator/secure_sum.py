@@ -115,6 +115,7 @@ class SecureSum:
             taking(side.add_advertisement),
         )
         keys = self._closing(side.keys)
+        self._save(side)
         ask(
             self._stage("shares", 0),
             dict.fromkeys(silos, keys),

@@ -106,7 +106,7 @@ def _parameters(accounts: Accounts) -> list[Finding]:
             accounts,
             "parameters",
             Finished,
-            lambda record: record.parameters,
+            lambda record: (record.parameters, record.average),
             "ended the run (round {round}) with another model than {other}",
         ),
     ]

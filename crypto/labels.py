@@ -27,7 +27,6 @@ MODEL = b"cloister/1/model-digest"
 ENVELOPE_KEY = b"cloister/1/envelope-key"
 SELF_MASK = b"cloister/1/self-mask"
 PAIRWISE_MASK = b"cloister/1/pairwise-mask"
-TRANSPORT_KEY = b"cloister/1/transport-key"
 
 # State on disk (crypto/secagg/*_state.py).
 SILO_STATE = b"cloister/1/silo-state"

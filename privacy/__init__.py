@@ -1,1 +1,1 @@
-"""Mathematics on vectors and events: clipping, quantisation, noise, accounting."""
+"""Mathematics on vectors: clipping and quantisation. No torch."""

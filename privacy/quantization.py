@@ -3,8 +3,9 @@
 A grid has one range r for each segment (tensor) of the vector. With q value bits a
 value x becomes an integer level of [-M, M], M = 2^(q-1) - 1, in grid steps r / M, and
 is stored as the field level + M. The sum of n such fields is at most 2 M n, which the
-grid compares with the field before anything is summed. All parties compute the same
-grid from public numbers: the plan, and the previous round's mean update.
+grid compares with the field before anything is summed. The aggregator computes
+the grid from public numbers, the plan and the previous round's mean update; every silo
+signs its digest with the model's, so that all of a sum have used the same.
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -141,7 +141,11 @@ class RoundClosed:
 
 @dataclass(frozen=True, kw_only=True)
 class RoundLost:
-    """A round ended without a sum; its updates were destroyed."""
+    """A round ended without a sum; none will ever be made of its updates.
+
+    Silos that revealed shares have destroyed theirs; the others do so with the next
+    round, or at the end.
+    """
 
     kind: ClassVar[str] = "round-lost"
     round_number: int
@@ -230,11 +234,16 @@ class SiloHead:
 
 @dataclass(frozen=True, kw_only=True)
 class Finished:
-    """The run ended after all its rounds; ``parameters`` is the last model's digest."""
+    """The run ended after all its rounds.
+
+    ``parameters`` is the digest of the last global parameters, ``average`` that of
+    their moving average, from which samples are drawn.
+    """
 
     kind: ClassVar[str] = "finished"
     round_number: int
     parameters: str
+    average: str
 
 
 Record: TypeAlias = (

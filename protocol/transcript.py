@@ -131,6 +131,10 @@ class TranscriptWriter:
         _write_line(self._records, line)
         self._tree.append(line)
 
+    def sync(self) -> None:
+        """Return when all records are on disk."""
+        os.fsync(self._records.fileno())
+
     def sign_head(self) -> Head:
         """Sign the tree as it stands, once its records are on disk."""
         os.fsync(self._records.fileno())

@@ -86,8 +86,9 @@ def _protection_sentence(plan: RunPlan) -> str:
         return "Protection: NONE; the aggregator sees this silo's update as it is."
     spare = len(plan.silos) - protection.threshold
     lost = f"up to {spare} silos may be lost" if spare else "no silo may be lost"
+    follows = "follows the protocol and " if protection.trust == "semi-honest" else ""
     return (
-        f"Protection: secure aggregation; {lost} in a round. The aggregator "
-        f"learns the sum and nothing else, as long as it colludes with at most "
-        f"{protection.max_colluding} silos."
+        f"Protection: secure aggregation; {lost} in a round. The aggregator learns the "
+        f"sum and nothing else, as long as it {follows}colludes with at most "
+        f"{protection.max_colluding} silo{'s' * (protection.max_colluding != 1)}."
     )

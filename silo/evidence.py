@@ -79,7 +79,10 @@ class Evidence:
         )
 
     def upload(self, place: Place, reply: bytes, protection: str) -> None:
-        """Record that an update leaves, by the digest of the whole message."""
+        """Record that an update leaves, by the digest of the whole message.
+
+        The record is on disk when this returns.
+        """
         self._transcript.append(
             records.Masked(
                 **place,
@@ -89,6 +92,7 @@ class Evidence:
                 protection=protection,
             )
         )
+        self._transcript.sync()
 
     def confirm(self, place: Place, survivors: Iterable[int]) -> None:
         """Record the list of survivors that this silo signs."""
@@ -118,10 +122,14 @@ class Evidence:
         )
         self._transcript.sign_head()
 
-    def finish(self, round_number: int, parameters: bytes) -> Head:
-        """Record the last model's digest; return the head that says so."""
+    def finish(self, round_number: int, parameters: bytes, average: bytes) -> Head:
+        """Record the digests of the last model; return the head that says so."""
         self._transcript.append(
-            records.Finished(round_number=round_number, parameters=parameters.hex())
+            records.Finished(
+                round_number=round_number,
+                parameters=parameters.hex(),
+                average=average.hex(),
+            )
         )
         return self._transcript.sign_head()
 

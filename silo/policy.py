@@ -1,7 +1,8 @@
 """What this silo refuses, whatever anybody asks. The silo decides.
 
-The policy is checked against the plan before a run, and the state of a round again
-before every stage that lets something leave.
+The policy is checked against the plan when it is read and whenever a session begins.
+During a run secure aggregation holds cohorts and survivors to the plan's numbers, which
+the policy has accepted.
 """
 
 import math
@@ -26,6 +27,12 @@ min_cohort = 3
 # updates leave in the clear, for comparisons on data that is not secret.
 permitted_protections = ["mask"]
 
+# How many silos may collude with the aggregator without learning a single update; a
+# plan must withstand at least so many. And whether a plan may trust the aggregator to
+# follow the protocol (trust = "semi-honest").
+min_colluding = 1
+accept_semi_honest = false
+
 # Which auxiliary images the aggregator may train on after the mean, by their label:
 # "public", "aggregate", "silo-samples", "silo-models".
 permitted_auxiliary_images = ["public", "aggregate"]
@@ -45,6 +52,8 @@ class Policy:
     max_epsilon: float = math.inf
     min_cohort: int = 3
     permitted_protections: tuple[str, ...] = ("mask",)
+    min_colluding: int = 1
+    accept_semi_honest: bool = False
     permitted_auxiliary_images: tuple[str, ...] = ("public", "aggregate")
     max_rounds: int = 10_000
 
@@ -54,6 +63,8 @@ class Policy:
             raise ValueError("max_epsilon: must be positive")
         if self.min_cohort < 2:
             raise ValueError("min_cohort: must be at least 2")
+        if self.min_colluding < 0:
+            raise ValueError("min_colluding: must not be negative")
         for name in self.permitted_protections:
             if name not in PROTECTIONS:
                 raise ValueError(f"permitted_protections: {name!r} is not known")
@@ -93,6 +104,8 @@ def refusals(policy: Policy, plan: RunPlan) -> list[str]:
             f"protection.min_cohort is {protection.min_cohort}, this silo demands "
             f"at least {policy.min_cohort}"
         )
+    if protection.method == "mask":
+        reasons += _weak_masks(policy, plan)
     epsilon = plan_epsilon(plan)
     if epsilon > policy.max_epsilon:
         reasons.append(
@@ -103,6 +116,22 @@ def refusals(policy: Policy, plan: RunPlan) -> list[str]:
         reasons.append(
             f"num_rounds is {plan.num_rounds}, this silo permits at most "
             f"{policy.max_rounds}"
+        )
+    return reasons
+
+
+def _weak_masks(policy: Policy, plan: RunPlan) -> list[str]:
+    """Return why secure aggregation is weaker than this silo demands."""
+    reasons, protection = [], plan.protection
+    if protection.trust == "semi-honest" and not policy.accept_semi_honest:
+        reasons.append(
+            'protection.trust is "semi-honest", this silo does not trust the '
+            "aggregator to follow the protocol"
+        )
+    if protection.max_colluding < policy.min_colluding:
+        reasons.append(
+            f"protection.max_colluding is {protection.max_colluding}, this silo "
+            f"demands at least {policy.min_colluding}"
         )
     return reasons
 

@@ -54,7 +54,7 @@ from silo.evidence import Evidence
 from silo.policy import Policy, check_plan
 from silo.store import RunStore
 from silo.trainer import RoundTrainer
-from silo.training import Progress
+from silo.training import Progress, TrainingDiverged
 
 logger = logging.getLogger(__name__)
 
@@ -86,8 +86,9 @@ Refusable = (
     SiloError,
 )
 
-LocalTrouble = (DataError, StateBroken, KeyFileRejected)
-"""Errors whose text may name this silo's files: it is for the operator alone."""
+LocalTrouble = (DataError, StateBroken, KeyFileRejected, TrainingDiverged)
+"""Errors whose text names this silo's files or depends on its data: it is for the
+operator alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,7 +204,7 @@ class SiloSession:
         check = str(error)[:400]
         if isinstance(error, LocalTrouble):
             logger.warning("refused at %s: %s", stage, error)
-            check = "this silo's own files cannot be used"
+            check = "this silo cannot train: its operator was told why"
         else:
             logger.info("refused at %s: %s", stage, error)
         self._evidence.refuse(self._round_number(stage), stage, check)
@@ -319,12 +320,13 @@ class SiloSession:
 
         Asked again, it answers with the same head.
         """
-        digest = self._trainer.digest_of(request.parameters)
+        parameters = self._trainer.digest_of(request.parameters)
+        average = self._trainer.digest_of(request.average)
         self._evidence.see_head(request.head, request.round_number)
         if (last_reply := self._store.load_last_reply()) is not None:
             return last_reply
         self._trainer.save_model(request.average)
-        head = self._evidence.finish(request.round_number, digest)
+        head = self._evidence.finish(request.round_number, parameters, average)
         reply = self._envelope(Kind.END_SEEN, EndReply(head=head).to_body())
         self._store.save_finished(reply)
         self._side = None

@@ -10,6 +10,7 @@ from crypto.ring import words_needed
 from diffusion.checkpoint import Checkpoint, save_checkpoint
 from diffusion.model import make_model
 from diffusion.parameters import (
+    flatten,
     load_parameters,
     make_layout,
     parameters_digest,
@@ -18,7 +19,7 @@ from diffusion.parameters import (
 )
 from diffusion.parts import SELECTIONS
 from diffusion.schedule import make_schedule
-from protocol.envelope import RoundRequest, floats_from_bytes
+from protocol.envelope import RoundRequest, floats_from_bytes, floats_to_bytes
 from protocol.plan import RunPlan
 from silo.data import ImageSet
 from silo.errors import PolicyViolation
@@ -50,7 +51,9 @@ class RoundTrainer:
         self._model.to(device)
         self._layout = make_layout(self._model, SELECTIONS[plan.update.selection])
         self._schedule = make_schedule(plan.schedule).to(device)
-        self._first_parts = self._local_parts(self._parameters())
+        first = self._parameters()
+        self._first_parts = self._local_parts(first)
+        self._first_shared = floats_to_bytes(flatten(first, self._layout))
 
     def field_bits(self, round_number: int) -> int:
         """Return the bits of one packed field in a round."""
@@ -65,6 +68,12 @@ class RoundTrainer:
         number, trained = request.round_number, self._store.load_trained()
         if number > self._plan.num_rounds:
             raise PolicyViolation(f"round {number} of {self._plan.num_rounds}")
+        if number == 1 and request.parameters != self._first_shared:
+            raise PolicyViolation(
+                "the model of round 1 is not the one that the plan's seed gives"
+            )
+        if (number == 1) == bool(request.ranges):
+            raise PolicyViolation("grid ranges belong to all rounds but the first")
         if trained is None or number > trained.round_number:
             return
         if number < trained.round_number:

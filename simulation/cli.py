@@ -9,6 +9,7 @@ import click
 from rich.console import Console
 
 from aggregator.errors import AggregatorError
+from audits.findings import Severity
 from diffusion.errors import DiffusionError
 from protocol.command import reporting_errors, set_up_logging
 from protocol.plan import load_draft
@@ -39,6 +40,11 @@ out_option = click.option(
     type=click.Path(file_okay=False, path_type=Path),
     default=None,
     help="The run's folder; must not exist.  [default: runs/NAME-TIME]",
+)
+weights_option = click.option(
+    "--weights",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Inception's weights, where the plan's extractor is inception.",
 )
 resume_option = click.option(
     "--resume",
@@ -88,11 +94,7 @@ def demo(out: Path | None, resume: Path | None, device: str) -> None:
     type=click.Path(path_type=Path),
     help="An .npz file or a folder of images, instead of the plan's own.",
 )
-@click.option(
-    "--weights",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="Inception's weights, where the plan's extractor is inception.",
-)
+@weights_option
 @out_option
 @resume_option
 @device_option
@@ -122,6 +124,7 @@ def simulate(
     type=click.Path(path_type=Path),
     help="An .npz file or a folder of images, instead of the plan's own.",
 )
+@weights_option
 @click.option(
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
@@ -129,11 +132,13 @@ def simulate(
     show_default=True,
     help="The folder of the shares; must not exist.",
 )
-def deal_command(plan_path: Path, data: Path | None, out: Path) -> None:
+def deal_command(
+    plan_path: Path, data: Path | None, weights: Path | None, out: Path
+) -> None:
     """Deal PLAN's public images into one file a silo, to try the roles by hand."""
     draft, settings = load_draft(plan_path)
     config = load_settings(settings, plan_path, data)
-    for path in deal(out, draft, config):
+    for path in deal(out, draft, config, weights):
         click.echo(str(path))
     low, high = load_pool(config, draft.seed_for("partition")).dealt.value_range
     click.echo(f"value_range = [{low:g}, {high:g}]")
@@ -219,11 +224,14 @@ def _show(
         ),
         ("bytes down", f"{outcome.received_bytes:,}"),
         ("audit", outcome.audit.verdict.value),
-        ("samples", str(outcome.samples)),
         ("report", str(outcome.report)),
         ("time", f"{seconds:.0f} s"),
     ]
+    if outcome.samples.exists():
+        rows.append(("samples", str(outcome.samples)))
     console.print(table(federation.load_plan().name, rows))
+    if outcome.audit.verdict == Severity.FAIL:
+        raise SimulationError(f"the audit failed; read {outcome.report}")
 
 
 def main() -> None:

@@ -28,6 +28,7 @@ def deal(
         raise SettingsRejected(f"{root}: exists; choose another --out")
     seed = draft.seed_for("partition")
     pool = load_pool(config, seed)
+    pool.dealt.check_fits(draft.model)
     shares = partition(
         config.partition, len(pool.dealt), pool.dealt.labels, config.num_silos, seed
     )
@@ -37,6 +38,11 @@ def deal(
         for name, share in zip(names, shares, strict=True):
             save_bytes(folder / name, images_to_npz(subset(pool.dealt, share)))
         if draft.evaluation.every_rounds:
-            extractor = draft.evaluation.extractor
-            save_reference(folder / REFERENCE_FILE, pool.held_out, extractor, weights)
+            save_reference(
+                folder / REFERENCE_FILE,
+                pool.held_out,
+                draft.evaluation.extractor,
+                weights,
+                sha256=draft.evaluation.extractor_sha256 or None,
+            )
     return [root / name for name in names]

@@ -97,8 +97,13 @@ def make_federation(
     keys = {
         f"silo-{number + 1}": IdentityKey.generate() for number in range(len(shares))
     }
+    is_declared = draft.update.weights == "declared"
     parties = [
-        SiloParty(name=name, identity_key=key.public.hex(), weight=float(len(share)))
+        SiloParty(
+            name=name,
+            identity_key=key.public.hex(),
+            weight=float(len(share)) if is_declared else 1.0,
+        )
         for (name, key), share in zip(keys.items(), shares, strict=True)
     ]
     plan = make_plan(draft, aggregator.public, parties)
@@ -107,6 +112,8 @@ def make_federation(
         federation = Federation(folder)
         federation.aggregator.root.mkdir()
         save_identity(federation.aggregator.identity, aggregator)
+        public = aggregator.public.hex().encode() + b"\n"
+        save_bytes(federation.aggregator.public, public)
         save_plan(federation.plan_path, plan, aggregator)
         for (name, key), share in zip(keys.items(), shares, strict=True):
             _make_silo(federation.silo(name), plan, key, config, pool, share)
@@ -140,6 +147,8 @@ def _make_silo(
     policy = Policy(
         min_cohort=min(Policy().min_cohort, plan.protection.min_cohort),
         permitted_protections=(plan.protection.method,),
+        min_colluding=min(Policy().min_colluding, plan.protection.max_colluding),
+        accept_semi_honest=plan.protection.trust == "semi-honest",
     )
     save_bytes(folder.config, tomli_w.dumps(to_table(silo_config)).encode())
     save_bytes(folder.policy, tomli_w.dumps(to_table(policy)).encode())

@@ -192,7 +192,11 @@ def _sum(
 
 def _end(rounds: int) -> Script:
     """Return the end of a run."""
-    finished = r.Finished(round_number=rounds, parameters=digest("parameters", rounds))
+    finished = r.Finished(
+        round_number=rounds,
+        parameters=digest("parameters", rounds),
+        average=digest("average", rounds),
+    )
     actions: Script = [(AGGREGATOR, finished), (AGGREGATOR, Sign())]
     for silo in SILOS:
         actions += [(silo, SeeHead(rounds)), (silo, finished), (silo, Sign())]

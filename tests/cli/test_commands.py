@@ -57,11 +57,18 @@ def test_silos_as_processes_and_in_memory_give_the_same_parameters(
     )
 
 
-@pytest.mark.parametrize("after", ["round 1", "round 2", "round 4"])
-def test_kill_in_mid_round_and_resume(tmp_path: Path, start: Start, after: str) -> None:
-    options = {"rounds": 6, "steps": 25}
-    whole = finished_simulation(tmp_path, "whole", **options)
-    draft = tmp_path / "whole.toml"
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a run of six rounds that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("whole")
+    return finished_simulation(folder, "whole", rounds=6, steps=25)
+
+
+@pytest.mark.parametrize("after", ["round 2", "round 4"])
+def test_kill_in_mid_round_and_resume(
+    tmp_path: Path, start: Start, whole: Path, after: str
+) -> None:
+    draft = whole.with_suffix(".toml")
     process = start("simulation", "simulate", draft, "--out", tmp_path / "killed")
     log = tmp_path / "log-0.txt"
     wait_for(lambda: after in re.sub(" +", " ", log.read_text()))
@@ -82,9 +89,9 @@ def test_kill_in_mid_round_and_resume(tmp_path: Path, start: Start, after: str) 
 
 
 def test_interrupt_stops_cleanly_and_can_be_resumed(
-    tmp_path: Path, start: Start
+    tmp_path: Path, start: Start, whole: Path
 ) -> None:
-    draft = write_draft(tmp_path / "d.toml", rounds=6, steps=25)
+    draft = whole.with_suffix(".toml")
     process = start("simulation", "simulate", draft, "--out", tmp_path / "run")
     log = tmp_path / "log-0.txt"
     wait_for(lambda: "round   2" in log.read_text())
@@ -100,6 +107,10 @@ def test_interrupt_stops_cleanly_and_can_be_resumed(
         "simulation", "simulate", draft, "--resume", tmp_path / "run", folder=tmp_path
     )
     assert resumed.returncode == 0, resumed.stderr
+    assert same_parameters(
+        final_parameters(aggregator_only(whole)),
+        final_parameters(aggregator_only(tmp_path / "run")),
+    )
 
 
 def set_up_parties(folder: Path) -> Path:
@@ -125,14 +136,8 @@ def set_up_parties(folder: Path) -> Path:
 
 def test_four_terminals(tmp_path: Path, start: Start) -> None:
     plan = set_up_parties(tmp_path)
-    refused = run(
-        "silo",
-        "train",
-        f"--plan={plan}",
-        "--dir=silo-1",
-        "--connect=s",
-        folder=tmp_path,
-    )
+    train = ["train", f"--plan={plan}", "--connect=s"]
+    refused = run("silo", *train, "--dir=silo-1", folder=tmp_path)
     assert refused.returncode == 1
     assert "not approved" in refused.stderr
     for number in (1, 2, 3):
@@ -141,10 +146,7 @@ def test_four_terminals(tmp_path: Path, start: Start) -> None:
     centre = [
         "run", plan, "--dir=centre", "--listen=s", "--reference=shares/reference.npz",
     ]  # fmt: skip
-    silos = [
-        start("silo", "train", f"--plan={plan}", f"--dir=silo-{n}", "--connect=s")
-        for n in (1, 2, 3)
-    ]
+    silos = [start("silo", *train, f"--dir=silo-{n}") for n in (1, 2, 3)]
     aggregator = start("aggregator", *centre)
     assert aggregator.wait(timeout=90) == 0
     assert [silo.wait(timeout=30) for silo in silos] == [0, 0, 0]
