@@ -28,9 +28,10 @@ min_cohort = 3
 permitted_protections = ["mask"]
 
 # How many silos may collude with the aggregator without learning a single update; a
-# plan must withstand at least so many. And whether a plan may trust the aggregator to
-# follow the protocol (trust = "semi-honest").
+# plan must withstand at least so many.
 min_colluding = 1
+
+# Whether a plan may trust the aggregator to follow the protocol ("semi-honest").
 accept_semi_honest = false
 
 # Which auxiliary images the aggregator may train on after the mean, by their label:

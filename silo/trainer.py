@@ -68,13 +68,8 @@ class RoundTrainer:
         number, trained = request.round_number, self._store.load_trained()
         if number > self._plan.num_rounds:
             raise PolicyViolation(f"round {number} of {self._plan.num_rounds}")
-        if number == 1 and request.parameters != self._first_shared:
-            raise PolicyViolation(
-                "the model of round 1 is not the one that the plan's seed gives"
-            )
-        if (number == 1) == bool(request.ranges):
-            raise PolicyViolation("grid ranges belong to all rounds but the first")
         if trained is None or number > trained.round_number:
+            self._check_start(request)
             return
         if number < trained.round_number:
             raise PolicyViolation(
@@ -84,6 +79,16 @@ class RoundTrainer:
             raise PolicyViolation(f"round {number} was trained for another model")
         if self._store.load_update(number) is None:
             raise PolicyViolation(f"the update of round {number} was revealed already")
+
+    def _check_start(self, request: RoundRequest) -> None:
+        """Refuse a first model of the aggregator's own, and a grid out of place."""
+        is_first = request.round_number == 1
+        if is_first and request.parameters != self._first_shared:
+            raise PolicyViolation(
+                "the model of round 1 is not the one that the plan's seed gives"
+            )
+        if is_first == bool(request.ranges):
+            raise PolicyViolation("grid ranges belong to all rounds but the first")
 
     def train_once(self, request: RoundRequest) -> None:
         """Train and store the update of a round, unless it is on disk.

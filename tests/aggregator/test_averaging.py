@@ -94,10 +94,13 @@ def test_apply_adds_the_scaled_mean_and_moves_the_average() -> None:
 
 def test_a_round_without_a_sum_changes_nothing_but_its_number() -> None:
     plan = make([1.0, 1.0, 1.0], protection=ProtectionConfig())
-    state = initial_state(plan)
-    after = skip(state)
+    state, layout = initial_state(plan), shared_layout(plan)
+    after = skip(plan, layout, state)
     assert after.round_number == 1
-    assert dataclasses.replace(after, round_number=0) == state
+    assert after.parameters is state.parameters
+    assert np.allclose(after.ranges, 6 * 5.0 / layout.size**0.5)
+    later = skip(plan, layout, dataclasses.replace(state, ranges=after.ranges * 2))
+    assert np.array_equal(later.ranges, after.ranges * 2)
 
 
 def test_the_first_round_has_wide_fields_and_no_ranges() -> None:

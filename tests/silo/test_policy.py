@@ -53,6 +53,7 @@ class TestRefusals:
             ({"max_rounds": 2}, "num_rounds is 3, this silo permits at most 2"),
             ({"permitted_protections": ("none",)}, 'is "mask", this silo permits none'),
             ({"permitted_protections": ()}, "permits none at all"),
+            ({"min_colluding": 2}, "max_colluding is 1, this silo demands at least 2"),
         ],
     )
     def test_one(self, plan, policy, reason):
@@ -70,6 +71,12 @@ class TestRefusals:
         (found,) = refusals(Policy(), plan)
         assert 'protection.method is "none", this silo permits mask' in found
         assert refusals(Policy(permitted_protections=("mask", "none")), plan) == []
+
+    def test_an_aggregator_that_is_trusted_needs_permission(self):
+        plan = tiny_plan(protection=ProtectionConfig(trust="semi-honest"))
+        (found,) = refusals(Policy(), plan)
+        assert "does not trust the aggregator" in found
+        assert refusals(Policy(accept_semi_honest=True), plan) == []
 
     def test_all_reasons_at_once(self, plan):
         policy = Policy(

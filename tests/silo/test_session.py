@@ -417,15 +417,25 @@ class TestRefused:
         ],
     )
     def test_parameters_that_are_none(self, federation, trainings, change, check):
-        federation.play("shares")
-        federation.make_requests("ready")
+        federation.play("reveal")
+        federation.next_round().make_requests("ready")
         broken = floats_to_bytes(change(federation.parameters))
         reply = federation.sessions[0].handle(
             federation.round_envelope(parameters=broken)
         )
         assert check in federation.refusal(reply).check
+        assert len(trainings) == 3
+        assert federation.store(0).load_trained().round_number == 1
+
+    def test_a_first_model_that_is_not_the_plans(self, federation, trainings):
+        federation.play("shares")
+        federation.make_requests("ready")
+        other = floats_to_bytes(federation.parameters + np.float32(1e-3))
+        reply = federation.sessions[0].handle(
+            federation.round_envelope(parameters=other)
+        )
+        assert "the plan's seed" in federation.refusal(reply).check
         assert not trainings
-        assert federation.store(0).load_trained() is None
 
     @pytest.mark.parametrize("ranges", [b"\0", b"\0" * 4, b"\0\0\xc0\x7f" * 3])
     def test_ranges_that_are_none(self, federation, trainings, ranges):
@@ -513,7 +523,7 @@ class TestLocalTrouble:
             federation.next_round().make_requests("ready")
             reply = federation.ask(0, "ready")
         check = federation.refusal(reply).check
-        assert check == "this silo's own files cannot be used"
+        assert check == "this silo cannot train: its operator was told why"
         assert (
             str(federation.root)
             not in (federation.store(0).transcript / "transcript.jsonl").read_text()

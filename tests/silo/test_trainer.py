@@ -5,6 +5,7 @@ import pytest
 import torch
 
 import silo.trainer
+from aggregator.state import initial_state
 from diffusion.checkpoint import load_checkpoint
 from diffusion.model import make_model
 from diffusion.parameters import flatten, parameters_digest, parameters_of, unflatten
@@ -133,7 +134,17 @@ class TestCheckRound:
     def test_table(self, tmp_path):
         plan = nearest()
         trainer = make_trainer(tmp_path, plan)
-        trainer.check_round(request(plan, 1))
+        first = flatten(initial_state(plan).parameters, shared_layout(plan))
+        given = floats_to_bytes(first)
+        trainer.check_round(request(plan, 1, parameters=given))
+        with pytest.raises(PolicyViolation, match="not the one that the plan's seed"):
+            trainer.check_round(request(plan, 1))
+        for asked in (
+            request(plan, 1, parameters=given, ranges=floats_to_bytes(first)),
+            request(plan, 3, ranges=b""),
+        ):
+            with pytest.raises(PolicyViolation, match="grid ranges belong"):
+                trainer.check_round(asked)
         trainer.check_round(request(plan, 3))
         trainer.train_once(request(plan, 2))
         trainer.check_round(request(plan, 2))
