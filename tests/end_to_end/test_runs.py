@@ -11,6 +11,7 @@ import torch
 
 import aggregator.rounds
 import silo.store
+import silo.trainer
 from aggregator.errors import CohortTooSmall
 from aggregator.state import RoundState, shared_layout
 from audits.audit import run_audit
@@ -280,3 +281,23 @@ def test_requests_that_arrive_twice_change_nothing(
 
     monkeypatch.setattr(conftest.Recorder, "exchange", twice)
     assert equal_parameters(made.run(fault), undisturbed)
+
+
+def test_a_silo_that_lies_costs_a_round_and_not_the_run(
+    harness: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = harness(tiny_draft(num_rounds=3))
+    update = silo.trainer.RoundTrainer.update
+
+    def lie(self: Any, round_number: int) -> Any:
+        words = update(self, round_number)
+        if round_number == 2 and self._silo == 1:
+            words[:] = np.uint64(2**64 - 1)
+        return words
+
+    monkeypatch.setattr(silo.trainer.RoundTrainer, "update", lie)
+    made.run()
+    lost = [r for r in records_of(made) if isinstance(r, RoundLost)]
+    assert [r.round_number for r in lost] == [2]
+    assert "larger than" in lost[0].reason
+    assert findings(made, Severity.FAIL) == []
