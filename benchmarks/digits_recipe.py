@@ -10,9 +10,6 @@ busy machine does not distort them. Results: ``benchmarks/results/digits_recipe.
 """
 
 import argparse
-import datetime
-import json
-import platform
 import time
 import warnings
 from collections.abc import Iterator
@@ -26,6 +23,7 @@ import sklearn.svm
 import torch
 from torch import Tensor, nn
 
+from benchmarks.results_file import Row, save
 from diffusion.config import (
     Architecture,
     LossKind,
@@ -44,12 +42,10 @@ from diffusion.parameters import load_parameters, parameters_of
 from diffusion.sampling import sample
 from diffusion.schedule import Schedule, make_schedule
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS_FILE = ROOT / "benchmarks/results/digits_recipe.json"
 NUM_SILOS = 3
 NUM_SAMPLES = 500
 Parameters = dict[str, Tensor]
-Rows = list[dict[str, object]]
+Rows = list[Row]
 
 UNITS = {
     "probability > 0.5": "share",
@@ -374,13 +370,7 @@ def main() -> None:
         rows += run("chosen", CHOSEN, seed, judge, arguments.grid)
     for name, recipe in ALTERNATIVES.items() if arguments.explore else ():
         rows += run(name, recipe, 0, judge, None)
-    result = {
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "machine": f"{platform.machine()}, 1 thread, torch {torch.__version__}",
-        "rows": rows,
-    }
-    RESULTS_FILE.parent.mkdir(parents=True, exist_ok=True)
-    RESULTS_FILE.write_text(json.dumps(result, indent=1) + "\n")
+    print(save("digits_recipe", rows, "1 thread"))
 
 
 if __name__ == "__main__":

@@ -3,14 +3,11 @@
     python -m benchmarks.fd_small            measure with the package's weights
     python -m benchmarks.fd_small --train    train them first (about two minutes)
 
-Fashion-MNIST is looked for in ``../shared/data`` beside the repository and left out
-with a message where it is absent. Results: ``benchmarks/results/fd_small.json``.
+Fashion-MNIST is looked for where ``CLOISTER_DATA`` says and left out with a message
+where it is absent. Results: ``benchmarks/results/fd_small.json``.
 """
 
 import argparse
-import datetime
-import json
-import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.results_file import DATA, Row, row, save
 from diffusion.fd_small import FdSmall, SmallClassifier, digits_split
 from diffusion.features import (
     WEIGHTS_FOLDER,
@@ -33,11 +31,7 @@ from diffusion.features import (
 from diffusion.fid import FeatureStatistics, empty_statistics, frechet_distance
 from diffusion.parameters import save_safetensors
 
-ROOT = Path(__file__).resolve().parent.parent
-FASHION_FILE = ROOT.parent / "shared/data/fashion_mnist/fashion_mnist.npz"
-RESULTS_FILE = ROOT / "benchmarks/results/fd_small.json"
-
-Row = dict[str, object]
+FASHION_FILE = DATA / "fashion_mnist" / "fashion_mnist.npz"
 Labels = npt.NDArray[np.int64]
 
 
@@ -129,12 +123,6 @@ def with_blur(images: Tensor, stddev_pixels: float) -> Tensor:
     stddevs = (0, 0, stddev_pixels, stddev_pixels)
     blurred = scipy.ndimage.gaussian_filter(images.numpy(), stddevs)
     return torch.from_numpy(blurred).clamp(-1.0, 1.0)
-
-
-def row(name: str, value: float, unit: str, target: str = "") -> Row:
-    """Return one measured number, printed as it is made."""
-    print(f"{name:58s} {value:10.4g} {unit:10s} {target}", flush=True)
-    return {"name": name, "value": round(value, 5), "unit": unit, "target": target}
 
 
 def measure(
@@ -242,13 +230,7 @@ def main() -> None:
     torch.set_num_threads(1)
     rows = train_all() if arguments.train else []
     rows += sizes() + measure_all()
-    result = {
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "machine": f"{platform.machine()}, 1 thread, torch {torch.__version__}",
-        "rows": rows,
-    }
-    RESULTS_FILE.parent.mkdir(parents=True, exist_ok=True)
-    RESULTS_FILE.write_text(json.dumps(result, indent=1) + "\n")
+    print(save("fd_small", rows, "1 thread"))
 
 
 if __name__ == "__main__":
