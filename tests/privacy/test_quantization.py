@@ -167,6 +167,15 @@ def test_stochastic_by_hand():
     assert levels_of(high, grid) == [1, 1, 0, 0, 2, -2]
 
 
+def test_the_dither_lies_in_the_middle_of_its_interval():
+    grid = exact_grid(4, (0,), (4,))
+    values = [2.0**-34, -(2.0**-34), 2.0**-32, -(2.0**-32)]
+    lowest = quantize(clipped(values), grid, constant(0))  # u = 2^-33
+    assert levels_of(lowest, grid) == [0, 0, 0, -1]
+    highest = quantize(clipped(values), grid, constant(2**32 - 1))  # u = 1 - 2^-33
+    assert levels_of(highest, grid) == [0, 0, 1, 0]
+
+
 def reference(values, grid, weight, dither):
     """Return levels and clamped values in exact arithmetic, one at a time."""
     steps = [

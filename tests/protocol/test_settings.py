@@ -166,6 +166,7 @@ def test_a_default_threshold_holds_wherever_one_can():
     ("fields", "num_silos", "field"),
     [
         ({}, 2, "min_cohort"),
+        ({"method": "none"}, 2, "min_cohort"),
         ({"threshold": 4}, 3, "threshold"),
         ({"threshold": 2}, 3, "threshold"),
         ({"threshold": 3, "max_colluding": 1}, 5, "threshold"),

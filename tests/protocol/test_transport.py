@@ -270,6 +270,34 @@ def test_a_newer_connection_takes_the_seat(transport, start):
     assert (len(first.seen), len(second.seen)) == (0, 1)
 
 
+def test_a_newer_connection_ends_one_that_is_waited_for(transport, start):
+    first = start(0, answer=silent)
+    transport.wait_for_silos(0)
+    assert not list(transport.exchange(requests(0), deadline_seconds=0.3))
+    start(0)
+    wait_until(lambda: not first._thread.is_alive())
+
+
+def test_a_reply_that_comes_twice_is_yielded_once(transport, start):
+    release = threading.Event()
+
+    def slowly(number, request):
+        release.wait(SOON)
+        last.echo(number, request)
+
+    start(0)
+    start(1)
+    last = start(2, answer=slowly)
+    transport.wait_for_silos(SOON)
+    exchange = transport.exchange(requests(0, 1, 2), deadline_seconds=SOON)
+    first, _ = next(exchange)
+    wait_until(lambda: transport._replies.qsize() == 1)
+    start(1 - first)  # Its reply was not taken yet, so that it is asked again.
+    wait_until(lambda: transport._replies.qsize() == 2)
+    release.set()
+    assert sorted(silo for silo, _ in exchange) == sorted({0, 1, 2} - {first})
+
+
 def test_waiting_names_who_is_missing(transport, start):
     assert transport.wait_for_silos(0.0) == [0, 1, 2]
     start(1)
@@ -518,6 +546,7 @@ def test_closing_in_the_middle_of_an_exchange(path, start):
     asking.start()
     wait_until(lambda: silo.seen)
     transport.close()
+    wait_until(lambda: not silo._thread.is_alive())
     asking.join(SOON)
     assert not asking.is_alive()
     assert received == []
@@ -527,6 +556,7 @@ def test_nobody_is_seated_after_the_end(transport):
     transport.close()
     ours, theirs = socket.socketpair()
     with theirs:
+        theirs.settimeout(SOON)
         transport._seat(0, ours)
         assert theirs.recv(1) == b""
 
