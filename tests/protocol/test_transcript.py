@@ -457,3 +457,13 @@ def test_head_is_a_plain_value():
     head = Head(party="a", size=1, root="00", signature="00")
     with pytest.raises(dataclasses.FrozenInstanceError):
         head.size = 2
+
+
+def test_records_can_be_forced_to_disk_without_a_head(tmp_path, monkeypatch):
+    synced = []
+    with open_writer(tmp_path) as writer:
+        writer.append(lost(1))
+        monkeypatch.setattr(os, "fsync", synced.append)
+        writer.sync()
+        assert synced == [writer._records.fileno()]
+    assert list(read_heads(tmp_path)) == []
