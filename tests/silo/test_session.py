@@ -15,7 +15,7 @@ from protocol import records
 from protocol.envelope import EndReply, Kind, floats_to_bytes, open_envelope
 from protocol.errors import TranscriptBroken
 from protocol.settings import ProtectionConfig
-from protocol.transcript import TranscriptWriter
+from protocol.transcript import TranscriptWriter, read_heads
 from silo.errors import PolicyViolation, StateBroken
 from silo.policy import Policy
 from tests.silo.conftest import STAGES, Federation, make_identities, tiny_plan
@@ -606,6 +606,11 @@ class TestTranscript:
         head = EndReply.from_body(body).head
         head.check(federation.plan.digest, federation.keys[0].public)
         assert head.size == len(federation.records(0)) - 1  # Only the traffic follows.
+
+    def test_every_record_is_signed_at_the_end(self, federation):
+        federation.play("end")
+        heads = list(read_heads(federation.store(0).transcript))
+        assert heads[-1].size == len(federation.records(0))
 
     def test_restart_is_recorded(self, federation):
         federation.play("setup")

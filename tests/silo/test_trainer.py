@@ -194,8 +194,15 @@ class TestSaveModel:
         trainer, layout = make_trainer(tmp_path, plan), shared_layout(plan)
         own = parameters_of(make_model(plan.model, plan.seed_for("model")))
         if trained:
-            trainer.train_once(request(plan, 1))
-            own |= RunStore(tmp_path).load_training()[1]
+            # A decoder that is not zero, so that the encoder learns something too.
+            drawn = np.random.default_rng(0).normal(0, 0.3, layout.size)
+            shared = floats_to_bytes(drawn.astype(np.float32))
+            trainer.train_once(request(plan, 1, parameters=shared))
+            local = RunStore(tmp_path).load_training()[1]
+            assert selection == "full" or not all(
+                torch.equal(own[name], value) for name, value in local.items()
+            )
+            own |= local
         average = np.full(layout.size, 0.25, np.float32)
         make_trainer(tmp_path, plan).save_model(floats_to_bytes(average))
         saved = load_checkpoint(RunStore(tmp_path).model).parameters
