@@ -1,8 +1,11 @@
 """The commands as people use them: four terminals, Ctrl-C, kill -9, resume."""
 
+import os
 import re
+import shlex
 import signal
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +13,7 @@ import pytest
 
 from tests.cli.conftest import (
     ROOT,
+    environment,
     final_parameters,
     run,
     same_parameters,
@@ -134,35 +138,37 @@ def set_up_parties(folder: Path) -> Path:
     return folder / "plan.toml"
 
 
-def test_four_terminals(tmp_path: Path, start: Start) -> None:
-    plan = set_up_parties(tmp_path)
-    train = ["train", f"--plan={plan}", "--connect=s"]
-    refused = run("silo", *train, "--dir=silo-1", folder=tmp_path)
-    assert refused.returncode == 1
-    assert "not approved" in refused.stderr
-    for number in (1, 2, 3):
-        check = ["check-plan", plan, f"--dir=silo-{number}", "--approve"]
-        assert run("silo", *check, folder=tmp_path).returncode == 0
-    centre = [
-        "run", plan, "--dir=centre", "--listen=s", "--reference=shares/reference.npz",
-    ]  # fmt: skip
-    silos = [start("silo", *train, f"--dir=silo-{n}") for n in (1, 2, 3)]
-    aggregator = start("aggregator", *centre)
-    assert aggregator.wait(timeout=90) == 0
-    assert [silo.wait(timeout=30) for silo in silos] == [0, 0, 0]
-    verified = run("audits", "verify", ".", "--plan=plan.toml", folder=tmp_path)
-    assert verified.returncode == 0, verified.stdout
-    simulated = finished_simulation(tmp_path, "simulated", every=1)
-    models = {
-        folder.name: final_parameters(folder)
-        for folder in (tmp_path / "centre", *(tmp_path / f"silo-{n}" for n in (1, 2)))
-    }
-    assert same_parameters(models["centre"], models["silo-1"])
-    assert same_parameters(models["centre"], models["silo-2"])
-    assert same_parameters(
-        models["centre"], final_parameters(aggregator_only(simulated))
+def blocks_of_readme(draft: Path) -> list[str]:
+    """Return the shell blocks of README's session, on another draft."""
+    text = (ROOT / "README.md").read_text().partition("<!-- session")[2]
+    blocks = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
+    return [block.replace("examples/digits.toml", str(draft)) for block in blocks]
+
+
+def test_the_session_of_the_readme(tmp_path: Path, start: Start) -> None:
+    draft = write_draft(tmp_path / "draft.toml", every=1)
+    first, second = blocks_of_readme(draft)
+    bin_folder = Path(sys.executable).parent
+    path = f"{bin_folder}:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-euc", first],
+        cwd=tmp_path,
+        env={**environment(), "PATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
     )
-    again = run("aggregator", *centre, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    *running, report = [shlex.split(line) for line in second.splitlines()]
+    processes = [start(*words) for words in running]
+    assert [process.wait(timeout=90) for process in processes] == [0, 0, 0, 0]
+    assert run(*report, folder=tmp_path).returncode == 0
+    assert (tmp_path / "report.html").stat().st_size > 10_000
+    simulated = finished_simulation(tmp_path, "simulated", every=1)
+    centre = final_parameters(tmp_path / "centre")
+    assert same_parameters(centre, final_parameters(tmp_path / "silo-1"))
+    assert same_parameters(centre, final_parameters(aggregator_only(simulated)))
+    again = run(*running[0], folder=tmp_path)
     assert again.returncode == 1
     assert "--resume" in again.stderr
 
