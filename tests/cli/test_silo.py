@@ -147,7 +147,8 @@ class TestCheckPlan:
 
 class TestTrain:
     def arguments(self, plan, *more):
-        return ("train", "--plan", plan, "--connect", "s", "--dir", "silo", *more)
+        fixed = ("--connect", "s", "--dir", "silo", "--patience", 0)
+        return ("train", "--plan", plan, *fixed, *more)
 
     def test_refuses_an_unapproved_plan(self, plan):
         before = listing(plan.parent)
@@ -172,7 +173,7 @@ class TestTrain:
 
     def test_gives_up_in_one_line(self, plan):
         silo_command("check-plan", plan, "--approve", "--dir", "silo")
-        ended = silo_command(*self.arguments(plan, "--patience", 0))
+        ended = silo_command(*self.arguments(plan))
         assert "no aggregator of this plan listens here" in ended.error
 
     def test_joins_a_run_until_it_ends(self, plan, monkeypatch):

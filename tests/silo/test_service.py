@@ -128,12 +128,24 @@ class TestServe:
         )
 
 
+def once(connection):
+    """Return a ``connect`` that succeeds once, and never again."""
+    left = [connection]
+
+    def connect(*arguments):
+        if not left:
+            raise ConnectionError("nobody")
+        return left.pop()
+
+    return connect
+
+
 class TestDisk:
     """A full disk is no lost connection: a session that could not save must end."""
 
     def test_ends_the_service(self, federation, monkeypatch, sockets):
         here, there = socket.socketpair()
-        monkeypatch.setattr(silo.service, "connect", lambda *arguments: here)
+        monkeypatch.setattr(silo.service, "connect", once(here))
         federation.make_requests("setup")
 
         def full(*arguments):
@@ -154,15 +166,7 @@ class TestDisk:
 
     def test_a_lost_connection_does_not(self, federation, monkeypatch, sockets):
         here, there = socket.socketpair()
-        lines = iter([here])
-
-        def connect(*arguments):
-            try:
-                return next(lines)
-            except StopIteration:
-                raise ConnectionError("nobody") from None
-
-        monkeypatch.setattr(silo.service, "connect", connect)
+        monkeypatch.setattr(silo.service, "connect", once(here))
         there.close()
         with pytest.raises(TransportFailed):
             serve(
@@ -177,7 +181,7 @@ class TestDisk:
         self, federation, monkeypatch, sockets
     ):
         here, there = socket.socketpair()
-        monkeypatch.setattr(silo.service, "connect", lambda *arguments: here)
+        monkeypatch.setattr(silo.service, "connect", once(here))
         federation.make_requests("end")
         with there:
             send_message(there, 41, b"nonsense")
