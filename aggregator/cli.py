@@ -208,7 +208,7 @@ def run(
     check_evaluation(signed, settings)
     run_folder = open_folder(files, signed, resume=resume)
     with locked(run_folder), LocalSockets(listen, signed, identity) as transport:
-        missing = transport.wait_for_silos(wait, terminal.waiting)
+        missing = transport.wait_for_silos(wait)
         terminal.say(_attendance(signed, missing))
         with terminal.shown():
             run_plan(signed, identity, run_folder, transport, settings)

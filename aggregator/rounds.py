@@ -80,18 +80,22 @@ class Run:
         while state.round_number < self._plan.num_rounds:
             self._watcher.on_round(state.round_number + 1)
             state = self._finish_round(state, self._next_state(state))
-        self._end(state)
+        if not self._said.is_finished:
+            self._end(state)
+        self._store.finish(state)
         return state
 
     def _begin(self) -> RoundState:
         """Open, or resume, the transcript; return the state to go on from."""
+        state = self._store.load()
+        if self._said.is_finished and state is not None:
+            return state
         first: records.Record = records.Resumed(software=SOFTWARE)
         if not self._transcript.size:
             first = records.Opened(
                 plan=self._plan.digest.hex(), party="aggregator", software=SOFTWARE
             )
         self._transcript.append(first)
-        state = self._store.load()
         if state is None:
             return initial_state(self._plan)
         self._evaluate(state)
@@ -181,7 +185,6 @@ class Run:
             )
         )
         self._transcript.sign_head()
-        self._store.finish(state)
 
     def _take_head(self, silo: int, reply: bytes) -> int:
         """Record the head of a silo's transcript, once its signature holds."""
@@ -242,14 +245,16 @@ class _Said:
 
     closed: frozenset[int]
     evaluated: frozenset[int]
+    is_finished: bool
 
     @classmethod
     def read(cls, store: CheckpointStore, size: int) -> "_Said":
         """Read the rounds that were closed, lost or evaluated."""
-        closed, evaluated = set(), set()
+        closed, evaluated, is_finished = set(), set(), False
         for entry in read_records(store.transcript) if size else ():
             if isinstance(entry.record, records.RoundClosed | records.RoundLost):
                 closed.add(entry.record.round_number)
             elif isinstance(entry.record, records.Evaluated):
                 evaluated.add(entry.record.round_number)
-        return cls(frozenset(closed), frozenset(evaluated))
+            is_finished = isinstance(entry.record, records.Finished)
+        return cls(frozenset(closed), frozenset(evaluated), is_finished)

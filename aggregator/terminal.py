@@ -56,9 +56,6 @@ class Terminal:
         """Show one line."""
         self._console.print(text, highlight=False)
 
-    def waiting(self) -> None:
-        """Go on waiting for silos; ``Ctrl-C`` is how it ends early."""
-
     def stage(self, stage: Stage) -> None:
         """Show which exchange is under way."""
         self._bar.update(self._run, state=f"{stage.name:<8} {self._traffic()}")

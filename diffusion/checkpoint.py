@@ -41,8 +41,15 @@ class Checkpoint:
         device: torch.device,
         block_size: int = SAMPLING_BLOCK,
     ) -> Iterator[Tensor]:
-        """Draw images 0 … count - 1 of a seed, in blocks ``[k, c, h, w]``."""
+        """Draw images 0 … count - 1 of a seed, in blocks ``[k, c, h, w]``.
+
+        Raises:
+            CorruptFile: a parameter of the model is missing.
+            ShapeMismatch: one is not the model's.
+        """
         network = make_model(self.model, 0)
+        if missing := {n for n, _ in network.named_parameters()} - set(self.parameters):
+            raise CorruptFile(f"{len(missing)} parameters of the model are missing")
         load_parameters(network, self.parameters)
         network.to(device)
         size = self.model.image_size

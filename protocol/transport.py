@@ -17,7 +17,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, Self
@@ -161,15 +161,8 @@ class LocalSockets:
         """Close the transport."""
         self.close()
 
-    def wait_for_silos(
-        self,
-        timeout_seconds: float,
-        still_wanted: Callable[[], None] = lambda: None,
-    ) -> list[int]:
-        """Wait until every silo is connected; return those that are not in time.
-
-        ``still_wanted`` is called twice a second and may raise to end the waiting.
-        """
+    def wait_for_silos(self, timeout_seconds: float) -> list[int]:
+        """Wait until every silo is connected; return those that are not in time."""
         deadline = time.monotonic() + timeout_seconds
         with self._changed:
             while missing := [
@@ -178,8 +171,7 @@ class LocalSockets:
                 left = deadline - time.monotonic()
                 if left <= 0:
                     return missing
-                self._changed.wait(min(left, 0.5))
-                still_wanted()
+                self._changed.wait(left)
         return []
 
     def exchange(

@@ -43,6 +43,7 @@ def serve(
                 pass
             if not session.is_finished:
                 announce("connection lost")
+                time.sleep(RETRY_SECONDS)
 
 
 def _answer_next(session: SiloSession, connection: socket.socket) -> bool:

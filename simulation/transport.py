@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -27,6 +28,7 @@ from simulation.federation import Federation
 START_SECONDS = 300.0
 PATIENCE_SECONDS = 60.0
 END_SECONDS = 5.0
+CHECK_SECONDS = 0.5
 LOG_FILE = "log.txt"
 
 Observe = Callable[[str, Progress], None]
@@ -107,14 +109,7 @@ def silo_processes(
                 daemon=True,
             )
             reader.start()
-        missing = transport.wait_for_silos(
-            START_SECONDS, lambda: _check_alive(federation, processes)
-        )
-        if missing:
-            raise SiloFailed(
-                f"{len(missing)} of {len(processes)} silos did not start in "
-                f"{START_SECONDS:.0f} s"
-            )
+        _wait_for_all(federation, plan, transport, processes)
         yield transport
         transport.close()
         for process in processes.values():
@@ -124,6 +119,27 @@ def silo_processes(
         for process in processes.values():
             _end(process)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _wait_for_all(
+    federation: Federation,
+    plan: RunPlan,
+    transport: LocalSockets,
+    processes: Mapping[str, "subprocess.Popen[str]"],
+) -> None:
+    """Wait until every silo is connected, or has seen the end of the run before.
+
+    Raises:
+        SiloFailed: a process ended with an error, or takes too long to start.
+    """
+    deadline = time.monotonic() + START_SECONDS
+    while missing := transport.wait_for_silos(CHECK_SECONDS):
+        _check_alive(federation, processes)
+        names = [plan.silos[silo].name for silo in missing]
+        if all(processes[name].poll() == 0 for name in names):
+            return
+        if time.monotonic() > deadline:
+            raise SiloFailed(f"{', '.join(names)} did not start in time")
 
 
 def _start(federation: Federation, name: str, path: Path) -> "subprocess.Popen[str]":

@@ -150,3 +150,24 @@ def test_a_run_that_dies_again_and_again_still_ends(
     else:
         pytest.fail("the run never ended")
     check_good_end(crashed, undisturbed)
+
+
+def test_a_run_that_dies_between_its_last_record_and_its_model(
+    harness: Callable[..., Harness],
+    undisturbed: RoundState,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    crashed = harness()
+
+    def die(*arguments: Any) -> None:
+        raise Crash
+
+    with monkeypatch.context() as patched:
+        patched.setattr(aggregator.checkpoints.CheckpointStore, "finish", die)
+        with pytest.raises(Crash):
+            crashed.run()
+    passed = len(crashed.wire)
+    check_good_end(crashed, undisturbed)
+    assert len(crashed.wire) == passed
+    folder = crashed.federation.aggregator.run(crashed.plan)
+    assert (folder / "model.safetensors").is_file()

@@ -307,19 +307,6 @@ def test_waiting_names_who_is_missing(transport, start):
     assert transport.wait_for_silos(SOON) == []
 
 
-def test_waiting_can_be_ended(transport):
-    class Enough(Exception):
-        pass
-
-    def enough():
-        raise Enough
-
-    began = time.monotonic()
-    with pytest.raises(Enough):
-        transport.wait_for_silos(60.0, enough)
-    assert time.monotonic() - began < SOON
-
-
 # Who may take a seat.
 
 
