@@ -109,7 +109,7 @@ def _audit(run: Path, plan: Path | None) -> Audit:
 
 def _refuse(message: str) -> NoReturn:
     """End with one line about unreadable input."""
-    click.echo(f"Error: {message}", err=True)
+    click.echo(f"error: {message}", err=True)
     sys.exit(EXIT_UNREADABLE)
 
 

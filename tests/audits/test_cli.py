@@ -79,7 +79,7 @@ def test_unreadable_input_is_one_line_and_two(
     result = call(command, run)
     assert result.exit_code == 2
     assert result.stdout == ""
-    assert result.stderr.startswith("Error: ") and words in result.stderr
+    assert result.stderr.startswith("error: ") and words in result.stderr
     assert len(result.stderr.splitlines()) == 1
 
 
