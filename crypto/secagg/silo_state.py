@@ -2,7 +2,8 @@
 
 The state holds keys, seeds and shares. Whoever saves it uses mode 0600 and syncs it to
 disk before the reply that it belongs to leaves the machine. Loading an older state than
-the last one saved would let a slot be used twice; that promise is the journal's.
+the last one saved would let a slot be used twice; keeping only the newest is the
+caller's promise (``silo/store.py``).
 """
 
 from dataclasses import dataclass, field, replace
