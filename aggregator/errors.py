@@ -21,7 +21,7 @@ class CohortTooSmall(AggregatorError):
 
 
 class RoundAborted(AggregatorError):
-    """Shares were asked for, but too few came: the round has no sum, ever."""
+    """Shares were asked for, but too few or wrong ones came: no sum, ever."""
 
 
 class StateBroken(AggregatorError):

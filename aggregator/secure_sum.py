@@ -52,11 +52,9 @@ class SecureSum:
         """Return the sum of a round; a failed attempt is repeated in the next slot."""
         reason = ""
         for attempt in range(1, MAX_ATTEMPTS + 1):
-            head = self._exchanges.transcript.sign_head()
-            digest = task.model_digest(head)
             try:
-                side = self._prepare_slot(task, digest)
-                self._collect_ready(side, task, attempt, head, digest)
+                side = self._prepare_slot(task)
+                self._collect_ready(side, task, attempt)
                 self._collect_masked(side, task)
                 self._collect_confirms(side, task)
                 return self._collect_reveals(side, task)
@@ -72,9 +70,9 @@ class SecureSum:
         latest = self._side.latest_slot if self._side is not None else None
         self._given_up = (self._setup, latest.slot) if latest else None
 
-    def _prepare_slot(self, task: Task, digest: bytes) -> AggregatorSide:
+    def _prepare_slot(self, task: Task) -> AggregatorSide:
         """Return a side whose open slot is this round's."""
-        side = self._side
+        side, digest = self._side, task.model_digest()
         latest = side.latest_slot if side is not None else None
         if side is not None and latest and latest.round_number == task.round_number:
             is_given_up = self._given_up == (self._setup, latest.slot)
@@ -135,16 +133,15 @@ class SecureSum:
 
     # -------------------------------------------------------------------- slot
 
-    def _collect_ready(
-        self, side: AggregatorSide, task: Task, attempt: int, head: Head, digest: bytes
-    ) -> None:
+    def _collect_ready(self, side: AggregatorSide, task: Task, attempt: int) -> None:
         """Send the model; wait until silos have trained; fix the cohort."""
         if not side.cohort:
+            head = self._exchanges.transcript.sign_head()
             self._exchanges.transcript.append(
                 records.RoundOpened(
                     **self._place(side, task),
                     attempt=attempt,
-                    model=digest.hex(),
+                    model=task.model_digest().hex(),
                     field_bits=task.field_bits,
                 )
             )
@@ -166,14 +163,19 @@ class SecureSum:
     def _round_requests(
         self, side: AggregatorSide, task: Task, attempt: int, head: Head
     ) -> dict[int, bytes]:
-        """Return the request to each member, with the shares that it may lack."""
-        slot, requests = self._slot(side), {}
+        """Return the request to each member, with the shares that it may lack.
+
+        Members that lack nothing share one message.
+        """
+        place = {"setup": self._setup, "slot": self._slot(side)}
+        plain = task.request(head, attempt, b"").to_body()
+        common = self._exchanges.envelope(Kind.ROUND, plain, **place)
+        requests = {}
         for silo in side.members:
-            envelopes = b"" if silo in self._have_shares else side.envelopes(silo)
-            body = task.request(head, attempt, envelopes).to_body()
-            requests[silo] = self._exchanges.envelope(
-                Kind.ROUND, body, setup=self._setup, slot=slot
-            )
+            requests[silo] = common
+            if silo not in self._have_shares:
+                body = task.request(head, attempt, side.envelopes(silo)).to_body()
+                requests[silo] = self._exchanges.envelope(Kind.ROUND, body, **place)
         return requests
 
     def _collect_masked(self, side: AggregatorSide, task: Task) -> None:

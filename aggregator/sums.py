@@ -15,7 +15,7 @@ from aggregator.exchanges import Exchanges, Stage
 from crypto.errors import MalformedMessage
 from crypto.ring import add_into
 from protocol import records
-from protocol.envelope import Kind, RoundRequest, open_envelope
+from protocol.envelope import Kind, RoundRequest, model_digest, open_envelope
 from protocol.transcript import Head
 
 
@@ -40,9 +40,9 @@ class Task:
             envelopes=envelopes,
         )
 
-    def model_digest(self, head: Head) -> bytes:
+    def model_digest(self) -> bytes:
         """Return the digest of parameters and grid that silos sign."""
-        return self.request(head, 1, b"").model_digest()
+        return model_digest(self.parameters, self.ranges)
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class PlainSum:
             records.RoundOpened(
                 **place,
                 attempt=1,
-                model=task.model_digest(head).hex(),
+                model=task.model_digest().hex(),
                 field_bits=task.field_bits,
             )
         )

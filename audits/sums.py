@@ -142,16 +142,18 @@ def _closed_survivors(accounts: Accounts, least: int) -> Iterator[Finding]:
 def _confirmed(accounts: Accounts) -> list[Finding]:
     """Check that enough silos confirmed, before any of them revealed a share."""
     protection = accounts.plan.protection
-    if protection.method == "none" or protection.trust == "semi-honest":
+    confirmations = _by_slot(accounts, Confirmed)
+    if protection.method == "none":
+        why = "Survivors were not confirmed: updates were not masked."
+        return [warn("confirmed", why)]
+    if protection.trust == "semi-honest" and not confirmations:
         why = (
-            "updates were not masked"
-            if protection.method == "none"
-            else "the plan trusts the aggregator to follow the protocol (semi-honest)"
+            "Survivors were not confirmed: the plan trusts the aggregator to follow "
+            "the protocol (semi-honest)."
         )
-        return [warn("confirmed", f"Survivors were not confirmed: {why}.")]
+        return [warn("confirmed", why)]
     threshold = protection.threshold_for(len(accounts.plan.silos))
     found: list[Finding] = []
-    confirmations = _by_slot(accounts, Confirmed)
     cohorts = {account.party: _cohorts(account) for account in accounts.everyone}
     for (number, _, _), records in confirmations.items():
         for account, placed in records:

@@ -285,8 +285,8 @@ TARGETS = {
     "CPU seconds of training": "<= 220",
     "probability > 0.5": ">= 0.9",
     "FD-small (digits)": "< 1",
-    "classes present": "10",
-    "copies": "0",
+    "classes present": "== 10",
+    "copies": "== 0",
 }
 
 

@@ -47,8 +47,8 @@ class RoundRequest:
 
     ``parameters`` are the shared parameters as little-endian float32 in the order of
     the layout; ``ranges`` the grid, float32, one a tensor (empty in the first round).
-    ``envelopes`` holds the sealed shares of a setup that this round begins, else
-    nothing. ``head`` is the aggregator's newest transcript head.
+    ``envelopes`` holds the sealed shares of the setup for a silo that may lack them,
+    else nothing. ``head`` is the aggregator's newest transcript head.
     """
 
     round_number: int
@@ -86,16 +86,21 @@ class RoundRequest:
         )
 
     def model_digest(self) -> bytes:
-        """Return the digest that silos sign in READY: shared parameters and grid.
+        """Return the digest that silos sign in READY."""
+        return model_digest(self.parameters, self.ranges)
 
-        A different model, or a different grid, for different silos is noticed by
-        every silo, and the masks derived from it do not cancel.
-        """
-        digest = hashlib.sha256(labels.MODEL + b"\x00")
-        for part in (self.parameters, self.ranges):
-            digest.update(struct.pack(">Q", len(part)))
-            digest.update(part)
-        return digest.digest()
+
+def model_digest(parameters: bytes, ranges: bytes) -> bytes:
+    """Return the digest of a round's shared parameters and grid.
+
+    A different model, or a different grid, for different silos is noticed by every
+    silo, and the masks derived from it do not cancel.
+    """
+    digest = hashlib.sha256(labels.MODEL + b"\x00")
+    for part in (parameters, ranges):
+        digest.update(struct.pack(">Q", len(part)))
+        digest.update(part)
+    return digest.digest()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,7 +36,7 @@ from crypto.secagg.config import SecAggConfig
 from crypto.secagg.messages import Confirms
 from crypto.secagg.silo_side import SiloSide
 from diffusion.errors import DiffusionError
-from privacy.errors import PrivacyError
+from privacy.errors import NotFinite, PrivacyError
 from protocol.envelope import (
     EndReply,
     EndRequest,
@@ -86,7 +86,7 @@ Refusable = (
     SiloError,
 )
 
-LocalTrouble = (DataError, StateBroken, KeyFileRejected, TrainingDiverged)
+LocalTrouble = (DataError, StateBroken, KeyFileRejected, TrainingDiverged, NotFinite)
 """Errors whose text names this silo's files or depends on its data: it is for the
 operator alone."""
 

@@ -6,7 +6,7 @@
       transcript/              evidence, without secrets
       secagg-000002.state      the state of secure aggregation; secret, mode 0600
       round-000007/            written whole (temporary folder, fsync, rename)
-        update.words           the packed update, until it has been aggregated
+        update.words           the packed update, until its shares are revealed
         training.safetensors   Adam's moments, and the parts that stay local
         round.json             round number, model digest
       finished                 the answer to END

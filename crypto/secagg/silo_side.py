@@ -228,7 +228,7 @@ class SiloSide:
             active: the ACTIVE frame.
             words: uint64 ``[w]``, the packed update; copied, not changed. For a resend
                 after a crash the caller passes the very same words: it keeps them on
-                disk until it has the sum.
+                disk until it has revealed.
 
         Raises:
             ValueError: ``words`` is not a vector of 64-bit words.
