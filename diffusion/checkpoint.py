@@ -17,7 +17,7 @@ from diffusion.parameters import load_parameters, load_safetensors, save_safeten
 from diffusion.sampling import sample
 from diffusion.schedule import make_schedule
 
-SAMPLING_BLOCK = 250
+SAMPLING_BLOCK = 100
 
 
 @dataclass(frozen=True, kw_only=True)

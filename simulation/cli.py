@@ -58,7 +58,7 @@ device_option = click.option(
     type=click.Choice(["auto", "cuda", "cpu"]),
     default="auto",
     show_default=True,
-    help="Where the aggregator samples.",
+    help="Where silos train and the aggregator samples.",
 )
 
 

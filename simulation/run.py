@@ -92,7 +92,7 @@ def _train(
     )
     with (
         display.shown(),
-        _silos(federation, plan, config, display.training) as transport,
+        _silos(federation, plan, config, display.training, device) as transport,
     ):
         run_plan(
             plan,
@@ -105,14 +105,18 @@ def _train(
 
 @contextmanager
 def _silos(
-    federation: Federation, plan: RunPlan, config: SimulationConfig, observe: Observe
+    federation: Federation,
+    plan: RunPlan,
+    config: SimulationConfig,
+    observe: Observe,
+    device: str,
 ) -> Iterator[Transport]:
     """Lend the transport that the settings ask for."""
     if config.transport == "memory":
-        with in_memory(federation, plan, observe) as transport:
+        with in_memory(federation, plan, observe, device) as transport:
             yield transport
     else:
-        with silo_processes(federation, plan, observe) as sockets:
+        with silo_processes(federation, plan, observe, device) as sockets:
             yield sockets
 
 

@@ -53,7 +53,11 @@ class InMemory:
 
 
 def open_session(
-    federation: Federation, plan: RunPlan, name: str, observe: Observe
+    federation: Federation,
+    plan: RunPlan,
+    name: str,
+    observe: Observe,
+    device: str = "auto",
 ) -> SiloSession:
     """Return the session of one silo of a federation, in this process."""
     folder = federation.silo(name)
@@ -62,7 +66,7 @@ def open_session(
         identity=load_identity(folder.identity),
         images=load_images(config.data, folder.root),
         policy=load_policy(folder),
-        device=choose_device(config.compute.device),
+        device=choose_device(device),
         observe=lambda progress: observe(name, progress),
     )
     return SiloSession(plan, RunStore(folder.run(plan)), resources)
@@ -70,11 +74,11 @@ def open_session(
 
 @contextmanager
 def in_memory(
-    federation: Federation, plan: RunPlan, observe: Observe
+    federation: Federation, plan: RunPlan, observe: Observe, device: str
 ) -> Iterator[InMemory]:
     """Lend a transport to silos in this process; they share its threads."""
     sessions = {
-        index: open_session(federation, plan, silo.name, observe)
+        index: open_session(federation, plan, silo.name, observe, device)
         for index, silo in enumerate(plan.silos)
     }
     try:
@@ -86,7 +90,7 @@ def in_memory(
 
 @contextmanager
 def silo_processes(
-    federation: Federation, plan: RunPlan, observe: Observe
+    federation: Federation, plan: RunPlan, observe: Observe, device: str
 ) -> Iterator[LocalSockets]:
     """Lend a transport to one ``silo train`` process a silo, over a local socket.
 
@@ -102,7 +106,7 @@ def silo_processes(
     processes: dict[str, subprocess.Popen[str]] = {}
     try:
         for silo in plan.silos:
-            processes[silo.name] = _start(federation, silo.name, path)
+            processes[silo.name] = _start(federation, silo.name, path, device)
             reader = threading.Thread(
                 target=_read_lines,
                 args=(silo.name, processes[silo.name], observe),
@@ -142,7 +146,9 @@ def _wait_for_all(
             raise SiloFailed(f"{', '.join(names)} did not start in time")
 
 
-def _start(federation: Federation, name: str, path: Path) -> "subprocess.Popen[str]":
+def _start(
+    federation: Federation, name: str, path: Path, device: str
+) -> "subprocess.Popen[str]":
     """Start one silo's process; it watches its standard input for our end."""
     folder = federation.silo(name)
     command = [
@@ -153,6 +159,7 @@ def _start(federation: Federation, name: str, path: Path) -> "subprocess.Popen[s
         f"--plan={federation.plan_path}",
         f"--dir={folder.root}",
         f"--connect={path}",
+        f"--device={device}",
         f"--patience={PATIENCE_SECONDS}",
         "--progress-lines",
     ]

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,15 @@ def finished_simulation(folder: Path, name: str, **draft: object) -> Path:
     done = run("simulation", "simulate", path, "--out", folder / name, folder=folder)
     assert done.returncode == 0, done.stderr
     return folder / name
+
+
+def running_with(word: str) -> list[str]:
+    """Return the command lines of running processes that hold a word."""
+    lines = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            lines.append(path.read_bytes().replace(b"\0", b" ").decode())
+    return [line for line in lines if word in line]
 
 
 def aggregator_only(folder: Path) -> Path:
@@ -103,10 +113,7 @@ def test_interrupt_stops_cleanly_and_can_be_resumed(
     assert process.wait(timeout=20) == 130
     assert log.read_text().splitlines()[-1].startswith("interrupted")
     assert "Traceback" not in log.read_text()
-    left = subprocess.run(
-        ["pgrep", "-f", str(tmp_path / "run")], capture_output=True, check=False
-    )
-    assert left.stdout == b""
+    assert running_with(str(tmp_path / "run")) == []
     resumed = run(
         "simulation", "simulate", draft, "--resume", tmp_path / "run", folder=tmp_path
     )
@@ -117,9 +124,9 @@ def test_interrupt_stops_cleanly_and_can_be_resumed(
     )
 
 
-def set_up_parties(folder: Path) -> Path:
+def set_up_parties(folder: Path, **draft_changes: int) -> Path:
     """Make an aggregator and three silos by their commands; return the plan."""
-    draft = write_draft(folder / "draft.toml", every=1)
+    draft = write_draft(folder / "draft.toml", every=1, **draft_changes)
     keys = []
     assert run("simulation", "deal", draft, folder=folder).returncode == 0
     assert run("aggregator", "init", "centre", folder=folder).returncode == 0
@@ -189,6 +196,26 @@ def test_a_silo_that_is_killed_comes_back(tmp_path: Path, start: Start) -> None:
     back = start("silo", *train, "--dir=silo-2")
     assert aggregator.wait(timeout=90) == 0
     assert [p.wait(timeout=30) for p in (silos[0], silos[2], back)] == [0, 0, 0]
+    verified = run("audits", "verify", ".", "--plan=plan.toml", folder=tmp_path)
+    assert verified.returncode == 0, verified.stdout
+
+
+def test_an_aggregator_that_is_killed_is_resumed(tmp_path: Path, start: Start) -> None:
+    plan = set_up_parties(tmp_path, rounds=6, steps=25)
+    for number in (1, 2, 3):
+        check = ["check-plan", plan, f"--dir=silo-{number}", "--approve"]
+        assert run("silo", *check, folder=tmp_path).returncode == 0
+    train = ["train", f"--plan={plan}", "--connect=s"]
+    silos = [start("silo", *train, f"--dir=silo-{n}") for n in (1, 2, 3)]
+    centre = ["run", plan, "--dir=centre", "--listen=s", "--no-evaluation"]
+    killed = start("aggregator", *centre)
+    log = tmp_path / "log-3.txt"
+    wait_for(lambda: "round   2" in log.read_text())
+    killed.kill()
+    killed.wait()
+    resumed = start("aggregator", *centre, "--resume")
+    assert resumed.wait(timeout=90) == 0
+    assert [silo.wait(timeout=30) for silo in silos] == [0, 0, 0]
     verified = run("audits", "verify", ".", "--plan=plan.toml", folder=tmp_path)
     assert verified.returncode == 0, verified.stdout
 
