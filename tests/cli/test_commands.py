@@ -230,3 +230,31 @@ def test_help_shows_an_example_plan(tmp_path: Path) -> None:
 def test_the_packaged_plan_is_the_example() -> None:
     packaged = (ROOT / "simulation/plans/digits.toml").read_text()
     assert (ROOT / "examples/digits.toml").read_text() == packaged
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments", "extra"),
+    [
+        ("simulation", ["demo"], "[all]"),
+        ("silo", ["sample", "m"], "[silo]"),
+        ("aggregator", ["sample", "m"], "[aggregator]"),
+    ],
+)
+def test_a_missing_library_is_one_line(
+    tmp_path: Path, module: str, arguments: list[str], extra: str
+) -> None:
+    without = (
+        "import runpy, sys; sys.modules['torch'] = None; "
+        f"sys.argv[1:] = {arguments}; runpy.run_module({module!r}, run_name='__main__')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", without],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert f"the extra {extra}" in done.stderr
