@@ -35,6 +35,7 @@ NONCE_BYTES = 32
 MAX_HANDSHAKE_BYTES = 1024
 HANDSHAKE_SECONDS = 10.0
 MAX_PAYLOAD_BYTES = 1 << 33
+PIECE_BYTES = 1 << 24
 GRACE_SECONDS = 15.0
 _PREFIX = struct.Struct(">QQ")
 
@@ -75,11 +76,15 @@ def receive_message(
 
 
 def _receive_exactly(connection: socket.socket, length: int) -> bytearray:
-    """Return so many bytes of a connection."""
-    data = bytearray(length)
-    view, received = memoryview(data), 0
+    """Return so many bytes of a connection.
+
+    Memory grows with what has really arrived, not with what was announced.
+    """
+    data, received = bytearray(min(length, PIECE_BYTES)), 0
     while received < length:
-        count = connection.recv_into(view[received:])
+        if received == len(data):
+            data.extend(bytes(min(length - received, len(data))))
+        count = connection.recv_into(memoryview(data)[received:])
         if not count:
             raise ConnectionError("the other side closed the connection")
         received += count

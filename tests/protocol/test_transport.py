@@ -6,12 +6,14 @@ import struct
 import tempfile
 import threading
 import time
+import tracemalloc
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import protocol.transport
 from crypto.errors import InvalidSignature
 from crypto.frame import AGGREGATOR
 from protocol.envelope import Kind, make_envelope, open_envelope
@@ -585,3 +587,27 @@ def test_a_message_that_is_cut_off_is_refused(length):
         ours.close()
         with pytest.raises(ConnectionError, match="closed the connection"):
             receive_message(theirs)
+
+
+@pytest.mark.parametrize("size", [0, 1, 7, 8, 9, 40, 1000])
+def test_a_message_of_any_size_arrives_in_pieces(monkeypatch, size):
+    monkeypatch.setattr(protocol.transport, "PIECE_BYTES", 8)
+    left, right = socket.socketpair()
+    payload = bytes(range(256)) * 4
+    with left, right:
+        send_message(left, 5, payload[:size])
+        assert receive_message(right) == (5, payload[:size])
+
+
+def test_memory_follows_what_arrives_not_what_is_announced(monkeypatch):
+    monkeypatch.setattr(protocol.transport, "PIECE_BYTES", 1024)
+    left, right = socket.socketpair()
+    with right:
+        left.sendall(struct.pack(">QQ", 1, 1 << 32) + bytes(5000))
+        left.close()
+        tracemalloc.start()
+        with pytest.raises(ConnectionError):
+            receive_message(right)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    assert peak < 100_000
