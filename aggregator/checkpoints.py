@@ -108,8 +108,8 @@ class CheckpointStore:
             ranges = np.frombuffer(base64.b64decode(numbers.ranges), dtype="<f4")
         except (DiffusionError, EncodingError, OSError, ValueError) as error:
             raise StateBroken(
-                f"{folder}: {error}; remove this folder to go back to an older "
-                "checkpoint, or begin a new run"
+                f"{folder}: {error}; the run cannot go on without it: restore this "
+                "folder from a backup, or begin a new run with a new plan"
             ) from None
         if numbers.plan != self._plan.digest.hex():
             raise StateBroken(f"{folder}: belongs to another plan")

@@ -88,7 +88,10 @@ class Exchanges:
         return tuple(self.plan.silos[silo].name for silo in sorted(silos))
 
     def _check_origin(self, silo: int, reply: bytes) -> None:
-        """Refuse a reply of somebody else, and one that says no."""
+        """Refuse a reply of somebody else, and one that says no.
+
+        A silo's words reach the operator's terminal: nothing in them may steer it.
+        """
         header = read_header(reply)
         if header.sender != silo:
             raise ProtocolViolation(f"a reply signed by silo {header.sender}")
@@ -96,7 +99,9 @@ class Exchanges:
             _, body = open_envelope(
                 self.plan, reply, sender=silo, kinds=(Kind.REFUSED,)
             )
-            raise ProtocolViolation(f"refused: {Refusal.from_body(body).check}")
+            check = Refusal.from_body(body).check
+            shown = "".join(c if c.isprintable() else "?" for c in check)
+            raise ProtocolViolation(f"refused: {shown}")
 
     def _drop(self, stage: Stage, silo: int, reason: str) -> None:
         """Record that a silo is left out of a stage."""

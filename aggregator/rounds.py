@@ -22,7 +22,7 @@ from aggregator.sums import PlainSum, Summation, Task
 from crypto.ring import words_needed
 from diffusion.checkpoint import Checkpoint
 from diffusion.parameters import ParameterLayout, flatten, parameters_digest
-from privacy.errors import PrivacyError
+from privacy.errors import Overflow
 from protocol import records
 from protocol.envelope import EndReply, EndRequest, Kind, floats_to_bytes, open_envelope
 from protocol.plan import RunPlan
@@ -34,7 +34,6 @@ from protocol.version import SOFTWARE
 class Watcher:
     """Who wants to be told how a run goes; each function is called in turn."""
 
-    on_round: Callable[[int], None] = lambda round_number: None
     on_closed: Callable[[RoundState], None] = lambda state: None
     on_lost: Callable[[int, str], None] = lambda round_number, reason: None
     on_evaluation: Callable[[int, Evaluation], None] = lambda number, result: None
@@ -78,8 +77,7 @@ class Run:
         """
         state = self._begin()
         while state.round_number < self._plan.num_rounds:
-            self._watcher.on_round(state.round_number + 1)
-            state = self._finish_round(state, self._next_state(state))
+            state = self._finish_round(self._next_state(state))
         if not self._said.is_finished:
             self._end(state)
         self._store.finish(state)
@@ -108,7 +106,7 @@ class Run:
             following, survivors = run_round(
                 self._plan, self._layout, state, self._summation
             )
-        except (RoundAborted, PrivacyError) as error:
+        except RoundAborted as error:
             if number not in self._said.closed:
                 self._transcript.append(
                     records.RoundLost(round_number=number, reason=str(error)[:400])
@@ -125,13 +123,13 @@ class Run:
             )
         return following
 
-    def _finish_round(self, before: RoundState, after: RoundState) -> RoundState:
-        """Save, sign and evaluate a round."""
+    def _finish_round(self, state: RoundState) -> RoundState:
+        """Sign, save and evaluate the state after a round; return it."""
         self._transcript.sign_head()
-        self._store.save(after)
-        self._watcher.on_closed(after)
-        self._evaluate(after)
-        return after
+        self._store.save(state)
+        self._watcher.on_closed(state)
+        self._evaluate(state)
+        return state
 
     def _evaluate(self, state: RoundState) -> None:
         """Measure the Fréchet distance where the plan asks for it, once."""
@@ -221,8 +219,8 @@ def run_round(
     """Return the state after one round, and the silos in its sum.
 
     Raises:
-        CohortTooSmall, RoundAborted: the round has no sum.
-        PrivacyError: its sum is impossible: a silo did not follow the protocol.
+        CohortTooSmall: too few silos are left; nothing was revealed.
+        RoundAborted: the round has no sum, or an impossible one: a silo lied.
     """
     number, grid = state.round_number + 1, round_grid(plan, layout, state)
     field_bits = plan.update.field_bits(number, len(plan.silos))
@@ -235,7 +233,10 @@ def run_round(
         field_bits=field_bits,
     )
     total = summation.sum_round(task)
-    mean = mean_update(plan, grid, total.words, total.survivors, number)
+    try:
+        mean = mean_update(plan, grid, total.words, total.survivors, number)
+    except Overflow as error:
+        raise RoundAborted(str(error)) from None
     return apply(plan, layout, state, mean), total.survivors
 
 

@@ -19,9 +19,6 @@ STAGES: Mapping[str, str] = {
 }
 """What a silo sends in each stage. All of it goes to the aggregator."""
 
-SHARED_STAGE = "shares"
-"""The stage whose content the aggregator passes on, sealed, to the other silos."""
-
 MAX_PLACES = 8
 
 

@@ -138,9 +138,9 @@ def deal_command(
     """Deal PLAN's public images into one file a silo, to try the roles by hand."""
     draft, settings = load_draft(plan_path)
     config = load_settings(settings, plan_path, data)
-    for path in deal(out, draft, config, weights):
+    paths, (low, high) = deal(out, draft, config, weights)
+    for path in paths:
         click.echo(str(path))
-    low, high = load_pool(config, draft.seed_for("partition")).dealt.value_range
     click.echo(f"value_range = [{low:g}, {high:g}]")
 
 

@@ -14,11 +14,11 @@ from simulation.sources import load_pool, subset
 
 def deal(
     root: Path, draft: PlanDraft, config: SimulationConfig, weights: Path | None = None
-) -> list[Path]:
+) -> tuple[list[Path], tuple[float, float]]:
     """Write each silo's share as an .npz file, and the reference statistics.
 
     Returns:
-        The files of the shares.
+        The files of the shares, and the range of their values.
 
     Raises:
         SettingsRejected: the folder exists, or the settings cannot be carried out.
@@ -45,4 +45,4 @@ def deal(
                 weights,
                 sha256=draft.evaluation.extractor_sha256 or None,
             )
-    return [root / name for name in names]
+    return [root / name for name in names], pool.dealt.value_range

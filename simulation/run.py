@@ -151,7 +151,7 @@ def finish(federation: Federation, plan: RunPlan, device: str) -> Outcome:
 
 
 def draw_samples(federation: Federation, count: int, device: str) -> ImageSet:
-    """Return samples of a finished run's model, as 8-bit images ``[n, h, w, c]``."""
+    """Return samples of a finished run's model, float32 ``[n, h, w, c]`` in [-1, 1]."""
     plan = federation.load_plan()
     store = CheckpointStore(federation.aggregator.run(plan), plan)
     images = load_checkpoint(store.model).images(

@@ -104,6 +104,15 @@ def test_silence_refusal_and_lies_are_left_out(
     assert {record.vector_bytes for record in traffic} == {0}
 
 
+def test_a_refusal_cannot_steer_the_terminal(
+    tmp_path: Path, plan: RunPlan, keys: list[IdentityKey]
+) -> None:
+    refusal = Refusal(stage="ready", check="\x1b[2Jgone\r\n").to_body()
+    reply = make_envelope(plan, keys[0], Kind.REFUSED, refusal, sender=0)
+    _, dropped, _ = ask(tmp_path, plan, keys[3], {0: reply})
+    assert dropped[0].reason == "refused: ?[2Jgone??"
+
+
 def test_a_reply_in_another_silos_name_is_left_out(
     tmp_path: Path, plan: RunPlan, keys: list[IdentityKey]
 ) -> None:
