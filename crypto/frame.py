@@ -51,6 +51,7 @@ class Kind(IntEnum):
     CONFIRM = 9
     CONFIRMS = 10
     REVEAL = 11
+    SUM = 12
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,21 @@ def make_frame(key: IdentityKey, header: Header, *body: BytesLike) -> bytes:
     head = header.to_bytes()
     signature = sign(key, FRAME_SIGNATURE, head + state.digest())
     return b"".join((head, *body, signature))
+
+
+def finish_frame(key: IdentityKey, header: Header, frame: memoryview) -> None:
+    """Write header and signature around the body that stands in a buffer.
+
+    The frame is the one that :func:`make_frame` returns, without a copy of the body.
+
+    Args:
+        frame: writeable, ``OVERHEAD_BYTES`` longer than the body in its middle.
+    """
+    frame[:HEADER_BYTES] = header.to_bytes()
+    body = hashlib.sha256(frame[HEADER_BYTES:-SIGNATURE_BYTES])
+    frame[-SIGNATURE_BYTES:] = sign(
+        key, FRAME_SIGNATURE, bytes(frame[:HEADER_BYTES]) + body.digest()
+    )
 
 
 def read_header(data: BytesLike) -> Header:

@@ -19,6 +19,7 @@ MEMBERS_DIGEST = b"cloister/1/members-digest"
 SLOT_DIGEST = b"cloister/1/slot-digest"
 MASK_SEED_COMMITMENT = b"cloister/1/mask-seed-commitment"
 REQUEST_DIGEST = b"cloister/1/request-digest"
+SUM_DIGEST = b"cloister/1/sum-digest"
 
 # Digests of protocol messages (protocol/envelope.py).
 MODEL = b"cloister/1/model-digest"
@@ -31,3 +32,6 @@ PAIRWISE_MASK = b"cloister/1/pairwise-mask"
 # State on disk (crypto/secagg/*_state.py).
 SILO_STATE = b"cloister/1/silo-state"
 AGGREGATOR_STATE = b"cloister/1/aggregator-state"
+SLOT_STATE = b"cloister/1/slot-state"
+JOURNAL = b"cloister/1/journal"
+PROMISE = b"cloister/1/promise"

@@ -1,7 +1,7 @@
 """The public parameters of one secure aggregation, checked where they are made.
 
-Everything here may be published. The length of the vector is an argument of each slot,
-because one setup may serve vectors of different lengths.
+Everything here may be published. The parts of the vector and their lengths are
+arguments of each slot, because one setup may serve different vectors.
 """
 
 from dataclasses import dataclass
@@ -13,6 +13,8 @@ MAX_SILOS = 1000
 MAX_SLOTS_PER_SETUP = 64
 MAX_WORDS = 1 << 28
 """Longest vector, in 64-bit words: 2 GiB."""
+MAX_PARTS = 256
+"""Most parts that one vector is dealt in."""
 
 Trust = Literal["malicious", "semi-honest"]
 

@@ -5,7 +5,7 @@
     T0  setup    parameters, roster, aggregator, run, setup number
     T1  keys     T0 and every silo's public keys
     T2  members  T1 and the silos whose shares were delivered
-    T3  slot     T2, slot, round, model digest and cohort
+    T3  slot     T2, slot, round, model digest, cohort and parts
 
 Two silos that were told different things at any stage have different digests from then
 on: their sealed shares do not open, their signatures do not count together, and their
@@ -20,6 +20,7 @@ from crypto.frame import RUN_BYTES
 from crypto.keys import KEY_BYTES
 from crypto.secagg.config import SecAggConfig
 from crypto.secagg.messages import encode_silos
+from crypto.secagg.parts import Parts, encode_parts, within
 
 
 def setup_digest(
@@ -61,15 +62,29 @@ def slot_digest(
     round_number: int,
     model_digest: bytes,
     cohort: Collection[int],
+    parts: Parts,
     num_silos: int,
 ) -> bytes:
-    """Return T3 = H(T2, slot, round, model digest, A); masks are derived from it."""
-    place = Writer().integer(slot, 4).integer(round_number, 4).to_bytes()
-    silos = encode_silos(cohort, num_silos)
-    return digest(labels.SLOT_DIGEST, members, place, model_digest, silos)
+    """Return T3 = H(T2, slot ‖ round, model digest, A, parts); masks come from it.
+
+    Of every part T3 covers its length and those of its contributors that are in A.
+    """
+    return digest(
+        labels.SLOT_DIGEST,
+        members,
+        Writer().integer(slot, 4).integer(round_number, 4).to_bytes(),
+        model_digest,
+        encode_silos(cohort, num_silos),
+        encode_parts(within(parts, cohort), num_silos),
+    )
 
 
 def commit_to_seed(setup: bytes, silo: int, slot: int, mask_seed: bytes) -> bytes:
     """Return the commitment to a self mask's seed; 32 random bytes keep it hiding."""
     place = Writer().integer(silo, 2).integer(slot, 4).to_bytes()
     return digest(labels.MASK_SEED_COMMITMENT, setup, place, mask_seed)
+
+
+def sum_digest(slot_digest: bytes, words: BytesLike) -> bytes:
+    """Return the digest of a slot's sum, packed words as little-endian bytes."""
+    return digest(labels.SUM_DIGEST, slot_digest, words)

@@ -1,15 +1,16 @@
-"""Self masks and pairwise masks; mask and unmask a vector.
+"""Self masks and pairwise masks: mask and unmask a vector.
 
-With the slot's digest T3, its mask seeds b_i and agreement keys s_i, silo i of the
-cohort A sends (all modulo 2^64)
+With the slot's digest T3, its mask seed b_i and agreement key s_i, silo i sends of each
+part p that it contributes to, with G_p the contributors in the cohort (modulo 2^64)
 
-    y_i = x_i + PRG(b_i, T3) + Σ_{j∈A, j>i} PRG(s_ij, T3) - Σ_{j∈A, j<i} PRG(s_ij, T3)
+    y_i = x_i + PRG(b_i, T3, p) + Σ_{j∈G_p, j>i} PRG(s_ij, T3, p)
+                                - Σ_{j∈G_p, j<i} PRG(s_ij, T3, p)
 
 In a sum over survivors, pairwise masks between survivors cancel. The aggregator takes
 away the self masks of survivors and the pairwise masks between survivors and dropouts.
 
 Source: Bonawitz et al., "Practical Secure Aggregation", CCS 2017, section 4; the
-binding of every mask to T3 is ours (docs/protocol.md).
+binding of every mask to T3 and part is ours (docs/protocol.md).
 """
 
 from collections.abc import Mapping
@@ -24,6 +25,7 @@ from crypto.errors import ProtocolViolation
 from crypto.kdf import derive
 from crypto.keys import AgreementKey
 from crypto.prg import MASK_SEED_BYTES, add_keystreams
+from crypto.secagg.parts import Parts, own_places, places
 
 Words = npt.NDArray[np.uint64]
 
@@ -36,22 +38,22 @@ class SlotSecrets:
     agreement: AgreementKey
 
 
-def self_mask_seed(mask_seed: bytes, slot_digest: bytes, silo: int) -> bytes:
+def self_mask_seed(mask_seed: bytes, slot_digest: bytes, part: int, silo: int) -> bytes:
     """Return the seed of a silo's own mask, from its shared and committed seed."""
-    associated = slot_digest + _place(silo)
+    associated = slot_digest + _place(part, silo)
     return derive(mask_seed, labels.SELF_MASK, associated, MASK_SEED_BYTES)
 
 
 def pairwise_mask_seed(
-    agreement: AgreementKey, peer_public: bytes, slot_digest: bytes, pair: set[int]
+    shared_secret: bytes, slot_digest: bytes, part: int, pair: set[int]
 ) -> bytes:
     """Return the seed of the mask between two silos; both derive the same.
 
-    Raises:
-        ProtocolViolation: the peer's key is of low order.
+    Args:
+        shared_secret: what the two agreement keys of the slot give.
+        pair: both indices.
     """
-    shared_secret = agreement.exchange(peer_public)
-    associated = slot_digest + _place(*sorted(pair))
+    associated = slot_digest + _place(part, *sorted(pair))
     return derive(shared_secret, labels.PAIRWISE_MASK, associated, MASK_SEED_BYTES)
 
 
@@ -61,33 +63,35 @@ def mask(
     silo: int,
     publics: Mapping[int, bytes],
     slot_digest: bytes,
+    parts: Parts,
 ) -> None:
     """Add a silo's masks to its packed vector, in place.
 
     Guarantees: to whoever lacks the silo's mask seed, and lacks its agreement key and
-    that of at least one peer, the result is indistinguishable from uniform words, if
-    these secrets mask no other vector under this slot digest.
+    that of at least one peer of the part, the result is indistinguishable from uniform
+    words, if these secrets mask no other vector under this slot digest.
 
     Args:
-        words: uint64 ``[w]``; overwritten.
+        words: uint64 ``[w]``, the silo's parts in a row; overwritten.
         publics: the slot's public agreement keys of the whole cohort, by silo.
+        parts: with their contributors in the cohort.
 
     Raises:
         ProtocolViolation: a peer's key is of low order; ``words`` is unchanged.
     """
-    add = [self_mask_seed(own.mask_seed, slot_digest, silo)]
-    subtract: list[bytes] = []
-    for peer, public in publics.items():
-        if peer == silo:
-            continue
-        try:
-            mask_seed = pairwise_mask_seed(
-                own.agreement, public, slot_digest, {silo, peer}
-            )
-        except ProtocolViolation as error:
-            raise ProtocolViolation(f"silo {peer}: {error}") from None
-        (add if silo < peer else subtract).append(mask_seed)
-    add_keystreams(words, add, subtract)
+    mine = [(index, place) for index, place, _ in own_places(parts, silo)]
+    peers = {peer for index, _ in mine for peer in parts[index].contributors} - {silo}
+    shared = {peer: _exchange(own.agreement, peer, publics[peer]) for peer in peers}
+    for index, place in mine:
+        add = [self_mask_seed(own.mask_seed, slot_digest, index, silo)]
+        subtract: list[bytes] = []
+        for peer in parts[index].contributors:
+            if peer != silo:
+                seed = pairwise_mask_seed(
+                    shared[peer], slot_digest, index, {silo, peer}
+                )
+                (add if silo < peer else subtract).append(seed)
+        add_keystreams(words[place], add, subtract)
 
 
 def unmask(
@@ -96,32 +100,60 @@ def unmask(
     dropped: Mapping[int, AgreementKey],
     publics: Mapping[int, bytes],
     slot_digest: bytes,
+    parts: Parts,
 ) -> None:
     """Take the masks away from a sum of masked vectors, in place.
 
     Args:
-        total: uint64 ``[w]``, the sum over the survivors; overwritten.
-        mask_seeds: the self seeds of all survivors, by silo.
-        dropped: the slot's agreement keys of all dropouts, by silo.
+        total: uint64 ``[w]``, all parts in a row, the sum over the survivors;
+            overwritten.
+        mask_seeds: the self seeds of all surviving contributors, by silo.
+        dropped: the slot's agreement keys of all lost contributors, by silo.
         publics: the slot's public agreement keys of the cohort, by silo.
+        parts: with their contributors in the cohort.
     """
-    subtract = [
-        self_mask_seed(mask_seed, slot_digest, silo)
-        for silo, mask_seed in mask_seeds.items()
-    ]
-    add: list[bytes] = []
-    for dropout, agreement in dropped.items():
-        for survivor in mask_seeds:
-            mask_seed = pairwise_mask_seed(
-                agreement, publics[survivor], slot_digest, {dropout, survivor}
-            )
-            (subtract if survivor < dropout else add).append(mask_seed)
-    add_keystreams(total, add, subtract)
+    shared = {
+        (dropout, survivor): _exchange(agreement, survivor, publics[survivor])
+        for dropout, agreement in dropped.items()
+        for survivor in mask_seeds
+        if _share_a_part(parts, dropout, survivor)
+    }
+    for index, part, place in places(parts):
+        add: list[bytes] = []
+        subtract = [
+            self_mask_seed(mask_seeds[silo], slot_digest, index, silo)
+            for silo in part.contributors
+            if silo in mask_seeds
+        ]
+        members = set(part.contributors)
+        for (dropout, survivor), secret in shared.items():
+            if {dropout, survivor} <= members:
+                pair = {dropout, survivor}
+                seed = pairwise_mask_seed(secret, slot_digest, index, pair)
+                (subtract if survivor < dropout else add).append(seed)
+        add_keystreams(total[place], add, subtract)
 
 
-def _place(*silos: int) -> bytes:
-    """Return silo indices as associated data."""
+def _share_a_part(parts: Parts, one: int, other: int) -> bool:
+    """Whether two silos contribute to the same part."""
+    return any({one, other} <= set(part.contributors) for part in parts)
+
+
+def _exchange(agreement: AgreementKey, peer: int, public: bytes) -> bytes:
+    """Return the shared secret with a peer; an error names the peer.
+
+    Raises:
+        ProtocolViolation: the peer's key is of low order.
+    """
+    try:
+        return agreement.exchange(public)
+    except ProtocolViolation as error:
+        raise ProtocolViolation(f"silo {peer}: {error}") from None
+
+
+def _place(*numbers: int) -> bytes:
+    """Return part and silo indices as associated data."""
     writer = Writer()
-    for silo in silos:
-        writer.integer(silo, 2)
+    for number in numbers:
+        writer.integer(number, 2)
     return writer.to_bytes()

@@ -151,6 +151,13 @@ class Shares:
         return cls(keys, sealed)
 
 
+def sealed_shares(body: bytes, place: int, num_slots: int) -> bytes:
+    """Return one envelope of a SHARES that was checked before, by its place in it."""
+    size = sealed_shares_bytes(num_slots)
+    start = DIGEST_BYTES + place * size
+    return body[start : start + size]
+
+
 @dataclass(frozen=True)
 class Envelopes:
     """Stage 2, down: T1, the members U2, and what the others sealed to one of them."""
@@ -319,7 +326,7 @@ class Confirms:
 
 @dataclass(frozen=True)
 class Reveal:
-    """Stage 6, up: T3, and for each silo of A one share, in the order of the roster.
+    """Stage 6, up: T3, and one share of each contributor in A, in the roster's order.
 
     Of a survivor it is the share of the mask seed, of a dropout that of the slot's
     agreement key; never both of one silo.
@@ -329,7 +336,7 @@ class Reveal:
     shares: Sequence[bytes]
 
     def to_bytes(self) -> bytes:
-        """Return 32 + 33 |A| bytes."""
+        """Return 32 bytes, and 33 for each contributor in A."""
         writer = Writer().fixed(self.slot_digest, DIGEST_BYTES)
         for share in self.shares:
             writer.fixed(share, SHARE_BYTES)
@@ -343,6 +350,28 @@ class Reveal:
         shares = tuple(reader.fixed(SHARE_BYTES) for _ in range(num_shares))
         reader.end()
         return cls(slot, shares)
+
+
+@dataclass(frozen=True)
+class SumNotice:
+    """Stage 7, down: T3, the survivors U3, and the digest of their sum."""
+
+    survivors: Survivors
+    sum_digest: bytes
+
+    def to_bytes(self, num_silos: int) -> bytes:
+        """Return 64 + ceil(n/8) bytes."""
+        writer = Writer().fixed(self.sum_digest, DIGEST_BYTES)
+        return self.survivors.to_bytes(num_silos) + writer.to_bytes()
+
+    @classmethod
+    def from_bytes(cls, data: BytesLike, num_silos: int) -> "SumNotice":
+        """Parse; ``MalformedMessage`` unless the bytes are exactly one message."""
+        reader = Reader(data)
+        survivors = Survivors.read(reader, num_silos)
+        notice = cls(survivors, reader.fixed(DIGEST_BYTES))
+        reader.end()
+        return notice
 
 
 def _encode_signatures(signatures: Mapping[int, bytes], num_silos: int) -> bytes:

@@ -3,7 +3,7 @@
 Every frame of a setup is opened here, against the one header that it must have.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from crypto.encoding import BytesLike
@@ -19,6 +19,7 @@ from crypto.frame import (
     read_header,
     verify_frame,
 )
+from crypto.keys import KEY_BYTES
 from crypto.secagg.checks import check_enough
 from crypto.secagg.config import SecAggConfig
 from crypto.secagg.digests import setup_digest
@@ -131,20 +132,43 @@ class Setup:
         for silo, signed in message.advertisements.items():
             signatures = {silo: signed.signature}
             self.verify_all(Kind.ADVERTISE, NO_SLOT, signed.body, signatures)
-        opened = self.read_keys(body)
+        opened = self.advertised(body, message.advertisements)
         publics = [key for advertise in opened.values() for key in advertise.publics]
         if len(set(publics)) != len(publics):
             raise ProtocolViolation("KEYS holds one public key twice")
         return opened
 
-    def read_keys(self, body: BytesLike) -> dict[int, Advertise]:
-        """Return the advertisements of a KEYS message that was checked before."""
+    def channel_publics(self, body: BytesLike) -> dict[int, bytes]:
+        """Return the keys that seal shares, by silo, of a KEYS checked before."""
+        return {silo: bytes(entry[:KEY_BYTES]) for silo, entry in self._entries(body)}
+
+    def slot_publics(
+        self, body: BytesLike, slot: int, silos: Collection[int]
+    ) -> dict[int, bytes]:
+        """Return the agreement keys of one slot, by silo, of a KEYS checked before."""
+        start = KEY_BYTES + slot * (KEY_BYTES + DIGEST_BYTES)
+        return {
+            silo: bytes(entry[start : start + KEY_BYTES])
+            for silo, entry in self._entries(body)
+            if silo in silos
+        }
+
+    def advertised(
+        self, body: BytesLike, silos: Collection[int]
+    ) -> dict[int, Advertise]:
+        """Return what these silos advertised, of a KEYS checked before."""
+        return {
+            silo: Advertise.from_bytes(entry, self.config.slots_per_setup)
+            for silo, entry in self._entries(body)
+            if silo in silos
+        }
+
+    def _entries(self, body: BytesLike) -> Iterator[tuple[int, BytesLike]]:
+        """Yield the bodies of ADVERTISE in a KEYS that was checked before."""
         num_slots = self.config.slots_per_setup
         message = Keys.from_bytes(body, self.config.num_silos, num_slots)
-        return {
-            silo: Advertise.from_bytes(signed.body, num_slots)
-            for silo, signed in message.advertisements.items()
-        }
+        for silo, signed in message.advertisements.items():
+            yield silo, signed.body
 
 
 def max_frame_bytes(kind: Kind, config: SecAggConfig, num_words: int = 0) -> int:
@@ -166,5 +190,6 @@ def max_frame_bytes(kind: Kind, config: SecAggConfig, num_words: int = 0) -> int
         Kind.CONFIRM: DIGEST_BYTES + bitmap,
         Kind.CONFIRMS: DIGEST_BYTES + 2 * bitmap + n * SIGNATURE_BYTES,
         Kind.REVEAL: DIGEST_BYTES + n * SHARE_BYTES,
+        Kind.SUM: 2 * DIGEST_BYTES + bitmap,
     }
     return OVERHEAD_BYTES + body[kind]

@@ -1,26 +1,144 @@
 """The silo's work in the setup: draw secrets, deal their shares, open the others'.
 
-Pure functions of the setup and the silo's state; order, signatures and memory are
-``silo_side``'s.
+::
+
+    advertise → share → receive_shares
+
+The rules of ``silo_side`` hold here too. Below the class are functions of the setup and
+the silo's state alone.
 """
 
 import secrets
 from collections.abc import Mapping
+from dataclasses import replace
 
-from crypto.encoding import BytesLike
+from crypto import labels
+from crypto.encoding import BytesLike, digest
 from crypto.errors import ProtocolViolation
-from crypto.keys import AgreementKey
+from crypto.frame import Header, Kind, make_frame
+from crypto.keys import AgreementKey, IdentityKey
 from crypto.prg import MASK_SEED_BYTES
-from crypto.secagg.checks import check_enough, check_inside, check_part
+from crypto.secagg.checks import (
+    check_enough,
+    check_inside,
+    check_part,
+    check_same,
+    require_call,
+)
 from crypto.secagg.digests import commit_to_seed, keys_digest
 from crypto.secagg.envelopes import open_shares, seal_shares
 from crypto.secagg.masks import SlotSecrets
 from crypto.secagg.messages import SHARE_PAIR_BYTES, Advertise, Envelopes, Shares
 from crypto.secagg.setup import Setup
+from crypto.secagg.silo_state import SiloState
 from crypto.shamir import split
 
 HeldShares = dict[int, dict[int, bytes]]
 """By slot and silo, the two shares that are held of that silo's secrets."""
+
+
+class SiloSetup:
+    """A silo's part in the key exchange of one setup; ``SiloSide`` adds the slots.
+
+    Raises:
+        ValueError: the identity is not that of the roster's entry.
+    """
+
+    def __init__(self, setup: Setup, identity: IdentityKey, index: int) -> None:
+        if not 0 <= index < setup.config.num_silos or (
+            setup.roster[index] != identity.public
+        ):
+            raise ValueError(f"index: this identity key is not silo {index}'s")
+        self._setup, self._config = setup, setup.config
+        self._identity, self._index = identity, index
+        self._state = SiloState()
+
+    def advertise(self) -> bytes:
+        """Return the ADVERTISE frame; the first call draws all secrets of the setup."""
+        if not self._state.advertisement:
+            channel = AgreementKey.generate()
+            own = draw_secrets(self._config.slots_per_setup)
+            message = make_advertise(self._setup, self._index, channel, own)
+            header = self._setup.silo_header(Kind.ADVERTISE, self._index)
+            self._state = replace(
+                self._state,
+                advertisement=make_frame(self._identity, header, message.to_bytes()),
+                channel=channel,
+                secrets=own,
+            )
+        return self._state.advertisement
+
+    def share(self, keys: BytesLike) -> bytes:
+        """Return the SHARES frame that answers KEYS.
+
+        Raises:
+            CryptoError: an advertisement is forged or from elsewhere, a key occurs
+                twice, ours was changed or left out, silos are too few; or another KEYS
+                was answered before.
+        """
+        state = self._state
+        require_call(bool(state.advertisement), "share() before advertise()")
+        body = self._open(keys, self._setup.aggregator_header(Kind.KEYS))
+        if state.keys:
+            check_same(body == state.keys, "KEYS", "setup")
+            return state.shares
+        check_keys(self._setup, self._index, body, state.advertisement)
+        message, held = deal_shares(
+            self._setup, self._index, self._channel(), state.secrets, body
+        )
+        frame = make_frame(
+            self._identity,
+            self._setup.silo_header(Kind.SHARES, self._index),
+            message.to_bytes(self._config.slots_per_setup),
+        )
+        self._state = replace(state, keys=body, shares=frame, held=held)
+        return frame
+
+    def receive_shares(self, envelopes: BytesLike) -> None:
+        """Open and keep what the others have sealed to this silo.
+
+        The channel key is deleted: what was sealed cannot be opened again.
+
+        Raises:
+            CryptoError: an envelope does not open, members are too few or unknown, this
+                silo is not one of them; or other ENVELOPES were accepted before. The
+                silo then takes no part in the setup.
+        """
+        state = self._state
+        require_call(bool(state.shares), "receive_shares() before share()")
+        header = self._setup.aggregator_header(Kind.ENVELOPES, recipient=self._index)
+        body = self._open(envelopes, header)
+        request = digest(labels.REQUEST_DIGEST, body)
+        if state.envelopes_digest:
+            check_same(request == state.envelopes_digest, "ENVELOPES", "setup")
+            return
+        self._state = replace(
+            self._with_envelopes(body), envelopes_digest=request, channel=None
+        )
+
+    def _with_envelopes(self, body: bytes) -> SiloState:
+        """Return the state with the members and the shares of ENVELOPES."""
+        state, config = self._state, self._config
+        message = Envelopes.from_bytes(body, config.num_silos, config.slots_per_setup)
+        check_envelopes(self._setup, self._index, state.keys, message)
+        opened = open_envelopes(
+            self._setup, self._index, self._channel(), state.keys, message
+        )
+        held = {
+            slot: pairs | {peer: shares[slot] for peer, shares in opened.items()}
+            for slot, pairs in state.held.items()
+        }
+        return replace(state, members=message.members, held=held)
+
+    def _open(self, data: BytesLike, header: Header) -> bytes:
+        """Return the body of a frame of the aggregator with this header."""
+        return bytes(self._setup.open_from_aggregator(data, header))
+
+    def _channel(self) -> AgreementKey:
+        """Return the key that seals and opens shares, while it exists."""
+        if self._state.channel is None:
+            raise RuntimeError("the channel key has been deleted")
+        return self._state.channel
 
 
 def draw_secrets(num_slots: int) -> dict[int, SlotSecrets]:
@@ -45,18 +163,19 @@ def make_advertise(
     )
 
 
-def check_keys(
-    setup: Setup, index: int, body: BytesLike, ours: Advertise
-) -> dict[int, Advertise]:
-    """Return what every silo advertised, if it is authentic and ours is unchanged.
+def check_keys(setup: Setup, index: int, body: BytesLike, advertisement: bytes) -> None:
+    """Check that every advertisement is authentic and ours is unchanged.
+
+    Args:
+        advertisement: the ADVERTISE frame that this silo has sent.
 
     Raises:
         CryptoError: as ``Setup.open_keys``; or our own keys were changed or left out.
     """
-    advertised = setup.open_keys(body)
-    if advertised.get(index) != ours:
+    _, signed = setup.open_from_silo(advertisement, Kind.ADVERTISE)
+    ours = Advertise.from_bytes(signed.body, setup.config.slots_per_setup)
+    if setup.open_keys(body).get(index) != ours:
         raise ProtocolViolation("KEYS changes or omits this silo's own keys")
-    return advertised
 
 
 def deal_shares(
@@ -71,17 +190,17 @@ def deal_shares(
     Args:
         keys: the body of KEYS, already checked.
     """
-    advertised, agreed = setup.read_keys(keys), keys_digest(setup.digest, keys)
+    publics, agreed = setup.channel_publics(keys), keys_digest(setup.digest, keys)
     pairs = {slot: _split(setup, own[slot]) for slot in sorted(own)}
     sealed = tuple(
         seal_shares(
             channel,
-            advertised[peer].channel_public,
+            publics[peer],
             agreed,
             setup.share_header(index, peer),
             b"".join(by_silo[peer] for by_silo in pairs.values()),
         )
-        for peer in sorted(advertised)
+        for peer in sorted(publics)
         if peer != index
     )
     held = {slot: {index: by_silo[index]} for slot, by_silo in pairs.items()}
@@ -107,7 +226,7 @@ def check_envelopes(setup: Setup, index: int, keys: bytes, message: Envelopes) -
     if message.keys_digest != keys_digest(setup.digest, keys):
         raise ProtocolViolation("ENVELOPES belong to another KEYS")
     check_enough(setup.config, message.members, "ENVELOPES")
-    check_part(message.members, setup.read_keys(keys), "ENVELOPES")
+    check_part(message.members, setup.channel_publics(keys), "ENVELOPES")
     check_inside(index, message.members, "ENVELOPES")
 
 
@@ -120,13 +239,13 @@ def open_envelopes(
         DecryptionFailed: an envelope was altered, or was not sealed to this silo by the
             sender that it stands for; the message names the sender.
     """
-    advertised, size = setup.read_keys(keys), SHARE_PAIR_BYTES
+    publics, size = setup.channel_publics(keys), SHARE_PAIR_BYTES
     peers = [peer for peer in message.members if peer != index]
     opened = {}
     for peer, sealed in zip(peers, message.sealed, strict=True):
         shares = open_shares(
             channel,
-            advertised[peer].channel_public,
+            publics[peer],
             message.keys_digest,
             setup.share_header(peer, index),
             sealed,

@@ -3,7 +3,7 @@
 ::
 
     advertise → share → receive_shares           once for the setup
-    ready → mask → confirm → reveal              once for each slot
+    ready → mask → confirm → reveal → close_slot      once for each slot
 
 Rules (docs/protocol.md):
 
@@ -16,7 +16,9 @@ Rules (docs/protocol.md):
    of the cohort have signed the same list of survivors.
 5. Once a share was revealed in a round, no further slot serves that round.
 
-The caller saves ``to_bytes()`` before any reply leaves. A method called before its
+What is promised in a slot is in the journal, on disk, before it is done: rules 2, 3 and
+5 hold even if the other state is lost or goes back in time. The caller saves
+``to_bytes()`` before any reply leaves. A method called before its
 predecessor is the caller's bug: ``RuntimeError``. A message that may not be answered is
 the aggregator's fault: a ``CryptoError``, and the state is unchanged.
 """
@@ -24,55 +26,45 @@ the aggregator's fault: a ``CryptoError``, and the state is unchanged.
 from collections.abc import Sequence
 from dataclasses import replace
 
-import numpy as np
-import numpy.typing as npt
-
 from crypto import labels
 from crypto.encoding import BytesLike, Writer, digest
 from crypto.errors import ProtocolViolation
-from crypto.frame import Header, Kind, make_frame, read_header
-from crypto.keys import AgreementKey, IdentityKey
+from crypto.frame import Kind, make_frame, read_header
+from crypto.keys import IdentityKey
 from crypto.secagg.checks import check_same, require_call
 from crypto.secagg.config import SecAggConfig
+from crypto.secagg.journal import Journal, Promise, Stage, check_journal
 from crypto.secagg.messages import (
     DIGEST_BYTES,
     Active,
-    Advertise,
     Confirms,
-    Envelopes,
+    SumNotice,
     Survivors,
 )
+from crypto.secagg.parts import Parts, whole
 from crypto.secagg.setup import Setup
-from crypto.secagg.silo_setup import (
-    check_envelopes,
-    check_keys,
-    deal_shares,
-    draw_secrets,
-    make_advertise,
-    open_envelopes,
-)
+from crypto.secagg.silo_setup import SiloSetup
 from crypto.secagg.silo_slot import (
     accept_survivors,
     check_active,
     check_confirms,
     check_new_slot,
-    check_words,
+    check_sum,
+    check_upload,
     choose_shares,
     expected_ready,
-    mask_copy,
+    mask_in_place,
 )
 from crypto.secagg.silo_state import (
-    SiloState,
     SlotProgress,
     decode_state,
     encode_state,
     forget_before,
 )
+from crypto.secagg.upload import Upload
 
-Words = npt.NDArray[np.uint64]
 
-
-class SiloSide:
+class SiloSide(SiloSetup):
     """One silo's part in one setup and its slots.
 
     Guarantees: see ``SecAggConfig`` for what stays hidden, and from whom; this class
@@ -86,7 +78,7 @@ class SiloSide:
         index: this silo's place in the roster.
         run: 16 bytes that name the run.
         setup: number of the setup, never used twice in a run.
-        revealed_round: that of the setup before this one, so that rule 5 outlives it.
+        journal: this silo's promises in this run, the same for all its setups.
 
     Raises:
         ValueError: the arguments do not fit together.
@@ -101,94 +93,12 @@ class SiloSide:
         index: int,
         run: bytes,
         setup: int,
-        *,
-        revealed_round: int = 0,
+        journal: Journal,
     ) -> None:
-        self._setup = Setup(config, tuple(roster), aggregator_public, run, setup)
-        if not 0 <= index < config.num_silos or roster[index] != identity.public:
-            raise ValueError(f"index: this identity key is not silo {index}'s")
-        self._config = config
-        self._identity = identity
-        self._index = index
-        self._state = SiloState(revealed_round=revealed_round)
-
-    def advertise(self) -> bytes:
-        """Return the ADVERTISE frame; the first call draws all secrets of the setup."""
-        if not self._state.advertisement:
-            channel = AgreementKey.generate()
-            own = draw_secrets(self._config.slots_per_setup)
-            message = make_advertise(self._setup, self._index, channel, own)
-            header = self._setup.silo_header(Kind.ADVERTISE, self._index)
-            self._state = replace(
-                self._state,
-                advertisement=make_frame(self._identity, header, message.to_bytes()),
-                channel=channel,
-                secrets=own,
-            )
-        return self._state.advertisement
-
-    def share(self, keys: BytesLike) -> bytes:
-        """Return the SHARES frame that answers KEYS.
-
-        Raises:
-            CryptoError: an advertisement is forged or from elsewhere, a key occurs
-                twice, ours was changed or left out, silos are too few; or another KEYS
-                was answered before.
-        """
-        state = self._state
-        require_call(bool(state.advertisement), "share() before advertise()")
-        body = self._open(keys, self._setup.aggregator_header(Kind.KEYS))
-        if state.keys:
-            check_same(body == state.keys, "KEYS", "setup")
-            return state.shares
-        ours = self._own_advertisement(state.advertisement)
-        check_keys(self._setup, self._index, body, ours)
-        message, held = deal_shares(
-            self._setup, self._index, self._channel(), state.secrets, body
+        super().__init__(
+            Setup(config, tuple(roster), aggregator_public, run, setup), identity, index
         )
-        frame = make_frame(
-            self._identity,
-            self._setup.silo_header(Kind.SHARES, self._index),
-            message.to_bytes(self._config.slots_per_setup),
-        )
-        self._state = replace(state, keys=body, shares=frame, held=held)
-        return frame
-
-    def receive_shares(self, envelopes: BytesLike) -> None:
-        """Open and keep what the others have sealed to this silo.
-
-        The channel key is deleted: what was sealed cannot be opened again.
-
-        Raises:
-            CryptoError: an envelope does not open, members are too few or unknown, this
-                silo is not one of them; or other ENVELOPES were accepted before. The
-                silo then takes no part in the setup.
-        """
-        state = self._state
-        require_call(bool(state.shares), "receive_shares() before share()")
-        header = self._setup.aggregator_header(Kind.ENVELOPES, recipient=self._index)
-        body = self._open(envelopes, header)
-        request = digest(labels.REQUEST_DIGEST, body)
-        if state.envelopes_digest:
-            check_same(request == state.envelopes_digest, "ENVELOPES", "setup")
-            return
-        self._state = replace(
-            self._with_envelopes(body), envelopes_digest=request, channel=None
-        )
-
-    def _with_envelopes(self, body: bytes) -> SiloState:
-        """Return the state with the members and the shares of ENVELOPES."""
-        state, config = self._state, self._config
-        message = Envelopes.from_bytes(body, config.num_silos, config.slots_per_setup)
-        check_envelopes(self._setup, self._index, state.keys, message)
-        opened = open_envelopes(
-            self._setup, self._index, self._channel(), state.keys, message
-        )
-        held = {
-            slot: pairs | {peer: shares[slot] for peer, shares in opened.items()}
-            for slot, pairs in state.held.items()
-        }
-        return replace(state, members=message.members, held=held)
+        self._journal = journal
 
     def ready(self, slot: int, round_number: int, model_digest: bytes) -> bytes:
         """Return the READY frame: this silo has trained from this model.
@@ -217,43 +127,51 @@ class SiloSide:
         promised = (progress.round_number, progress.model_digest)
         check_same(asked == promised, "request for READY", f"slot {slot}")
         body = expected_ready(self._setup, state, progress).to_bytes()
+        self._promise(Stage.READY, progress, body)
         self._state = forget_before(slot, replace(state, progress=progress))
         header = self._setup.silo_header(Kind.READY, self._index, slot)
         return make_frame(self._identity, header, body)
 
-    def mask(self, active: BytesLike, words: Words) -> bytes:
-        """Return the MASKED frame that answers ACTIVE.
+    def mask(
+        self, active: BytesLike, upload: Upload, parts: Parts | None = None
+    ) -> memoryview:
+        """Return the MASKED frame that answers ACTIVE; the slot is burnt before.
 
         Args:
             active: the ACTIVE frame.
-            words: uint64 ``[w]``, the packed update; copied, not changed. For a resend
-                after a crash the caller passes the very same words: it keeps them on
-                disk until it has revealed.
+            upload: holds the packed words of this silo's parts in a row; consumed. For
+                a resend after a crash the caller fills another one with the very same
+                words: it keeps them on disk until it has revealed.
+            parts: of the vector, as this silo computes them from the plan; by default
+                one, to which every member contributes.
 
         Raises:
-            ValueError: ``words`` is not a vector of 64-bit words.
-            CryptoError: a silo has signed another model, round or setup, the cohort is
-                too small, has a stranger or lacks this silo; or this slot has masked
-                other words, or for another cohort, or is revealed.
+            ValueError: the upload is sealed, or not as long as this silo's parts.
+            CryptoError: a silo has signed another model, round or setup; the cohort is
+                too small, in all or in a part, has a stranger or lacks this silo; or
+                this slot has masked other words, or for another cohort or other parts,
+                or is revealed. The upload is unchanged.
         """
         state, before = self._state, self._progress("mask")
-        check_words(words)
         header = self._setup.aggregator_header(Kind.ACTIVE, before.slot)
         body = self._open(active, header)
         message = Active.from_bytes(body, self._config.num_silos)
-        progress = check_active(self._setup, self._index, state, before, message)
-        content = digest(labels.REQUEST_DIGEST, np.ascontiguousarray(words).data)
+        parts = parts or whole(upload.words.size, state.members)
+        check_upload(upload, parts, self._index)
+        progress = check_active(self._setup, self._index, state, before, message, parts)
+        content = digest(labels.REQUEST_DIGEST, upload.words.data)
         progress = replace(progress, words_digest=content)
         if before.slot_digest:
             same = progress == before
             check_same(same, "ACTIVE or vector", f"slot {before.slot}")
         if before.slot not in state.secrets:
             raise ProtocolViolation(f"slot {before.slot} has been revealed")
+        self._promise(Stage.MASKED, progress, progress.slot_digest + content)
         own = state.secrets[before.slot]
-        masked = mask_copy(self._setup, self._index, state.keys, own, progress, words)
-        header = self._setup.silo_header(Kind.MASKED, self._index, before.slot)
+        mask_in_place(self._setup, self._index, state.keys, own, progress, upload.words)
         self._state = replace(state, progress=progress)
-        return make_frame(self._identity, header, masked.prefix(), masked.words)
+        header = self._setup.silo_header(Kind.MASKED, self._index, before.slot)
+        return upload.seal(self._identity, header, progress.slot_digest)
 
     def confirm(self, survivors: BytesLike) -> bytes:
         """Return the CONFIRM frame: the one list of survivors this silo will accept.
@@ -264,16 +182,17 @@ class SiloSide:
                 list was confirmed before.
         """
         progress = self._accept_survivors(survivors, self._progress("confirm"))
+        body = self._survivors_body(progress)
+        self._promise(Stage.CONFIRM, progress, body)
         self._state = replace(self._state, progress=progress)
-        body = Survivors(progress.slot_digest, progress.survivors)
         header = self._setup.silo_header(Kind.CONFIRM, self._index, progress.slot)
-        return make_frame(self._identity, header, body.to_bytes(self._config.num_silos))
+        return make_frame(self._identity, header, body)
 
     def reveal(self, confirms: BytesLike) -> bytes:
         """Return the REVEAL frame; the slot's secrets and shares are then deleted.
 
-        Of every survivor it holds the share of the mask seed, of every dropout that of
-        the slot's agreement key.
+        Of every contributor that survived it holds the share of the mask seed, of
+        every one that was lost that of the slot's agreement key.
 
         Args:
             confirms: the CONFIRMS frame; under ``trust="semi-honest"`` the SURVIVORS
@@ -281,7 +200,7 @@ class SiloSide:
 
         Raises:
             CryptoError: this silo confirmed nothing, or another list; confirmations are
-                too few, forged, or of silos outside the cohort.
+                too few, forged, or of silos outside the cohort; or the slot was closed.
         """
         progress = self._progress("reveal")
         if self._stands_for_confirms(confirms):
@@ -297,17 +216,48 @@ class SiloSide:
 
     def _reveal_shares(self, progress: SlotProgress) -> SlotProgress:
         """Make the one REVEAL of a slot and delete what it was made from."""
+        if progress.is_revealed:
+            raise ProtocolViolation(f"slot {progress.slot} is closed")
+        self._promise(Stage.REVEAL, progress, self._survivors_body(progress))
         message = choose_shares(progress, self._state.held[progress.slot])
         header = self._setup.silo_header(Kind.REVEAL, self._index, progress.slot)
         frame = make_frame(self._identity, header, message.to_bytes())
         progress = replace(progress, reveal=frame)
-        state = replace(
-            self._state,
-            progress=progress,
-            revealed_round=max(self._state.revealed_round, progress.round_number),
-        )
+        state = replace(self._state, progress=progress)
         self._state = forget_before(progress.slot + 1, state)
         return progress
+
+    def close_slot(self, notice: BytesLike) -> bytes:
+        """Take note of SUM; return the digest that the aggregator gives the sum.
+
+        The REVEAL frame, kept for a resend, is deleted: the slot is over.
+
+        Raises:
+            CryptoError: SUM of another slot, cohort or survivors than this silo's, or
+                another one than before.
+        """
+        progress = self._progress("close_slot")
+        header = self._setup.aggregator_header(Kind.SUM, progress.slot)
+        message = SumNotice.from_bytes(
+            self._open(notice, header), self._config.num_silos
+        )
+        progress = check_sum(progress, message)
+        self._state = forget_before(
+            progress.slot + 1, replace(self._state, progress=progress)
+        )
+        return progress.sum_digest
+
+    def _promise(self, stage: Stage, progress: SlotProgress, content: bytes) -> None:
+        """Put a promise into the journal."""
+        place = (self._setup.number, progress.slot, progress.round_number)
+        self._journal.promise(
+            Promise(stage, *place, digest(labels.PROMISE, self._owner(), content))
+        )
+
+    def _survivors_body(self, progress: SlotProgress) -> bytes:
+        """Return what CONFIRM says and REVEAL relies on."""
+        body = Survivors(progress.slot_digest, progress.survivors)
+        return body.to_bytes(self._config.num_silos)
 
     def _accept_survivors(
         self, data: BytesLike, progress: SlotProgress
@@ -327,11 +277,6 @@ class SiloSide:
     def setup_number(self) -> int:
         """The number of the setup that this side belongs to."""
         return self._setup.number
-
-    @property
-    def revealed_round(self) -> int:
-        """The highest round of which a share was revealed; 0 for none."""
-        return self._state.revealed_round
 
     @property
     def latest_slot(self) -> SlotProgress:
@@ -357,15 +302,20 @@ class SiloSide:
         index: int,
         run: bytes,
         setup: int,
+        journal: Journal,
     ) -> "SiloSide":
         """Return the silo's side as it was when :meth:`to_bytes` was called.
 
         Raises:
             ValueError: the arguments do not fit together.
-            MalformedMessage: torn, or the state of other arguments.
+            MalformedMessage: torn, the state of other arguments, or of promises that
+                the journal does not hold: an older journal was put in its place.
         """
-        side = cls(config, roster, aggregator_public, identity, index, run, setup)
+        side = cls(
+            config, roster, aggregator_public, identity, index, run, setup, journal
+        )
         side._state = decode_state(data, side._owner(), config.num_silos)
+        check_journal(journal, setup, side._state.progress)
         return side
 
     def __repr__(self) -> str:
@@ -376,23 +326,8 @@ class SiloSide:
         index = Writer().integer(self._index, 2).to_bytes()
         return digest(labels.SILO_STATE, self._setup.digest, index)
 
-    def _open(self, data: BytesLike, header: Header) -> bytes:
-        """Return the body of a frame of the aggregator with this header."""
-        return bytes(self._setup.open_from_aggregator(data, header))
-
     def _progress(self, method: str) -> SlotProgress:
         """Return the latest slot."""
         if self._state.progress is None:
             raise RuntimeError(f"{method}() before ready()")
         return self._state.progress
-
-    def _channel(self) -> AgreementKey:
-        """Return the key that seals and opens shares, while it exists."""
-        if self._state.channel is None:
-            raise RuntimeError("the channel key has been deleted")
-        return self._state.channel
-
-    def _own_advertisement(self, frame: bytes) -> Advertise:
-        """Return what this silo itself has advertised."""
-        _, signed = self._setup.open_from_silo(frame, Kind.ADVERTISE)
-        return Advertise.from_bytes(signed.body, self._config.slots_per_setup)

@@ -21,9 +21,25 @@ from crypto.secagg.checks import (
 )
 from crypto.secagg.digests import keys_digest, members_digest, slot_digest
 from crypto.secagg.masks import SlotSecrets, mask
-from crypto.secagg.messages import Active, Confirms, Masked, Ready, Reveal, Survivors
+from crypto.secagg.messages import (
+    Active,
+    Confirms,
+    Ready,
+    Reveal,
+    SumNotice,
+    Survivors,
+)
+from crypto.secagg.parts import (
+    Parts,
+    check_groups,
+    check_parts,
+    contributors_of,
+    within,
+    words_of,
+)
 from crypto.secagg.setup import Setup
 from crypto.secagg.silo_state import SiloState, SlotProgress
+from crypto.secagg.upload import Upload
 from crypto.shamir import SHARE_BYTES
 
 Words = npt.NDArray[np.uint64]
@@ -32,11 +48,11 @@ Words = npt.NDArray[np.uint64]
 def check_new_slot(
     setup: Setup, state: SiloState, slot: int, round_number: int
 ) -> None:
-    """Refuse a slot that is spent, and a round that may have had its sum.
+    """Refuse a slot that is spent; the journal refuses rounds that had their sum.
 
     Raises:
-        ProtocolViolation: no such slot or round; a slot that is not above all used
-            before; or a share was revealed in this round or a later one.
+        ProtocolViolation: no such slot or round, or a slot that is not above all used
+            before.
     """
     num_slots = setup.config.slots_per_setup
     if not 0 <= slot < num_slots:
@@ -45,11 +61,6 @@ def check_new_slot(
         raise ProtocolViolation(f"slot {slot} is spent: slots only go up")
     if not 1 <= round_number < 1 << 32:
         raise ProtocolViolation(f"round {round_number} does not exist")
-    if round_number <= state.revealed_round:
-        raise ProtocolViolation(
-            f"round {round_number}: shares of round {state.revealed_round} have been "
-            "revealed, no further slot serves it"
-        )
 
 
 def expected_ready(setup: Setup, state: SiloState, progress: SlotProgress) -> Ready:
@@ -60,23 +71,32 @@ def expected_ready(setup: Setup, state: SiloState, progress: SlotProgress) -> Re
 
 
 def check_active(
-    setup: Setup, index: int, state: SiloState, progress: SlotProgress, message: Active
+    setup: Setup,
+    index: int,
+    state: SiloState,
+    progress: SlotProgress,
+    message: Active,
+    parts: Parts,
 ) -> SlotProgress:
     """Return the progress bound to a cohort whose members all signed our READY.
 
+    Args:
+        parts: as this silo computes them, with contributors in the cohort or not.
+
     Raises:
         ProtocolViolation: another model, round or setup; a cohort that is too small,
-            has a stranger or lacks this silo.
+            has a stranger or lacks this silo; or too few of it contribute to a part.
         InvalidSignature: a member did not sign this READY.
     """
     expected = expected_ready(setup, state, progress)
     for name in ("members_digest", "round_number", "model_digest"):
         if getattr(message.ready, name) != getattr(expected, name):
             raise ProtocolViolation(f"ACTIVE has another {name} than this silo")
-    cohort = tuple(sorted(message.signatures))
-    check_enough(setup.config, cohort, "ACTIVE")
+    config, cohort = setup.config, tuple(sorted(message.signatures))
+    check_enough(config, cohort, "ACTIVE")
     check_part(cohort, state.members, "ACTIVE")
     check_inside(index, cohort, "ACTIVE")
+    check_groups(parts, cohort, config.min_cohort, "ACTIVE")
     body = expected.to_bytes()
     setup.verify_all(Kind.READY, progress.slot, body, message.signatures)
     agreed = slot_digest(
@@ -85,37 +105,40 @@ def check_active(
         progress.round_number,
         progress.model_digest,
         cohort,
-        setup.config.num_silos,
+        parts,
+        config.num_silos,
     )
-    return replace(progress, slot_digest=agreed, cohort=cohort)
+    return replace(
+        progress, slot_digest=agreed, cohort=cohort, parts=within(parts, cohort)
+    )
 
 
-def check_words(words: Words) -> None:
-    """Raise ``ValueError`` for what is not a vector of 64-bit words."""
-    if words.dtype != np.uint64 or words.ndim != 1 or not words.size:
-        raise ValueError(f"words: must be uint64 [w], is {words.dtype} {words.shape}")
+def check_upload(upload: Upload, parts: Parts, index: int) -> None:
+    """Raise ``ValueError`` for an upload that is sealed or not as long as the parts."""
+    check_parts(parts)
+    if upload.is_sealed:
+        raise ValueError("upload: has been sealed before")
+    if upload.words.size != (expected := words_of(parts, index)):
+        raise ValueError(
+            f"upload: has {upload.words.size} words, this silo's parts have {expected}"
+        )
 
 
-def mask_copy(
+def mask_in_place(
     setup: Setup,
     index: int,
     keys: bytes,
     own: SlotSecrets,
     progress: SlotProgress,
     words: Words,
-) -> Masked:
-    """Return a masked copy of the words.
+) -> None:
+    """Mask a vector where it stands.
 
     Raises:
-        ProtocolViolation: a peer's public key is of low order.
+        ProtocolViolation: a peer's public key is of low order; nothing is changed.
     """
-    advertised = setup.read_keys(keys)
-    publics = {
-        silo: advertised[silo].slot_publics[progress.slot] for silo in progress.cohort
-    }
-    masked = np.array(words, np.uint64, order="C")
-    mask(masked, own, index, publics, progress.slot_digest)
-    return Masked(progress.slot_digest, masked.astype("<u8", copy=False).data.cast("B"))
+    publics = setup.slot_publics(keys, progress.slot, progress.cohort)
+    mask(words, own, index, publics, progress.slot_digest, progress.parts)
 
 
 def accept_survivors(
@@ -125,8 +148,8 @@ def accept_survivors(
 
     Raises:
         ProtocolViolation: the slot masked nothing, or for another cohort; survivors are
-            too few, are not all of the cohort or lack this silo; or another list was
-            accepted before.
+            too few, in all or in a part, are not all of the cohort or lack this silo;
+            or another list was accepted before.
     """
     if not progress.slot_digest or message.slot_digest != progress.slot_digest:
         raise ProtocolViolation(
@@ -135,6 +158,8 @@ def accept_survivors(
     check_enough(setup.config, message.survivors, "SURVIVORS")
     check_part(message.survivors, progress.cohort, "SURVIVORS")
     check_inside(index, message.survivors, "SURVIVORS")
+    min_cohort = setup.config.min_cohort
+    check_groups(progress.parts, message.survivors, min_cohort, "SURVIVORS")
     if progress.survivors not in ((), message.survivors):
         raise ProtocolViolation(
             f"SURVIVORS differ from those confirmed in slot {progress.slot}"
@@ -160,7 +185,7 @@ def check_confirms(setup: Setup, progress: SlotProgress, message: Confirms) -> N
 
 
 def choose_shares(progress: SlotProgress, held: Mapping[int, bytes]) -> Reveal:
-    """Return one share of each silo: of a survivor's seed, or of a dropout's key.
+    """Return one share of each contributor: of a survivor's seed or a dropout's key.
 
     Guarantees: never both of one silo, because the survivors of a slot are accepted
     once and the shares are deleted with this answer.
@@ -169,6 +194,23 @@ def choose_shares(progress: SlotProgress, held: Mapping[int, bytes]) -> Reveal:
         held[silo][:SHARE_BYTES]
         if silo in progress.survivors
         else held[silo][SHARE_BYTES:]
-        for silo in progress.cohort
+        for silo in contributors_of(progress.parts, progress.cohort)
     ]
     return Reveal(progress.slot_digest, shares)
+
+
+def check_sum(progress: SlotProgress, notice: SumNotice) -> SlotProgress:
+    """Return the progress closed by the digest of the slot's sum.
+
+    Raises:
+        ProtocolViolation: of another cohort or other survivors than this silo knows,
+            or another sum than the one announced before.
+    """
+    found = notice.survivors
+    if not progress.slot_digest or found.slot_digest != progress.slot_digest:
+        raise ProtocolViolation("SUM of a cohort that this silo was not in")
+    if progress.survivors not in ((), found.survivors):
+        raise ProtocolViolation("SUM over other survivors than those confirmed")
+    if progress.sum_digest not in (b"", notice.sum_digest):
+        raise ProtocolViolation(f"a second, different SUM of slot {progress.slot}")
+    return replace(progress, reveal=b"", sum_digest=notice.sum_digest)

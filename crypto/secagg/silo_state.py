@@ -1,9 +1,9 @@
 """What a silo must remember of one setup, and how it is written down. SECRET.
 
 The state holds keys, seeds and shares. Whoever saves it uses mode 0600 and syncs it to
-disk before the reply that it belongs to leaves the machine. Loading an older state than
-the last one saved would let a slot be used twice; keeping only the newest is the
-caller's promise (``silo/store.py``).
+disk before the reply that it belongs to leaves the machine. An older state than the
+last one saved does no harm as long as the journal is not older too: what the silo has
+promised stands there.
 """
 
 from dataclasses import dataclass, field, replace
@@ -21,6 +21,7 @@ from crypto.secagg.messages import (
     decode_silos,
     encode_silos,
 )
+from crypto.secagg.parts import Parts, decode_parts, encode_parts
 
 MAX_STATE_FIELD_BYTES = 1 << 24
 """Above KEYS and SHARES of the largest setup (1000 silos, 64 slots: 4.2 MB each)."""
@@ -30,7 +31,9 @@ MAX_STATE_FIELD_BYTES = 1 << 24
 class SlotProgress:
     """How far the silo has come in its latest slot, and what it has promised there.
 
-    Empty bytes and tuples stand for stages that have not been reached.
+    Empty bytes and tuples stand for stages that have not been reached. ``parts`` have
+    their contributors in the cohort; ``reveal`` is the frame that was sent, until the
+    slot is closed by the digest of its sum.
     """
 
     slot: int
@@ -38,9 +41,16 @@ class SlotProgress:
     model_digest: bytes
     slot_digest: bytes = b""
     cohort: tuple[int, ...] = ()
+    parts: Parts = ()
     words_digest: bytes = b""
     survivors: tuple[int, ...] = ()
     reveal: bytes = b""
+    sum_digest: bytes = b""
+
+    @property
+    def is_revealed(self) -> bool:
+        """Whether this silo has revealed its shares."""
+        return bool(self.reveal or self.sum_digest)
 
 
 @dataclass(frozen=True, repr=False)
@@ -57,7 +67,6 @@ class SiloState:
         members: U2.
         held: by slot and silo, the two shares held of its secrets, own ones included.
         progress: the latest slot.
-        revealed_round: the highest round of which a share was revealed; 0 for none.
     """
 
     advertisement: bytes = b""
@@ -69,7 +78,6 @@ class SiloState:
     members: tuple[int, ...] = ()
     held: dict[int, dict[int, bytes]] = field(default_factory=dict)
     progress: SlotProgress | None = None
-    revealed_round: int = 0
 
 
 def forget_before(slot: int, state: SiloState) -> SiloState:
@@ -98,7 +106,6 @@ def encode_state(state: SiloState, owner: bytes, num_silos: int) -> bytes:
         encode_silos(state.members, num_silos),
     ):
         writer.prefixed(data, MAX_STATE_FIELD_BYTES)
-    writer.integer(state.revealed_round, 4)
     _write_secrets(writer, state)
     _write_held(writer, state, num_silos)
     _write_progress(writer, state.progress, num_silos)
@@ -128,7 +135,6 @@ def decode_state(data: bytes, owner: bytes, num_silos: int) -> SiloState:
         shares=shares,
         envelopes_digest=envelopes,
         members=decode_silos(members, num_silos),
-        revealed_round=reader.integer(4),
         secrets=_read_secrets(reader),
         held=_read_held(reader, num_silos),
         progress=_read_progress(reader, num_silos),
@@ -187,9 +193,11 @@ def _write_progress(
     for data in (
         progress.slot_digest,
         encode_silos(progress.cohort, num_silos),
+        encode_parts(progress.parts, num_silos),
         progress.words_digest,
         encode_silos(progress.survivors, num_silos),
         progress.reveal,
+        progress.sum_digest,
     ):
         writer.prefixed(data, MAX_STATE_FIELD_BYTES)
 
@@ -200,8 +208,8 @@ def _read_progress(reader: Reader, num_silos: int) -> SlotProgress | None:
         return None
     slot, round_number = reader.integer(4), reader.integer(4)
     model_digest = reader.fixed(DIGEST_BYTES)
-    slot_digest, cohort, words_digest, survivors, reveal = (
-        reader.prefixed(MAX_STATE_FIELD_BYTES) for _ in range(5)
+    slot_digest, cohort, parts, words_digest, survivors, reveal, sum_digest = (
+        reader.prefixed(MAX_STATE_FIELD_BYTES) for _ in range(7)
     )
     return SlotProgress(
         slot,
@@ -209,7 +217,9 @@ def _read_progress(reader: Reader, num_silos: int) -> SlotProgress | None:
         model_digest,
         slot_digest,
         decode_silos(cohort, num_silos),
+        decode_parts(parts, num_silos),
         words_digest,
         decode_silos(survivors, num_silos),
         reveal,
+        sum_digest,
     )

@@ -13,7 +13,10 @@ from crypto.frame import AGGREGATOR, NO_SLOT, Header, Kind, make_frame
 from crypto.keys import IdentityKey
 from crypto.secagg.aggregator_side import AggregatorSide
 from crypto.secagg.config import SecAggConfig
+from crypto.secagg.journal import Journal
+from crypto.secagg.parts import Parts, whole
 from crypto.secagg.silo_side import SiloSide
+from crypto.secagg.upload import Upload
 
 RUN = bytes(range(16))
 OTHER_RUN = bytes(16)
@@ -38,6 +41,8 @@ class Federation:
         self.config, self.run, self.setup = config, run, setup
         *self.identities, self.aggregator_identity = make_identities(config.num_silos)
         self.roster = [identity.public for identity in self.identities]
+        self.journals = [Journal(None, b"silo %d" % i) for i in self.everyone]
+        self.parts: Parts = whole(NUM_WORDS, self.everyone)
         self.silos = [
             SiloSide(*self.silo_arguments(index)) for index in range(config.num_silos)
         ]
@@ -58,6 +63,7 @@ class Federation:
             index,
             self.run,
             self.setup,
+            self.journals[index],
         )
 
     def aggregator_arguments(self) -> tuple:
@@ -116,38 +122,46 @@ class Federation:
         for i in chosen:
             self.silos[i].receive_shares(self.frames["envelopes"][i])
         arguments = (self.slot, self.round_number, self.model)
-        self.aggregator.open_slot(*arguments, NUM_WORDS)
+        slot = self.aggregator.open_slot(*arguments, self.parts)
         sent = {i: self.silos[i].ready(*arguments) for i in chosen}
         for frame in sent.values():
-            self.aggregator.add_ready(frame)
+            slot.add_ready(frame)
         self.frames["ready"] = sent
-        self.frames["active"] = dict.fromkeys(chosen, self.aggregator.active())
+        self.frames["active"] = dict.fromkeys(chosen, slot.active())
 
     def mask(self, silos: Iterable[int]) -> None:
         sent = {
-            i: self.silos[i].mask(self.frames["active"][i], self.words[i])
+            i: self.masked(i, self.frames["active"][i])
             for i in silos
         }
         for frame in sent.values():
-            self.aggregator.add_masked(frame)
+            self.aggregator.slot.add_masked(frame)
         self.frames["masked"] = sent
-        survivors = self.aggregator.survivors()
+        survivors = self.aggregator.slot.survivors()
         self.frames["survivors"] = dict.fromkeys(self.everyone, survivors)
+
+    def masked(self, silo: int, active: bytes, words: np.ndarray | None = None) -> bytes:
+        """Have a silo mask a copy of its words, or of others."""
+        upload = Upload.of(self.words[silo] if words is None else words)
+        return bytes(self.silos[silo].mask(active, upload, self.parts))
 
     def confirm(self, silos: Iterable[int]) -> None:
         sent = {i: self.silos[i].confirm(self.frames["survivors"][i]) for i in silos}
         for frame in sent.values():
-            self.aggregator.add_confirm(frame)
+            self.aggregator.slot.add_confirm(frame)
         self.frames["confirm"] = sent
-        confirms = self.aggregator.confirms()
+        confirms = self.aggregator.slot.confirms()
         self.frames["confirms"] = dict.fromkeys(self.everyone, confirms)
 
     def reveal(self, silos: Iterable[int]) -> np.ndarray:
         sent = {i: self.silos[i].reveal(self.frames["confirms"][i]) for i in silos}
         for frame in sent.values():
-            self.aggregator.add_reveal(frame)
+            self.aggregator.slot.add_reveal(frame)
         self.frames["reveal"] = sent
-        return self.aggregator.unmask()
+        total = self.aggregator.slot.unmask()
+        notice = self.aggregator.slot.sum_notice()
+        self.frames["sum"] = dict.fromkeys(self.everyone, notice)
+        return total
 
     def plain_sum(self, silos: Iterable[int]) -> np.ndarray:
         """The slow, obvious reference: Python integers, modulo 2^64."""
