@@ -6,26 +6,23 @@ import numpy as np
 import numpy.typing as npt
 
 from aggregator.state import RoundState
-from crypto.ring import unpack
+from crypto.prg import SecretRandom
+from crypto.ring import unpack_blocks, unpack_range
 from diffusion.parameters import ParameterLayout, flatten, unflatten
 from privacy.clipping import Vector
-from privacy.quantization import Grid, dequantize_sum, first_grid, next_ranges
+from privacy.grids import Grid
+from privacy.quantization import dequantize_sum
+from privacy.rotation import rotate_back
+from privacy.weights import decode_weights
+from protocol.grids import next_numbers, numbers_after_loss, sign_seed
 from protocol.plan import RunPlan
 
 Words = npt.NDArray[np.uint64]
 
 
-def round_grid(plan: RunPlan, layout: ParameterLayout, state: RoundState) -> Grid:
-    """Return the cohort's common grid of the round that follows a state."""
-    round_number = state.round_number + 1
-    value_bits = plan.update.value_bits_in(round_number, len(plan.silos))
-    if not state.ranges.size:
-        return first_grid(value_bits, plan.update.clipping_norm, layout.segments)
-    return Grid(value_bits, state.ranges, layout.segments)
-
-
 def mean_update(
     plan: RunPlan,
+    layout: ParameterLayout,
     grid: Grid,
     words: Words,
     survivors: tuple[int, ...],
@@ -35,19 +32,33 @@ def mean_update(
 
     Args:
         words: the unmasked sum, packed.
-        survivors: whose updates it holds; their declared weights divide it.
+        survivors: whose updates it holds; their declared weights divide it, or the sum
+            of their secret ones, which it tells.
 
     Raises:
-        Overflow: the sum is larger than the survivors' fields can be.
+        Overflow: the sum is larger than the survivors' fields can be, or their weights
+            are.
     """
-    weights = plan.relative_weights()
-    field_bits = plan.update.field_bits(round_number, len(plan.silos))
-    return dequantize_sum(
-        unpack(words, field_bits, sum(grid.segments)),
+    num_silos, num_parameters = len(plan.silos), layout.size
+    field_bits = plan.update.field_bits(round_number, num_silos)
+    length = plan.update.num_fields(round_number, num_silos, num_parameters)
+    if plan.update.weights == "secret":
+        digits = unpack_range(words, field_bits, length, grid.length, length)
+        most = plan.update.max_weight
+        total = decode_weights(digits.tolist(), most, grid.value_bits, len(survivors))
+        total_weight = total / most
+    else:
+        weights = plan.relative_weights()
+        total_weight = sum(weights[silo] for silo in survivors)
+    mean = dequantize_sum(
+        unpack_blocks(words, field_bits, length, grid.length),
         grid,
         num_contributors=len(survivors),
-        total_weight=sum(weights[silo] for silo in survivors),
+        total_weight=total_weight,
     )
+    if plan.update.rotation:
+        rotate_back(mean, SecretRandom(sign_seed(plan, round_number)))
+    return mean[:num_parameters]
 
 
 def apply(
@@ -62,19 +73,14 @@ def apply(
         round_number=state.round_number + 1,
         parameters=parameters,
         average=state.average.updated(parameters),
-        ranges=next_ranges(mean, layout.segments, plan.update.clipping_norm),
+        ranges=next_numbers(plan, layout.segments, mean),
     )
 
 
 def skip(plan: RunPlan, layout: ParameterLayout, state: RoundState) -> RoundState:
-    """Return the state after a round without a sum: its parameters do not change.
-
-    Where no mean update is known yet, the next grid's ranges are six times what every
-    value has if the clipping norm is spread evenly.
-    """
-    ranges = state.ranges
-    if not ranges.size:
-        even = plan.update.clipping_norm / layout.size**0.5
-        ranges = np.full(len(layout.segments), 6.0 * even, dtype=np.float32)
-    number = state.round_number + 1
-    return dataclasses.replace(state, round_number=number, ranges=ranges)
+    """Return the state after a round without a sum: its parameters do not change."""
+    return dataclasses.replace(
+        state,
+        round_number=state.round_number + 1,
+        ranges=numbers_after_loss(plan, layout.segments, state.ranges),
+    )

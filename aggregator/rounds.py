@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from aggregator.averaging import apply, mean_update, round_grid, skip
+from aggregator.averaging import apply, mean_update, skip
 from aggregator.checkpoints import CheckpointStore
 from aggregator.errors import RoundAborted
 from aggregator.evaluation import Evaluation, Reference, evaluate
@@ -19,12 +19,12 @@ from aggregator.exchanges import Exchanges, Stage
 from aggregator.secure_sum import SecureSum
 from aggregator.state import RoundState, initial_state, shared_layout
 from aggregator.sums import PlainSum, Summation, Task
-from crypto.ring import words_needed
 from diffusion.checkpoint import Checkpoint
 from diffusion.parameters import ParameterLayout, flatten, parameters_digest
 from privacy.errors import Overflow
 from protocol import records
 from protocol.envelope import EndReply, EndRequest, Kind, floats_to_bytes, open_envelope
+from protocol.grids import round_grid
 from protocol.plan import RunPlan
 from protocol.transcript import read_records
 from protocol.version import SOFTWARE
@@ -222,19 +222,22 @@ def run_round(
         CohortTooSmall: too few silos are left; nothing was revealed.
         RoundAborted: the round has no sum, or an impossible one: a silo lied.
     """
-    number, grid = state.round_number + 1, round_grid(plan, layout, state)
+    number = state.round_number + 1
+    numbers = round_grid(plan, layout.segments, number, state.ranges)
     field_bits = plan.update.field_bits(number, len(plan.silos))
-    grid.check_headroom(field_bits, len(plan.silos))
+    numbers.check_headroom(plan, field_bits)
     task = Task(
         round_number=number,
         parameters=floats_to_bytes(flatten(state.parameters, layout)),
         ranges=floats_to_bytes(state.ranges),
-        num_words=words_needed(layout.size, field_bits),
+        num_words=plan.num_words(number, layout.size),
         field_bits=field_bits,
     )
     total = summation.sum_round(task)
     try:
-        mean = mean_update(plan, grid, total.words, total.survivors, number)
+        mean = mean_update(
+            plan, layout, numbers.grid, total.words, total.survivors, number
+        )
     except Overflow as error:
         raise RoundAborted(str(error)) from None
     return apply(plan, layout, state, mean), total.survivors

@@ -11,6 +11,7 @@ from diffusion.ema import ExponentialMovingAverage
 from diffusion.model import make_model
 from diffusion.parameters import ParameterLayout, make_layout, parameters_of
 from diffusion.parts import SELECTIONS
+from protocol.grids import first_numbers
 from protocol.plan import RunPlan
 
 
@@ -18,7 +19,7 @@ from protocol.plan import RunPlan
 class RoundState:
     """The global model after ``round_number`` rounds.
 
-    ``ranges`` are those of the next round's grid, empty before the first mean update.
+    ``ranges`` are the public numbers of the next round's grid (``protocol.grids``).
     ``average`` is the moving average from which samples are drawn.
     """
 
@@ -30,14 +31,16 @@ class RoundState:
 
 def initial_state(plan: RunPlan) -> RoundState:
     """Return the state before the first round; it follows from the plan alone."""
-    parameters = parameters_of(make_model(plan.model, plan.seed_for("model")))
+    model = make_model(plan.model, plan.seed_for("model"))
+    layout = make_layout(model, SELECTIONS[plan.update.selection])
+    parameters = parameters_of(model)
     return RoundState(
         round_number=0,
         parameters=parameters,
         average=ExponentialMovingAverage(
             decay=plan.aggregation.ema_decay, parameters=parameters
         ),
-        ranges=np.empty(0, dtype=np.float32),
+        ranges=first_numbers(plan, layout.segments),
     )
 
 

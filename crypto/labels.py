@@ -24,6 +24,9 @@ SUM_DIGEST = b"cloister/1/sum-digest"
 # Digests of protocol messages (protocol/envelope.py).
 MODEL = b"cloister/1/model-digest"
 
+# Public randomness of a round (protocol/grids.py).
+ROTATION_SIGNS = b"cloister/1/rotation-signs"
+
 # Keys derived from shared secrets and seeds (crypto/kdf.py).
 ENVELOPE_KEY = b"cloister/1/envelope-key"
 SELF_MASK = b"cloister/1/self-mask"

@@ -143,13 +143,17 @@ def difference(
     local: Mapping[str, Tensor],
     global_: Mapping[str, Tensor],
     layout: ParameterLayout,
+    out: Vector | None = None,
 ) -> Vector:
     """Return the update: local minus global parameters, float32 ``[d]``.
+
+    Args:
+        out: where to write, float32 ``[d]``; a new array if none.
 
     Raises:
         ShapeMismatch: as ``flatten``.
     """
-    update = flatten(local, layout)
+    update = flatten(local, layout, out)
     for name, shape, where in layout.slices():
         update[where] -= _matching(global_, name, shape).numpy().reshape(-1)
     return update

@@ -1,179 +1,183 @@
 """Updates on the cohort's common grid: integers that can be summed exactly, and back.
 
-A grid has one range r for each segment (tensor) of the vector. With q value bits a
-value x becomes an integer level of [-M, M], M = 2^(q-1) - 1, in grid steps r / M, and
-is stored as the field level + M. The sum of n such fields is at most 2 M n, which the
-grid compares with the field before anything is summed. The aggregator computes
-the grid from public numbers, the plan and the previous round's mean update; every silo
-signs its digest with the model's, so that all of a sum have used the same.
+A grid has one range r for each segment of the vector (a tensor; or all of a rotated
+vector). With q value bits a value x becomes an integer level of [-M, M],
+M = 2^(q-1) - 1, in grid steps r / M, and is stored as the field level + M. The sum of n
+such fields is at most 2 M n, which the grid compares with the field before anything is
+summed. The grid itself follows from public numbers and is in ``privacy.grids``.
+
+Both directions work block by block, on what fits the processor's cache: fields are
+made when they are packed and read when they are unpacked; there is never an array of
+them.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from privacy.clipping import ClippedUpdate, Vector, norm
+from privacy.clipping import Vector
 from privacy.errors import GridTooCoarse, NotFinite, Overflow
+from privacy.grids import Grid
+from privacy.rotation import RandomBytes
 
-BLOCK = 1 << 16
-RANGE_MARGIN = 3.0
-"""A range is this many times the largest value of the previous round's mean update."""
+BLOCK = 1 << 15
+NARROW_VALUE_BITS = 16
+"""Up to so many value bits a level is reckoned in float32 and 32-bit integers."""
 
-RandomBytes = Callable[[npt.NDArray[np.uint64]], None]
-"""Fills a buffer with secret random words; bound by the caller to a fresh OS seed."""
-
-Fields = npt.NDArray[np.uint32]
-
-
-@dataclass(frozen=True)
-class Grid:
-    """The public grid of one round.
-
-    ``ranges`` is float32, one positive number for each segment; ``segments`` are the
-    lengths of the tensors, in the order of the flat vector.
-    """
-
-    value_bits: int
-    ranges: npt.NDArray[np.float32]
-    segments: tuple[int, ...]
-
-    def __post_init__(self) -> None:
-        """Check the bits, and that there is one usable range for each segment."""
-        if not 2 <= self.value_bits <= 32:
-            raise GridTooCoarse(f"{self.value_bits} value bits, must be 2 to 32")
-        if self.ranges.shape != (len(self.segments),):
-            raise GridTooCoarse(
-                f"{self.ranges.size} ranges for {len(self.segments)} segments"
-            )
-        if not (np.isfinite(self.ranges).all() and (self.ranges > 0).all()):
-            raise GridTooCoarse("every range must be positive and finite")
-
-    @property
-    def max_level(self) -> int:
-        """The largest level M, in grid steps."""
-        return (1 << (self.value_bits - 1)) - 1
-
-    def check_headroom(self, field_bits: int, num_contributors: int) -> None:
-        """Raise :class:`Overflow` if the sum of so many fields could overflow."""
-        largest = 2 * self.max_level * num_contributors
-        if largest >= 1 << field_bits:
-            raise Overflow(
-                f"{num_contributors} values of {self.value_bits} bits do not fit "
-                f"a field of {field_bits} bits"
-            )
-
-    def blocks(self) -> Iterator[tuple[slice, float]]:
-        """Yield slices of the vector, no longer than a block, with their grid step."""
-        start = 0
-        for length, range_ in zip(self.segments, self.ranges, strict=True):
-            step = float(range_) / self.max_level
-            for offset in range(start, start + length, BLOCK):
-                yield slice(offset, min(offset + BLOCK, start + length)), step
-            start += length
+Fields = npt.NDArray[np.unsignedinteger[Any]]
 
 
 @dataclass(frozen=True)
-class IntegerUpdate:
-    """A quantised update: fields ``[d]`` of 0 … 2 M, ready to be packed.
+class _FixedPoint:
+    """The types of one precision: a level is an integer of ``whole`` over 2^bits.
 
-    ``num_clamped`` counts the values beyond their range; it depends on data and stays
-    in the silo.
+    The upper half of a ``whole`` is the field, the lower half its fraction, to which
+    dither of type ``half`` is added.
     """
 
-    fields: Fields
-    num_clamped: int
+    real: type[np.floating[Any]]
+    signed: type[np.signedinteger[Any]]
+    whole: type[np.unsignedinteger[Any]]
+    half: type[np.unsignedinteger[Any]]
+    fraction_bits: int
 
 
-def first_grid(value_bits: int, clipping_norm: float, segments: Sequence[int]) -> Grid:
-    """Return the grid of a run's first round: no clipped value can leave its range."""
-    ranges = np.full(len(segments), clipping_norm, dtype=np.float32)
-    return Grid(value_bits, ranges, tuple(segments))
+_NARROW = _FixedPoint(np.float32, np.int32, np.uint32, np.uint16, 16)
+_WIDE = _FixedPoint(np.float64, np.int64, np.uint64, np.uint32, 32)
 
 
-def next_ranges(
-    mean: Vector, segments: Sequence[int], clipping_norm: float
-) -> npt.NDArray[np.float32]:
-    """Return the ranges that follow from a round's mean update, one for each segment.
+class Quantizer:
+    """One clipped update as fields on a grid, made when they are asked for.
 
-    Three times the segment's largest absolute value; at least three times the root
-    mean square of the whole vector, so that a tensor at rest may move again; at most
-    the clipping norm.
+    Guarantees: every field is 0 … 2 M. Values beyond their range are clamped to it and
+    counted. With ``random`` rounding is stochastic: of w · x / step the field's level
+    is one of the two neighbours, and its expectation is w · x / step to within
 
-    Args:
-        mean: float32 ``[d]``.
+    - 2^-17 steps and 2^-22 of the value itself, for up to 16 value bits,
+    - 2^-33 steps and 2^-51 of the value itself, above,
 
-    Raises:
-        NotFinite: the mean holds NaN or infinity.
-    """
-    floor = RANGE_MARGIN * norm(mean) / max(1, mean.size) ** 0.5
-    ranges, start = np.empty(len(segments), dtype=np.float32), 0
-    for index, length in enumerate(segments):
-        segment = mean[start : start + length]
-        largest = float(max(segment.max(initial=0), -segment.min(initial=0)))
-        ranges[index] = min(max(RANGE_MARGIN * largest, floor), clipping_norm)
-        start += length
-    ranges[ranges <= 0] = clipping_norm
-    return ranges
+    where the first is the resolution of the dither (given the scaled value t, rounded
+    to 16 or 32 bits of fraction, floor(t + u) with u uniform on {k / 2^16} or
+    {k / 2^32} has the expectation t exactly) and the second the rounding of the one
+    product in float32 or float64. Without ``random`` a value goes to the nearest level
+    (ties to even), the same on every machine.
 
-
-def quantize(
-    update: ClippedUpdate,
-    grid: Grid,
-    random: RandomBytes | None,
-    *,
-    weight: float = 1.0,
-) -> IntegerUpdate:
-    """Return a clipped update as integers on the grid.
-
-    Guarantees: values beyond a range are clamped to it and counted. With ``random``
-    the rounding is stochastic: level = floor(x / step + u), u uniform on
-    {(k + 1/2) / 2^32}, hence unbiased to within 2^-33 steps; without, to the nearest
-    level (ties to even).
+    Two bytes of ``random`` are used a value for up to 16 value bits, four above.
 
     Args:
-        update: float32 ``[d]`` with its bound.
+        vector: float32 ``[d]``, read while fields are made and never written.
+        grid: the cohort's grid, of the same length.
         random: secret random words, or None for nearest.
         weight: the silo's factor in the sum, in (0, 1].
+        tail: fields that follow those of the vector as they are.
 
     Raises:
         GridTooCoarse: the grid belongs to a vector of another length.
-        NotFinite: an element is NaN.
     """
-    vector = update.vector
-    _check_length(vector.size, grid)
-    fields = np.empty(vector.size, dtype=np.uint32)
-    words = np.empty(BLOCK // 2, dtype=np.uint64)
-    num_clamped, limit = 0, float(grid.max_level)
-    beyond = limit * (1 + 2**-50)  # A value at its range is not beyond by rounding.
-    for block, step in grid.blocks():
-        levels = vector[block].astype(np.float64)
-        levels *= weight / step
-        if np.isnan(levels).any():
-            raise NotFinite("the update holds NaN")
-        num_clamped += int(np.count_nonzero(np.abs(levels) > beyond))
-        if random is None:
-            np.rint(levels, out=levels)
-        else:
-            random(words[: (levels.size + 1) // 2])
-            dither = words.view(np.uint32)[: levels.size].astype(np.float64)
-            dither += 0.5
-            dither *= 2.0**-32
-            # Whole and fraction apart: their sum with u would be rounded for large M.
-            whole = np.floor(levels)
-            levels -= whole
-            levels += dither
-            np.floor(levels, out=levels)
-            levels += whole
-        np.clip(levels, -limit, limit, out=levels)
-        levels += limit
-        fields[block] = levels
-    return IntegerUpdate(fields, num_clamped)
+
+    def __init__(
+        self,
+        vector: Vector,
+        grid: Grid,
+        random: RandomBytes | None,
+        *,
+        weight: float = 1.0,
+        tail: npt.NDArray[np.uint32] | None = None,
+    ) -> None:
+        if vector.size != grid.length:
+            raise GridTooCoarse(
+                f"a vector of {vector.size:,} values on a grid for {grid.length:,}"
+            )
+        self._vector, self._grid, self._random = vector, grid, random
+        self._tail = np.empty(0, np.uint32) if tail is None else tail
+        is_narrow = grid.value_bits <= NARROW_VALUE_BITS and random is not None
+        self._type = _NARROW if is_narrow else _WIDE
+        fraction_bits = self._type.fraction_bits if random is not None else 0
+        self._limit = self._type.real(grid.max_level << fraction_bits)
+        self._middle = self._type.whole(grid.max_level << fraction_bits)
+        self._factors = _factors(grid.ranges, weight, self._limit)
+        self._reals = np.empty(BLOCK, self._type.real)
+        self._wholes = np.empty(BLOCK, self._type.whole)
+        self._words = np.empty(BLOCK * self._type.half().itemsize // 8, np.uint64)
+        self._num_clamped = 0
+
+    @property
+    def length(self) -> int:
+        """The number of fields, those of the tail included."""
+        return self._vector.size + self._tail.size
+
+    @property
+    def num_clamped(self) -> int:
+        """Values that were beyond their range; depends on data, stays in the silo."""
+        return self._num_clamped
+
+    def fill(self, start: int, target: Fields) -> None:
+        """Write the fields of the elements from ``start`` on into a target.
+
+        Args:
+            target: unsigned ``[n]``, wide enough for a field; may be a strided view.
+
+        Raises:
+            NotFinite: a value is NaN or infinite.
+        """
+        stop = min(start + target.size, self._vector.size)
+        for first in range(start, stop, BLOCK):
+            last = min(first + BLOCK, stop)
+            self._fill_block(first, target[first - start : last - start])
+        first = max(start, self._vector.size)
+        tail = self._tail[first - self._vector.size :][: start + target.size - first]
+        np.copyto(target[first - start :], tail, casting="unsafe")
+
+    def _fill_block(self, start: int, target: Fields) -> None:
+        """Write the fields of at most a block of values."""
+        reals, wholes = self._reals[: target.size], self._wholes[: target.size]
+        with np.errstate(over="ignore", invalid="ignore"):
+            for part, segment in self._grid.parts(start, start + target.size):
+                place = slice(part.start - start, part.stop - start)
+                factor = self._factors[segment]
+                np.multiply(self._vector[part], factor, out=reals[place])
+        self._clamp(start, reals)
+        np.rint(reals, out=reals)
+        np.copyto(wholes.view(self._type.signed), reals, casting="unsafe")
+        wholes += self._middle
+        if self._random is not None:
+            half = self._type.half
+            words = self._words[: -(-target.size * half().itemsize // 8)]
+            self._random(words)
+            wholes += words.view(half)[: target.size]
+            wholes >>= self._type.whole(self._type.fraction_bits)
+        np.copyto(target, wholes, casting="unsafe")
+
+    def _clamp(self, start: int, reals: npt.NDArray[np.floating[Any]]) -> None:
+        """Clamp a block's levels, and count those that were beyond."""
+        limit = self._limit
+        if reals.min() >= -limit and reals.max() <= limit:
+            return
+        if not np.isfinite(self._vector[start : start + reals.size]).all():
+            raise NotFinite("the update holds NaN or infinity")
+        self._num_clamped += int(np.count_nonzero(np.abs(reals) > limit))
+        np.clip(reals, -limit, limit, out=reals)
+
+
+def _factors(
+    ranges: npt.NDArray[np.float32], weight: float, limit: np.floating[Any]
+) -> npt.NDArray[np.floating[Any]]:
+    """Return what a value of each segment is multiplied with: weight · limit / range.
+
+    Rounded down where a value at its range would come out above the limit.
+    """
+    real = type(limit)
+    factors = (weight * float(limit) / ranges.astype(np.float64)).astype(real)
+    while (beyond := factors * ranges.astype(real) > limit).any():
+        factors[beyond] = np.nextafter(factors[beyond], real(0))
+    return factors
 
 
 def dequantize_sum(
-    total: npt.NDArray[np.unsignedinteger],
+    blocks: Iterable[tuple[int, Fields]],
     grid: Grid,
     *,
     num_contributors: int,
@@ -181,8 +185,12 @@ def dequantize_sum(
 ) -> Vector:
     """Return the mean update, float32 ``[d]``, of a sum of fields.
 
+    Guarantees: every value is (sum - n M) · step / total weight, of which the product
+    alone is rounded, to a relative 2^-22.
+
     Args:
-        total: sums of ``num_contributors`` fields, integers ``[d]``.
+        blocks: (start, sums of ``num_contributors`` fields), in any order, which
+            together are the vector once.
         total_weight: the sum of the contributors' weights.
 
     Raises:
@@ -190,18 +198,24 @@ def dequantize_sum(
         Overflow: a sum is larger than so many fields can be: somebody lied, or the
             masks did not cancel.
     """
-    _check_length(total.size, grid)
-    if total.size and int(total.max()) > 2 * grid.max_level * num_contributors:
-        raise Overflow("the sum is larger than its contributors' fields can be")
-    mean = np.empty(total.size, dtype=np.float32)
-    offset = float(grid.max_level * num_contributors)
-    for block, step in grid.blocks():
-        mean[block] = (total[block].astype(np.float64) - offset) * (step / total_weight)
+    largest, mean = 2 * grid.max_level * num_contributors, np.empty(grid.length, "f4")
+    # Up to 2^24 a whole number is exact in float32.
+    real = np.float32 if largest <= 1 << 24 else np.float64
+    middle = real(grid.max_level * num_contributors)
+    factors = (grid.steps / total_weight).astype(real)
+    num_values = 0
+    for start, fields in blocks:
+        num_values += fields.size
+        if start + fields.size > grid.length or num_values > grid.length:
+            raise GridTooCoarse(f"a sum of more than {grid.length:,} values")
+        if fields.size and int(fields.max()) > largest:
+            raise Overflow("the sum is larger than its contributors' fields can be")
+        for part, segment in grid.parts(start, start + fields.size):
+            values = fields[part.start - start : part.stop - start].astype(real)
+            np.subtract(values, middle, out=values)
+            np.multiply(values, factors[segment], out=mean[part], casting="same_kind")
+    if num_values != grid.length:
+        raise GridTooCoarse(
+            f"a sum of {num_values:,} values on a grid for {grid.length:,}"
+        )
     return mean
-
-
-def _check_length(length: int, grid: Grid) -> None:
-    """Refuse a vector that is not as long as the grid's segments together."""
-    expected = sum(grid.segments)
-    if length != expected:
-        raise GridTooCoarse(f"a vector of {length:,} values on a grid for {expected:,}")

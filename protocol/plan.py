@@ -182,17 +182,41 @@ class RunPlan(PlanDraft):
                 f"{', '.join(silo.name for silo in self.silos)})"
             ) from None
 
+    @property
+    def skips_confirm(self) -> bool:
+        """Whether silos reveal without seeing that others confirmed the survivors.
+
+        A plan that trusts the aggregator to follow the protocol saves that exchange.
+        """
+        is_masked = self.protection.method == "mask"
+        return is_masked and self.protection.trust == "semi-honest"
+
     def secagg_config(self) -> SecAggConfig:
         """Return the parameters of the secure aggregation."""
         return self.protection.secagg_config(len(self.silos))
 
-    def vector_bytes(self, round_number: int, num_values: int) -> int:
-        """Return the bytes of one silo's packed update of so many values, exactly."""
-        field_bits = self.update.field_bits(round_number, len(self.silos))
-        return 8 * words_needed(num_values, field_bits)
+    def num_words(self, round_number: int, num_parameters: int) -> int:
+        """Return the length of a round's packed vector: values, padding and weight.
+
+        Everything that is sent, allocated, stored or accounted for has this length.
+        """
+        num_silos = len(self.silos)
+        return words_needed(
+            self.update.num_fields(round_number, num_silos, num_parameters),
+            self.update.field_bits(round_number, num_silos),
+        )
+
+    def vector_bytes(self, round_number: int, num_parameters: int) -> int:
+        """Return the bytes of one silo's packed update, exactly."""
+        return 8 * self.num_words(round_number, num_parameters)
 
     def relative_weights(self) -> tuple[float, ...]:
-        """Return each silo's factor in the sum, 1 for the heaviest."""
+        """Return each silo's factor in the sum, 1 for the heaviest.
+
+        Raises:
+            ValueError: the weights are secret.
+        """
+        require(self.update.weights != "secret", "weights: are secret, not in the plan")
         if self.update.weights == "equal":
             return (1.0,) * len(self.silos)
         heaviest = max(silo.weight for silo in self.silos)

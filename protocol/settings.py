@@ -12,10 +12,13 @@ from typing import Literal
 from crypto.ring import field_bits_for
 from crypto.secagg.config import SecAggConfig
 from diffusion.config import SamplerConfig
+from privacy.rotation import padded_length
+from privacy.weights import num_digits
 from protocol.encoding import check_hex
 
 FIRST_ROUND_FIELD_BITS = 32
-"""Width of a packed field in a run's first round, when no mean update is known yet."""
+"""Width of a packed field in a run's first round, when no mean update is known yet and
+no rotation makes do without one."""
 
 MAX_VALUE_BITS = 24
 """Most bits a quantised value may have; beyond, float32 updates have none to give."""
@@ -23,6 +26,9 @@ MAX_VALUE_BITS = 24
 MIN_CLIPPING_NORM = 1e-9
 MAX_CLIPPING_NORM = 1e9
 """Within these bounds the clip and the grid stay clear of float32's limits."""
+
+MAX_WEIGHT = 1 << 32
+"""The largest ``max_weight`` of secret weights."""
 
 MAX_SILOS = 1000
 
@@ -74,18 +80,28 @@ class TrainingConfig:
 class UpdateConfig:
     """What leaves a silo, and in which form.
 
-    ``selection`` names the parts of the UNet that are federated (FedDiffuse);
-    ``clipping_norm`` bounds the L2 norm of the update; ``value_bits`` are the bits of
-    one quantised value. ``rounding`` is stochastic with dither from the operating
-    system, or nearest for comparisons of runs. ``weights`` are equal, or the numbers
-    declared for the silos in the plan.
+    ``selection`` names the parts of the UNet that are federated (FedDiffuse).
+
+    ``clipping_norm`` bounds the L2 norm of the update; with ``clipping``
+    "previous-mean" the bound of a round is three times the norm of the mean update
+    before it, if that is less. ``value_bits`` are the bits of one quantised value.
+    ``rotation`` spreads an update evenly over its values before it is quantised.
+    ``rounding`` is stochastic with dither from the operating system, or nearest for
+    comparisons of runs.
+
+    ``weights`` are equal, or the numbers declared for the silos in the plan, or secret:
+    each silo's number of examples, up to ``max_weight``, of which the aggregator learns
+    the sum alone.
     """
 
     selection: Literal["full", "ulatdec", "udec"] = "full"
     clipping_norm: float = 5.0
+    clipping: Literal["fixed", "previous-mean"] = "fixed"
     value_bits: int = 16
+    rotation: bool = False
     rounding: Literal["stochastic", "nearest"] = "stochastic"
-    weights: Literal["equal", "declared"] = "equal"
+    weights: Literal["equal", "declared", "secret"] = "equal"
+    max_weight: int = 0
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -98,18 +114,43 @@ class UpdateConfig:
             2 <= self.value_bits <= MAX_VALUE_BITS,
             f"value_bits: must be 2 to {MAX_VALUE_BITS}, is {self.value_bits}",
         )
+        if self.weights == "secret":
+            require(
+                1 <= self.max_weight <= MAX_WEIGHT,
+                f'max_weight: must be 1 to {MAX_WEIGHT:,} with weights "secret": the '
+                f"most examples that a silo may have; is {self.max_weight}",
+            )
+        else:
+            require(
+                self.max_weight == 0,
+                f'max_weight: belongs to weights "secret", not "{self.weights}"',
+            )
+
+    def is_wide(self, round_number: int) -> bool:
+        """Return whether a round has wide fields: it is the first, without rotation."""
+        return round_number == 1 and not self.rotation
 
     def field_bits(self, round_number: int, num_silos: int) -> int:
         """Return the bits that one packed value occupies in a round."""
-        if round_number == 1:
+        if self.is_wide(round_number):
             return FIRST_ROUND_FIELD_BITS
         return field_bits_for(self.value_bits, num_silos)
 
     def value_bits_in(self, round_number: int, num_silos: int) -> int:
-        """Return the bits of one value in a round; the first round uses all it has."""
-        if round_number == 1:
+        """Return the bits of one value in a round; wide fields use all they have."""
+        if self.is_wide(round_number):
             return FIRST_ROUND_FIELD_BITS - (num_silos - 1).bit_length()
         return self.value_bits
+
+    def num_values(self, num_parameters: int) -> int:
+        """Return the length of the vector of so many parameters, with its padding."""
+        return padded_length(num_parameters) if self.rotation else num_parameters
+
+    def num_fields(self, round_number: int, num_silos: int, num_parameters: int) -> int:
+        """Return how many fields are packed: the vector, and the digits of a weight."""
+        value_bits = self.value_bits_in(round_number, num_silos)
+        digits = num_digits(self.max_weight, value_bits)
+        return self.num_values(num_parameters) + digits
 
 
 @dataclass(frozen=True, kw_only=True)

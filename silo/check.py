@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from diffusion.config import UNetConfig
 from protocol.plan import RunPlan
+from protocol.settings import UpdateConfig
 from silo.policy import Policy, plan_epsilon, refusals
 
 
@@ -56,10 +57,11 @@ def explain(plan: RunPlan, policy: Policy) -> list[str]:
         f"parameters in {plan.num_rounds} rounds: "
         f"{', '.join(silo.name for silo in plan.silos)}.",
         f"What leaves: in each round the change of {leaving.num_values:,} parameters "
-        f"(selection {update.selection}), clipped to norm {update.clipping_norm:g} and "
-        f"quantised to {update.value_bits} bits: {leaving.first_round_bytes:,} bytes "
+        f"(selection {update.selection}), {_form(update)}: "
+        f"{leaving.first_round_bytes:,} bytes "
         f"in the first round, {leaving.later_round_bytes:,} in each later one, "
         f"{leaving.total_bytes:,} in all, and a few kB of keys, shares and signatures.",
+        _weights_sentence(update),
         _protection_sentence(plan),
         "Privacy cost: "
         + (
@@ -77,6 +79,25 @@ def explain(plan: RunPlan, policy: Policy) -> list[str]:
     else:
         lines.append("This silo's policy permits the plan.")
     return lines
+
+
+def _form(update: UpdateConfig) -> str:
+    """Say how an update is clipped, rotated and quantised."""
+    clipped = f"clipped to norm {update.clipping_norm:g}"
+    if update.clipping == "previous-mean":
+        clipped += " or three times the norm of the mean update before, if that is less"
+    rotated = ", rotated" if update.rotation else ""
+    return f"{clipped}{rotated} and quantised to {update.value_bits} bits"
+
+
+def _weights_sentence(update: UpdateConfig) -> str:
+    """Say what a silo counts for in the mean, and who knows it."""
+    return {
+        "equal": "Weights: all silos count alike.",
+        "declared": "Weights: the numbers that the plan declares; everybody reads them.",
+        "secret": f"Weights: each silo's number of examples, at most "
+        f"{update.max_weight:,}; the aggregator learns their sum, not this silo's.",
+    }[update.weights]
 
 
 def _protection_sentence(plan: RunPlan) -> str:

@@ -6,7 +6,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from crypto.ring import words_needed
 from diffusion.checkpoint import Checkpoint, save_checkpoint
 from diffusion.model import make_model
 from diffusion.parameters import (
@@ -20,19 +19,21 @@ from diffusion.parameters import (
 from diffusion.parts import SELECTIONS
 from diffusion.schedule import make_schedule
 from protocol.envelope import RoundRequest, floats_from_bytes, floats_to_bytes
+from protocol.grids import RoundGrid, round_grid
 from protocol.plan import RunPlan
 from silo.data import ImageSet
 from silo.errors import PolicyViolation
 from silo.store import RunStore, TrainedRound
 from silo.training import Progress, Tensors, train
-from silo.update import make_update, round_grid
+from silo.update import check_weight, make_update
 
 
 class RoundTrainer:
     """Turns a round's request into a stored update, once.
 
     Raises:
-        DataError: the images do not fit the plan's model.
+        DataError: the images do not fit the plan's model, or their number is not a
+            weight that the plan permits.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class RoundTrainer:
         observe: Callable[[Progress], None],
     ) -> None:
         images.check_fits(plan.model)
+        check_weight(plan, len(images))
         self._plan, self._silo, self._store = plan, silo, store
         self._images, self._device, self._observe = images, device, observe
         self._model = make_model(plan.model, plan.seed_for("model"))
@@ -87,8 +89,17 @@ class RoundTrainer:
             raise PolicyViolation(
                 "the model of round 1 is not the one that the plan's seed gives"
             )
-        if is_first == bool(request.ranges):
-            raise PolicyViolation("grid ranges belong to all rounds but the first")
+        self._grid(request)
+
+    def _grid(self, request: RoundRequest) -> RoundGrid:
+        """Return the grid of a request.
+
+        Raises:
+            EnvelopeRejected: it is not one that the plan permits in this round.
+        """
+        numbers = floats_from_bytes(request.ranges, len(request.ranges) // 4)
+        segments = self._layout.segments
+        return round_grid(self._plan, segments, request.round_number, numbers)
 
     def train_once(self, request: RoundRequest) -> None:
         """Train and store the update of a round, unless it is on disk.
@@ -101,8 +112,7 @@ class RoundTrainer:
         if trained is not None and trained.round_number == number:
             return
         shared = floats_from_bytes(request.parameters, self._layout.size)
-        ranges = floats_from_bytes(request.ranges, len(request.ranges) // 4)
-        grid = round_grid(self._plan, self._layout, number, ranges)
+        grid = self._grid(request)
         state, local = self._store.load_training()
         load_parameters(self._model, local or self._first_parts)
         load_parameters(self._model, unflatten(shared, self._layout))
@@ -124,7 +134,9 @@ class RoundTrainer:
             self._layout,
             grid,
             silo=self._silo,
+            round_number=number,
             field_bits=self.field_bits(number),
+            num_examples=len(self._images),
             local=after,
             global_=before,
         )
@@ -140,7 +152,7 @@ class RoundTrainer:
         words = self._store.load_update(round_number)
         if words is None:
             raise PolicyViolation(f"there is no update of round {round_number}")
-        if words.size != words_needed(self._layout.size, self.field_bits(round_number)):
+        if words.size != self._plan.num_words(round_number, self._layout.size):
             raise PolicyViolation(f"the update of round {round_number} is damaged")
         return words
 

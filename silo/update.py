@@ -6,53 +6,79 @@ import numpy as np
 import numpy.typing as npt
 
 from crypto.prg import MASK_SEED_BYTES, SecretRandom
-from crypto.ring import pack
+from crypto.ring import pack_blocks
 from diffusion.parameters import ParameterLayout, difference
 from privacy.clipping import clip
-from privacy.quantization import Grid, first_grid, quantize
+from privacy.quantization import Quantizer
+from privacy.rotation import rotate
+from privacy.weights import encode_weight
+from protocol.grids import RoundGrid, sign_seed
 from protocol.plan import RunPlan
+from silo.errors import DataError
 from silo.training import Tensors
 
 
-def round_grid(
-    plan: RunPlan,
-    layout: ParameterLayout,
-    round_number: int,
-    ranges: npt.NDArray[np.float32],
-) -> Grid:
-    """Return the cohort's common grid of a round, from public numbers alone."""
-    value_bits = plan.update.value_bits_in(round_number, len(plan.silos))
-    if not ranges.size:
-        return first_grid(value_bits, plan.update.clipping_norm, layout.segments)
-    return Grid(value_bits, ranges, layout.segments)
+def check_weight(plan: RunPlan, num_examples: int) -> None:
+    """Refuse to take part with a weight that the plan's fields do not hold.
+
+    Raises:
+        DataError: secret weights, and not 1 to the plan's ``max_weight`` examples.
+    """
+    if plan.update.weights != "secret":
+        return
+    if not 1 <= num_examples <= plan.update.max_weight:
+        raise DataError(
+            f"{num_examples:,} examples are not a weight of this plan, whose "
+            f"update.max_weight is {plan.update.max_weight:,}"
+        )
 
 
 def make_update(
     plan: RunPlan,
     layout: ParameterLayout,
-    grid: Grid,
+    numbers: RoundGrid,
     *,
     silo: int,
+    round_number: int,
     field_bits: int,
+    num_examples: int,
     local: Tensors,
     global_: Tensors,
 ) -> npt.NDArray[np.uint64]:
     """Return this silo's update as packed words, ready to be masked.
 
-    difference → flatten → clip → weight → quantize → pack. Rounding is dithered from
-    the operating system's generator unless the plan says ``nearest``.
+    difference → clip → rotate → weight, quantize and pack, block by block. Rounding is
+    dithered from the operating system's generator unless the plan says ``nearest``.
+    With secret weights the digits of ``num_examples`` are packed behind the values.
 
-    Guarantees: the L2 norm before quantisation is at most the plan's clipping norm,
-    and the sum over all silos of the plan cannot leave its fields.
+    Guarantees: the L2 norm before the rotation is at most the round's clipping norm,
+    and the sum over all silos of the plan cannot leave its fields. Beside the update
+    and the words no memory of their length is used.
 
     Raises:
         PrivacyError: NaN or infinity, or a grid that does not fit.
+        DataError: the number of examples is not a weight of the plan.
     """
-    grid.check_headroom(field_bits, len(plan.silos))
-    clipped = clip(difference(local, global_, layout), plan.update.clipping_norm)
+    numbers.check_headroom(plan, field_bits)
+    grid, (weight, digits) = numbers.grid, _weight(plan, silo, num_examples, numbers)
+    vector = np.zeros(grid.length, np.float32)
+    update = difference(local, global_, layout, vector[: layout.size])
+    clip(update, numbers.clipping_norm)
+    if plan.update.rotation:
+        rotate(vector, SecretRandom(sign_seed(plan, round_number)))
     random = None
     if plan.update.rounding == "stochastic":
         random = SecretRandom(os.urandom(MASK_SEED_BYTES))
-    weight = plan.relative_weights()[silo]
-    integers = quantize(clipped, grid, random, weight=weight)
-    return pack(integers.fields, field_bits)
+    quantizer = Quantizer(vector, grid, random, weight=weight, tail=digits)
+    return pack_blocks(quantizer.fill, quantizer.length, field_bits)
+
+
+def _weight(
+    plan: RunPlan, silo: int, num_examples: int, numbers: RoundGrid
+) -> tuple[float, npt.NDArray[np.uint32]]:
+    """Return the silo's factor in the sum, and the digits that tell it to the sum."""
+    if plan.update.weights != "secret":
+        return plan.relative_weights()[silo], np.empty(0, np.uint32)
+    check_weight(plan, num_examples)
+    most, value_bits = plan.update.max_weight, numbers.grid.value_bits
+    return num_examples / most, encode_weight(num_examples, most, value_bits)

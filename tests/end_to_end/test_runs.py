@@ -42,9 +42,11 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         kept["vectors"][trained.round_number, name] = words.copy()
         save(store, trained, words, *rest)
 
-    def keep_sum(plan: Any, grid: Any, words: Any, survivors: Any, number: int) -> Any:
+    def keep_sum(
+        plan: Any, layout: Any, grid: Any, words: Any, survivors: Any, number: int
+    ) -> Any:
         kept["sums"][number] = (words.copy(), survivors)
-        return mean(plan, grid, words, survivors, number)
+        return mean(plan, layout, grid, words, survivors, number)
 
     monkeypatch.setattr(silo.store.RunStore, "save_round", keep_vector)
     monkeypatch.setattr(aggregator.rounds, "mean_update", keep_sum)
@@ -53,9 +55,11 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 def check_sums(harness: Harness, kept: dict[str, Any]) -> None:
     """Compare every unmasked sum with the plain sum of what was masked."""
-    length = shared_layout(harness.plan).size
+    update, size = harness.plan.update, shared_layout(harness.plan).size
+    num_silos = len(harness.plan.silos)
     for number, (words, survivors) in kept["sums"].items():
-        bits = harness.plan.update.field_bits(number, len(harness.plan.silos))
+        bits = update.field_bits(number, num_silos)
+        length = update.num_fields(number, num_silos, size)
         plain = np.zeros(length, dtype=np.uint64)
         for index in survivors:
             vector = kept["vectors"][number, harness.plan.silos[index].name]

@@ -1,0 +1,179 @@
+"""The public numbers of a round beside its model: grid, clipping norm, signs.
+
+They travel as ``ranges`` in ROUND, float32, and are covered by the model digest that
+every silo signs, so that all updates of a sum were made with the same ones, bit for
+bit. In this order:
+
+- the ranges of the grid. With rotation one, in every round. Without, one for each
+  tensor, and none in round 1, whose range is the plan's clipping norm;
+- with ``update.clipping = "previous-mean"`` the round's clipping norm.
+
+A silo takes the numbers from ROUND, where all that it can know is checked here: how
+many there are, that none is larger than the plan's clipping norm permits, the whole of
+round 1, and with rotation that the range is the one that belongs to the clipping norm.
+What depends on the previous round's mean update it must believe; the aggregator can
+choose a coarser grid or a smaller clipping norm, the same for all, but never a larger
+norm.
+"""
+
+import hashlib
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from crypto import labels
+from privacy.clipping import Vector
+from privacy.errors import GridTooCoarse
+from privacy.grids import (
+    Grid,
+    even_range,
+    first_grid,
+    next_clipping_norm,
+    next_ranges,
+    rounded_down,
+)
+from privacy.weights import check_headroom
+from protocol.errors import EnvelopeRejected
+from protocol.plan import RunPlan
+from protocol.settings import MIN_CLIPPING_NORM
+
+Numbers = npt.NDArray[np.float32]
+
+_SMALLEST_NORM = rounded_down(MIN_CLIPPING_NORM)
+
+
+@dataclass(frozen=True)
+class RoundGrid:
+    """What a round's updates are clipped to and quantised on."""
+
+    grid: Grid
+    clipping_norm: float
+
+    def check_headroom(self, plan: RunPlan, field_bits: int) -> None:
+        """Raise ``Overflow`` if a sum over all silos could leave a field."""
+        num_silos = len(plan.silos)
+        self.grid.check_headroom(field_bits, num_silos)
+        if plan.update.weights == "secret":
+            check_headroom(self.grid.value_bits, field_bits, num_silos)
+
+
+def round_grid(
+    plan: RunPlan, segments: Sequence[int], round_number: int, numbers: Numbers
+) -> RoundGrid:
+    """Return the grid and clipping norm that a round's numbers stand for.
+
+    Args:
+        segments: lengths of the federated tensors, in the order of the layout.
+        numbers: finite float32 values, as the module says.
+
+    Raises:
+        EnvelopeRejected: they are not numbers that this plan permits in this round.
+    """
+    update = plan.update
+    num_ranges = 1 if update.rotation else len(segments) * (round_number > 1)
+    has_norm = update.clipping == "previous-mean"
+    if numbers.shape != (num_ranges + has_norm,):
+        raise EnvelopeRejected(
+            f"round {round_number} needs {num_ranges + has_norm} numbers for its grid, "
+            f"got {numbers.size}"
+        )
+    clipping_norm = update.clipping_norm
+    if has_norm:
+        clipping_norm = _checked_norm(plan, round_number, numbers[-1])
+    value_bits = update.value_bits_in(round_number, len(plan.silos))
+    if update.is_wide(round_number):
+        return RoundGrid(first_grid(value_bits, clipping_norm, segments), clipping_norm)
+    lengths, ranges = tuple(segments), numbers[:num_ranges]
+    if update.rotation:
+        lengths = (update.num_values(sum(segments)),)
+        if ranges[0] != even_range(clipping_norm, lengths[0]):
+            raise EnvelopeRejected("the range is not the one of the clipping norm")
+    elif (ranges > np.float32(clipping_norm)).any():
+        raise EnvelopeRejected("a range is larger than the clipping norm")
+    try:
+        return RoundGrid(Grid(value_bits, ranges, lengths), clipping_norm)
+    except GridTooCoarse as error:
+        raise EnvelopeRejected(str(error)) from None
+
+
+def first_numbers(plan: RunPlan, segments: Sequence[int]) -> Numbers:
+    """Return the numbers of round 1; they follow from the plan alone."""
+    norm = rounded_down(plan.update.clipping_norm)
+    return _numbers(plan, segments, norm, np.empty(0, np.float32))
+
+
+def next_numbers(plan: RunPlan, segments: Sequence[int], mean: Vector) -> Numbers:
+    """Return the numbers of the round after one with this mean update, float32 ``[d]``.
+
+    Raises:
+        NotFinite: the mean holds NaN or infinity.
+    """
+    norm = next_clipping_norm(mean, plan.update.clipping_norm)
+    if norm < _SMALLEST_NORM:
+        norm = rounded_down(plan.update.clipping_norm)
+    largest = _effective_norm(plan, norm)
+    return _numbers(plan, segments, norm, next_ranges(mean, segments, largest))
+
+
+def numbers_after_loss(
+    plan: RunPlan, segments: Sequence[int], numbers: Numbers
+) -> Numbers:
+    """Return the numbers of the round after one without a sum: the last that are known.
+
+    After round 1, where there are no ranges yet but fields become narrow, every range
+    is six times what a value has if the clipping norm is spread evenly.
+    """
+    has_norm = plan.update.clipping == "previous-mean"
+    if plan.update.rotation or numbers.size > has_norm:
+        return numbers
+    norm = numbers[-1] if has_norm else rounded_down(plan.update.clipping_norm)
+    even = even_range(_effective_norm(plan, norm), sum(segments))
+    return _numbers(plan, segments, norm, np.full(len(segments), even, np.float32))
+
+
+def sign_seed(plan: RunPlan, round_number: int) -> bytes:
+    """Return the public seed of a round's rotation, the same for every party.
+
+    It follows from the plan's digest, which was fixed before any training: nobody can
+    choose signs for an update or an update for its signs, and that is all that the
+    rotation needs of them. Every round has signs of its own.
+
+    Source: SHA-256 of label, digest and round number.
+    """
+    content = labels.ROTATION_SIGNS + b"\x00" + plan.digest
+    return hashlib.sha256(content + struct.pack(">Q", round_number)).digest()
+
+
+def _numbers(
+    plan: RunPlan, segments: Sequence[int], norm: np.float32, ranges: Numbers
+) -> Numbers:
+    """Return ranges and clipping norm in the order of the message."""
+    if plan.update.rotation:
+        length = plan.update.num_values(sum(segments))
+        even = even_range(_effective_norm(plan, norm), length)
+        ranges = np.array([even], np.float32)
+    if plan.update.clipping == "previous-mean":
+        ranges = np.append(ranges, norm)
+    return ranges
+
+
+def _effective_norm(plan: RunPlan, norm: np.float32) -> float:
+    """Return the clipping norm of a round: its own, or the plan's where it is fixed."""
+    if plan.update.clipping == "fixed":
+        return plan.update.clipping_norm
+    return float(norm)
+
+
+def _checked_norm(plan: RunPlan, round_number: int, number: np.float32) -> float:
+    """Return a round's own clipping norm, checked against the plan's."""
+    largest = rounded_down(plan.update.clipping_norm)
+    if not _SMALLEST_NORM <= number <= largest:
+        raise EnvelopeRejected(
+            f"a clipping norm of {number:g}, the plan permits at most {largest:g}"
+        )
+    if round_number == 1 and number != largest:
+        raise EnvelopeRejected("the clipping norm of round 1 must be the plan's")
+    return float(number)
