@@ -10,7 +10,7 @@ import pytest
 
 from crypto.errors import ProtocolViolation
 from crypto.secagg.config import SecAggConfig
-from tests.crypto.secagg.federation import MODEL, NUM_WORDS, Federation
+from tests.crypto.secagg.federation import MODEL, Federation
 
 CONFIG = SecAggConfig(num_silos=7, threshold=5, slots_per_setup=2)
 EVERYONE = frozenset(range(7))
@@ -59,7 +59,9 @@ class Fading:
     def ask(self, name: str, *arguments):
         """Call the aggregator; if it refuses, remember which call it was."""
         self.call = name
-        reply = getattr(self.f.aggregator, name)(*arguments)
+        side = self.f.aggregator
+        owner = side if name in ("keys", "envelopes") else side.slot
+        reply = getattr(owner, name)(*arguments)
         self.call = "a silo"
         return reply
 
@@ -74,13 +76,13 @@ class Fading:
             f.silos[i].receive_shares(self.ask("envelopes", i))
 
     def run_slot(self, slot: int):
-        f, a = self.f, self.f.aggregator
-        a.open_slot(slot, 1, MODEL, NUM_WORDS)
+        f = self.f
+        a = f.aggregator.open_slot(slot, 1, MODEL, f.parts)
         for i in self.at("ready"):
             a.add_ready(f.silos[i].ready(slot, 1, MODEL))
         active = self.ask("active")
         for i in self.at("mask"):
-            a.add_masked(f.silos[i].mask(active, f.words[i]))
+            a.add_masked(f.masked(i, active))
         survivors = self.ask("survivors")
         for i in self.at("confirm"):
             a.add_confirm(f.silos[i].confirm(survivors))
@@ -120,5 +122,5 @@ def test_a_slot_lost_in_reveal_waits_for_the_late():
     with pytest.raises(ProtocolViolation, match="4 silos, 5 are needed"):
         play.run_slot(0)
     f = play.f
-    f.aggregator.add_reveal(f.silos[1].reveal(f.aggregator.confirms()))
-    assert (f.aggregator.unmask() == f.plain_sum(range(7))).all()
+    f.aggregator.slot.add_reveal(f.silos[1].reveal(f.aggregator.slot.confirms()))
+    assert (f.aggregator.slot.unmask() == f.plain_sum(range(7))).all()

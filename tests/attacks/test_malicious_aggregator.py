@@ -449,7 +449,7 @@ ATTACKS = [
 
 def deliver(silo: SiloSide, method: str, frame: bytes, f: Federation) -> None:
     if method == "mask":
-        silo.mask(frame, f.words[0])
+        f.masked(0, frame)
     elif method == "receive":
         silo.receive_shares(frame)
     else:
@@ -530,7 +530,7 @@ def test_a_slot_masks_one_vector():
     f = Federation(CONFIG).reach("survivors")
     before = f.silos[0].to_bytes()
     with pytest.raises(ProtocolViolation, match="another ACTIVE or vector"):
-        f.silos[0].mask(f.frames["active"][0], f.words[1])
+        f.masked(0, f.frames["active"][0], f.words[1])
     assert f.silos[0].to_bytes() == before
     finish_honestly(f, "survivors")
 
@@ -563,9 +563,8 @@ def test_a_new_setup_does_not_bring_a_round_back():
     f = Federation(CONFIG).reach("confirms")
     f.reveal(range(N))
     again = Federation(CONFIG, setup=2)
-    again.silos[0] = SiloSide(
-        *again.silo_arguments(0), revealed_round=f.silos[0].revealed_round
-    )
+    again.journals[0] = f.journals[0]
+    again.silos[0] = SiloSide(*again.silo_arguments(0))
     again.reach("envelopes")
     again.silos[0].receive_shares(again.frames["envelopes"][0])
     before = again.silos[0].to_bytes()
@@ -584,7 +583,7 @@ def test_a_slot_passed_over_is_gone():
     with pytest.raises(ProtocolViolation, match="slot"):
         silo.reveal(f.frames["confirms"][0])
     with pytest.raises(ProtocolViolation, match="slot"):
-        silo.mask(f.frames["active"][0], f.words[0])
+        f.masked(0, f.frames["active"][0])
     with pytest.raises(ProtocolViolation, match="spent"):
         silo.ready(0, 1, MODEL)
     assert silo.to_bytes() == before
@@ -595,7 +594,7 @@ def test_masking_again_after_reveal_is_refused():
     f = Federation(CONFIG).reach("confirms")
     f.reveal(range(N))
     with pytest.raises(ProtocolViolation, match="has been revealed"):
-        f.silos[0].mask(f.frames["active"][0], f.words[0])
+        f.masked(0, f.frames["active"][0])
 
 
 def test_semi_honest_trust_still_binds_the_survivors():

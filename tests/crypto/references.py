@@ -93,26 +93,3 @@ def digest(label: bytes, *parts: bytes) -> bytes:
     for part in parts:
         data += struct.pack(">Q", len(part)) + part
     return hashlib.sha256(data).digest()
-
-
-def slot_chain(
-    numbers: tuple[int, int, int, int, int],
-    is_malicious: bool,
-    keys: list[bytes],
-    run: bytes,
-    setup: int,
-    keys_body: bytes,
-    members: bytes,
-    place: tuple[int, int],
-    model: bytes,
-    cohort: bytes,
-) -> list[bytes]:
-    """T0 to T3, as docs/protocol.md defines them; silos as bitmaps."""
-    config = struct.pack(">5IB", *numbers, is_malicious)
-    name = run + struct.pack(">I", setup)
-    t0 = digest(b"cloister/1/setup-digest", config, b"".join(keys), name)
-    t1 = digest(b"cloister/1/keys-digest", t0, keys_body)
-    t2 = digest(b"cloister/1/members-digest", t1, members)
-    slot = struct.pack(">2I", *place)
-    t3 = digest(b"cloister/1/slot-digest", t2, slot, model, cohort)
-    return [t0, t1, t2, t3]

@@ -14,7 +14,7 @@ from crypto.keys import IdentityKey
 from crypto.secagg.aggregator_side import AggregatorSide
 from crypto.secagg.config import SecAggConfig
 from crypto.secagg.journal import Journal
-from crypto.secagg.parts import Parts, whole
+from crypto.secagg.parts import Parts, own_places, whole
 from crypto.secagg.silo_side import SiloSide
 from crypto.secagg.upload import Upload
 
@@ -130,20 +130,26 @@ class Federation:
         self.frames["active"] = dict.fromkeys(chosen, slot.active())
 
     def mask(self, silos: Iterable[int]) -> None:
-        sent = {
-            i: self.masked(i, self.frames["active"][i])
-            for i in silos
-        }
+        sent = {i: self.masked(i, self.frames["active"][i]) for i in silos}
         for frame in sent.values():
             self.aggregator.slot.add_masked(frame)
         self.frames["masked"] = sent
         survivors = self.aggregator.slot.survivors()
         self.frames["survivors"] = dict.fromkeys(self.everyone, survivors)
 
-    def masked(self, silo: int, active: bytes, words: np.ndarray | None = None) -> bytes:
+    def masked(
+        self, silo: int, active: bytes, words: np.ndarray | None = None
+    ) -> bytes:
         """Have a silo mask a copy of its words, or of others."""
-        upload = Upload.of(self.words[silo] if words is None else words)
+        upload = Upload.of(self.own_words(silo) if words is None else words)
         return bytes(self.silos[silo].mask(active, upload, self.parts))
+
+    def own_words(self, silo: int) -> np.ndarray:
+        """Return what a silo contributes: its parts of its words, in a row."""
+        places = [whole for _, _, whole in own_places(self.parts, silo)]
+        return np.concatenate(
+            [self.words[silo][:0], *map(self.words[silo].__getitem__, places)]
+        )
 
     def confirm(self, silos: Iterable[int]) -> None:
         sent = {i: self.silos[i].confirm(self.frames["survivors"][i]) for i in silos}
@@ -164,9 +170,29 @@ class Federation:
         return total
 
     def plain_sum(self, silos: Iterable[int]) -> np.ndarray:
-        """The slow, obvious reference: Python integers, modulo 2^64."""
-        columns = zip(*(self.words[i].tolist() for i in silos), strict=True)
-        return np.array([sum(column) % 2**64 for column in columns], np.uint64)
+        """The slow, obvious reference: Python integers, part by part, modulo 2^64."""
+        summed, total, start = set(silos), [], 0
+        for part in self.parts:
+            for word in range(start, start + part.num_words):
+                values = [
+                    int(self.words[i][word]) for i in summed & set(part.contributors)
+                ]
+                total.append(sum(values) % 2**64)
+            start += part.num_words
+        return np.array(total, np.uint64)
+
+    def silo_state(self, silo: int) -> tuple[bytes, dict]:
+        """Return all that a silo remembers: its state, and what it has promised."""
+        return self.silos[silo].to_bytes(), dict(self.journals[silo]._promises)
+
+    def aggregator_state(self) -> tuple:
+        """Return all that the aggregator remembers, the sum so far included."""
+        side = self.aggregator
+        if not side.has_slot:
+            return (side.to_bytes(),)
+        slot = side.slot
+        summed = dict(slot._state.masked)
+        return side.to_bytes(), slot.to_bytes(), slot.total.tobytes(), summed
 
     def sign_as_aggregator(
         self, kind: Kind, body: bytes, *, slot: int = NO_SLOT, **fields

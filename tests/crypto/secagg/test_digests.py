@@ -2,12 +2,14 @@ import pytest
 
 from crypto.secagg import digests
 from crypto.secagg.config import SecAggConfig
+from crypto.secagg.parts import Part, whole
 from tests.crypto.secagg.federation import make_identities
 
 CONFIG = SecAggConfig(num_silos=3, threshold=3)
 *SILOS, AGGREGATOR = [identity.public for identity in make_identities(3)]
 PINNED = (CONFIG, SILOS, AGGREGATOR, bytes(16), 1)
-SLOT = (bytes(32), 0, 1, bytes(32), (0, 1, 2), 3)
+ALL = (0, 1, 2)
+SLOT = (bytes(32), 0, 1, bytes(32), ALL, whole(5, ALL), 3)
 
 
 def variants(arguments, changes):
@@ -28,13 +30,29 @@ def test_setup_digest_names_everything_that_is_pinned():
     assert len(found | {digests.setup_digest(*PINNED)}) == 6
 
 
-def test_slot_digest_names_members_slot_round_model_and_cohort():
+def test_slot_digest_names_members_slot_round_model_cohort_and_parts():
     one = b"\x01" * 32
+    dealings = [
+        whole(6, ALL),
+        whole(5, (0, 1)),
+        (Part(2, ALL), Part(3, ALL)),
+        (Part(3, ALL), Part(2, ALL)),
+        (Part(2, (0, 1)), Part(3, ALL)),
+        (Part(2, ALL), Part(3, (0, 1))),
+    ]
     changes = [(0, one), (1, 1), (2, 2), (3, one), (4, (0, 1))]
+    changes += [(5, parts) for parts in dealings]
     found = {digests.slot_digest(*v) for v in variants(SLOT, changes)}
-    assert len(found | {digests.slot_digest(*SLOT)}) == 6
-    swapped = digests.slot_digest(bytes(32), 1, 0, bytes(32), (0, 1, 2), 3)
+    assert len(found | {digests.slot_digest(*SLOT)}) == 12
+    swapped = digests.slot_digest(bytes(32), 1, 0, bytes(32), ALL, whole(5, ALL), 3)
     assert swapped not in found
+
+
+def test_contributors_outside_the_cohort_do_not_count():
+    """Two silos that know different outsiders agree on the slot."""
+    arguments = (bytes(32), 0, 1, bytes(32), (0, 1))
+    with_stranger = digests.slot_digest(*arguments, whole(5, ALL), 3)
+    assert with_stranger == digests.slot_digest(*arguments, whole(5, (0, 1)), 3)
 
 
 def test_commitments_differ_by_setup_silo_slot_and_seed():

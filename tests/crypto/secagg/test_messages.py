@@ -70,6 +70,12 @@ CASES = {
         lambda data: m.Reveal.from_bytes(data, 2),
         32 + 33 * 2,
     ),
+    "SUM": (
+        (notice := m.SumNotice(SURVIVORS, D[2])),
+        notice.to_bytes(N),
+        lambda data: m.SumNotice.from_bytes(data, N),
+        32 + 2 + 32,
+    ),
 }
 
 

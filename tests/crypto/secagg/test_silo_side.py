@@ -6,6 +6,7 @@ import pytest
 from crypto.errors import MalformedMessage
 from crypto.secagg.config import SecAggConfig
 from crypto.secagg.silo_side import SiloSide
+from crypto.secagg.upload import Upload
 from tests.crypto.secagg.federation import MODEL, Federation
 
 CONFIG = SecAggConfig(num_silos=5, threshold=4, slots_per_setup=2)
@@ -18,9 +19,11 @@ ORDER = [
     ("keys", lambda s: s.receive_shares(b"")),
     ("keys", lambda s: s.ready(0, 1, MODEL)),
     ("envelopes", lambda s: s.ready(0, 1, MODEL)),
-    ("envelopes", lambda s: s.mask(b"", WORDS)),
+    ("envelopes", lambda s: s.mask(b"", Upload.of(WORDS))),
     ("envelopes", lambda s: s.confirm(b"")),
     ("envelopes", lambda s: s.reveal(b"")),
+    ("envelopes", lambda s: s.close_slot(b"")),
+    ("envelopes", lambda s: s.latest_slot),
 ]
 
 
@@ -33,18 +36,32 @@ def test_a_call_out_of_order_is_the_callers_bug(stage, call):
         call(federation.silos[0])
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
-        np.zeros(257, np.int64),
-        np.zeros((1, 257), np.uint64),
-        np.zeros(0, np.uint64),
-    ],
-)
-def test_vectors_that_are_none(words):
+@pytest.mark.parametrize("num_words", [0, 256, 258])
+def test_an_upload_is_as_long_as_the_silos_parts(num_words):
     federation = Federation(CONFIG).reach("active")
-    with pytest.raises(ValueError, match="words"):
-        federation.silos[0].mask(federation.frames["active"][0], words)
+    before = federation.silo_state(0)
+    with pytest.raises(ValueError, match=f"{num_words} words, this silo's parts have"):
+        federation.masked(
+            0, federation.frames["active"][0], WORDS.repeat(86)[:num_words]
+        )
+    assert federation.silo_state(0) == before
+
+
+def test_an_upload_serves_once():
+    federation = Federation(CONFIG).reach("active")
+    silo, active = federation.silos[0], federation.frames["active"][0]
+    upload = Upload.of(federation.words[0])
+    frame = bytes(silo.mask(active, upload, federation.parts))
+    with pytest.raises(ValueError, match="sealed before"):
+        silo.mask(active, upload, federation.parts)
+    assert federation.masked(0, active) == frame
+
+
+def test_by_default_every_member_contributes_to_one_part():
+    federation = Federation(CONFIG).reach("active")
+    silo, active = federation.silos[0], federation.frames["active"][0]
+    frame = bytes(silo.mask(active, Upload.of(federation.words[0])))
+    assert federation.masked(0, active) == frame
 
 
 def test_a_model_digest_has_32_bytes():
@@ -58,14 +75,6 @@ def test_an_identity_belongs_to_its_index():
     arguments[4] = 1
     with pytest.raises(ValueError, match="index"):
         SiloSide(*arguments)
-
-
-def test_a_strided_vector_masks_like_its_copy():
-    federation = Federation(CONFIG).reach("active")
-    silo, words = federation.silos[0], federation.words[0]
-    strided = np.repeat(words, 2)[::2]
-    frame = silo.mask(federation.frames["active"][0], strided)
-    assert silo.mask(federation.frames["active"][0], words) == frame
 
 
 @pytest.mark.parametrize("stage", ["keys", "envelopes", "active", "confirms"])

@@ -3,10 +3,13 @@
 import numpy as np
 import pytest
 
+from crypto.errors import ProtocolViolation
 from crypto.frame import Kind
 from crypto.secagg.aggregator_side import AggregatorSide
 from crypto.secagg.config import SecAggConfig
+from crypto.secagg.parts import Part
 from crypto.secagg.silo_side import SiloSide
+from tests.crypto import references
 from tests.crypto.secagg.federation import STAGES, Federation
 
 SEVEN = SecAggConfig(num_silos=7, threshold=5, slots_per_setup=2)
@@ -22,7 +25,7 @@ def test_seven_silos_threshold_five(before, after):
     answering = set(range(7)) - set(before) - set(after)
     total = federation.reveal(answering)
     survivors = sorted(set(range(7)) - set(before))
-    assert federation.aggregator.survivor_indices == tuple(survivors)
+    assert federation.aggregator.slot.survivor_indices == tuple(survivors)
     assert (total == federation.plain_sum(survivors)).all()
 
 
@@ -35,7 +38,7 @@ def test_several_slots_with_other_cohorts_after_one_setup():
     federation.mask(cohort)
     federation.confirm(cohort)
     total = federation.reveal(cohort)
-    assert federation.aggregator.cohort == tuple(cohort)
+    assert federation.aggregator.slot.cohort == tuple(cohort)
     assert (total == federation.plain_sum(cohort)).all()
 
 
@@ -57,8 +60,8 @@ def test_semi_honest_needs_no_confirmation():
     federation = Federation(config).reach("survivors", lost_before_upload=[1])
     for silo in (0, 3, 4):
         reply = federation.silos[silo].reveal(federation.frames["survivors"][silo])
-        federation.aggregator.add_reveal(reply)
-    total = federation.aggregator.unmask()
+        federation.aggregator.slot.add_reveal(reply)
+    total = federation.aggregator.slot.unmask()
     assert (total == federation.plain_sum([0, 2, 3, 4])).all()
 
 
@@ -79,11 +82,15 @@ def reload_silo(federation, silo):
 
 
 def reload_aggregator(federation):
-    """Crash and restart of the aggregator."""
+    """Crash and restart of the aggregator, from its three files."""
     side = federation.aggregator
     arguments = federation.aggregator_arguments()
     again = AggregatorSide.from_bytes(side.to_bytes(), *arguments)
     assert again.to_bytes() == side.to_bytes()
+    if side.has_slot:
+        saved, closed = side.slot.to_bytes(), side.slot.survivor_indices
+        again.resume_slot(saved, side.slot.total.copy() if closed else None)
+        assert again.slot.to_bytes() == saved
     federation.aggregator = again
 
 
@@ -125,7 +132,7 @@ def assert_replies_are_identical(federation, stage):
         ),
         "survivors": (
             "masked",
-            lambda: silo.mask(frames["active"][3], federation.words[3]),
+            lambda: federation.masked(3, frames["active"][3]),
         ),
         "confirms": ("confirm", lambda: silo.confirm(frames["survivors"][3])),
     }
@@ -133,9 +140,9 @@ def assert_replies_are_identical(federation, stage):
     broadcasts = {
         "keys": aggregator.keys,
         "envelopes": lambda: aggregator.envelopes(3),
-        "active": aggregator.active,
-        "survivors": aggregator.survivors,
-        "confirms": aggregator.confirms,
+        "active": lambda: aggregator.slot.active(),
+        "survivors": lambda: aggregator.slot.survivors(),
+        "confirms": lambda: aggregator.slot.confirms(),
     }
     for name in STAGES[: STAGES.index(stage) + 1]:
         reply, again = ask[name]
@@ -145,19 +152,52 @@ def assert_replies_are_identical(federation, stage):
 
 def test_after_reveal_the_replies_that_need_no_secret_are_identical():
     federation = Federation(SEVEN).reach("confirms")
-    federation.reveal(federation.everyone)
+    frames, sent = federation.frames, {}
+    for i in federation.everyone:
+        sent[i] = federation.silos[i].reveal(frames["confirms"][i])
+        federation.aggregator.slot.add_reveal(sent[i])
     silo = reload_silo(federation, 3)
-    assert (
-        silo.reveal(federation.frames["confirms"][3])
-        == (federation.frames["reveal"][3])
-    )
-    assert (
-        silo.confirm(federation.frames["survivors"][3])
-        == (federation.frames["confirm"][3])
-    )
+    assert silo.reveal(frames["confirms"][3]) == sent[3]
+    assert silo.confirm(frames["survivors"][3]) == frames["confirm"][3]
     reload_aggregator(federation)
-    total = federation.aggregator.unmask()
+    total = federation.aggregator.slot.unmask()
     assert (total == federation.plain_sum(range(7))).all()
+
+
+def test_the_sum_is_announced_once_and_closes_the_slot():
+    federation = Federation(SEVEN).reach("confirms", lost_before_upload=[5])
+    left = [i for i in federation.everyone if i != 5]
+    total = federation.reveal(left)
+    notice, t3 = (
+        federation.frames["sum"][3],
+        federation.silos[3].latest_slot.slot_digest,
+    )
+    label = b"cloister/1/sum-digest"
+    expected = references.digest(label, t3, total.astype("<u8").tobytes())
+    assert federation.silos[3].close_slot(notice) == expected
+    assert federation.aggregator.slot.sum_digest == expected
+    silo = reload_silo(federation, 3)
+    assert silo.close_slot(notice) == expected
+    with pytest.raises(ProtocolViolation, match="closed"):
+        silo.reveal(federation.frames["confirms"][3])
+
+
+DEALT = (Part(100, (0, 1, 2, 3)), Part(57, (2, 3, 4, 5)), Part(90, (0, 1, 2, 5)))
+
+
+@pytest.mark.parametrize("lost", [[], [3], [6]])
+def test_parts_are_summed_by_their_contributors(lost):
+    """Silo 6 contributes to nothing: it holds shares, confirms and reveals."""
+    federation = Federation(SEVEN)
+    federation.parts = DEALT
+    federation.reach("confirms", lost_before_upload=lost)
+    left = [i for i in federation.everyone if i not in lost]
+    total = federation.reveal(left)
+    assert (total == federation.plain_sum(left)).all() and total.size == 247
+    sizes = [len(federation.frames["masked"][i]) - 136 for i in left if i != 6]
+    assert sizes == [8 * federation.own_words(i).size for i in left if i != 6]
+    shares = (len(federation.frames["reveal"][left[0]]) - 96 - 32) // 33
+    assert shares == 6  # Of contributors only, lost or not.
 
 
 def test_secrets_are_gone_from_the_state_when_they_have_served():
