@@ -108,3 +108,66 @@ def test_wrong_types_and_shapes():
     with pytest.raises(ValueError, match="does not fit"):
         ring.pack(np.array([0, 256], np.uint16), 8, out)
     assert out[0] == 7
+
+
+@pytest.mark.parametrize("field_bits", ring.FIELD_BITS)
+@pytest.mark.parametrize("spare", [0, 1, 5])
+def test_blocks_give_the_words_of_the_whole(field_bits, spare):
+    """Every element is asked for once; its target is zero or garbage before."""
+    length = ring._BLOCK_WORDS * (64 // field_bits) + 7 * spare
+    rng = np.random.default_rng(spare)
+    fields = rng.integers(0, 1 << min(field_bits, 63), length, dtype=np.uint64)
+    seen = np.zeros(length, int)
+
+    def fill(start, target):
+        assert 1 <= target.size <= ring._BLOCK_WORDS
+        assert 8 * target.dtype.itemsize >= field_bits
+        part = slice(start, start + target.size)
+        seen[part] += 1
+        np.copyto(target, fields[part], casting="unsafe")
+
+    out = np.full(ring.words_needed(length, field_bits), 7, np.uint64)
+    assert ring.pack_blocks(fill, length, field_bits, out) is out
+    assert (seen == 1).all()
+    assert (out == ring.pack(fields, field_bits)).all()
+    for stop in (0, 1, length // 2, length - 1, length):
+        found, seen[:] = np.full(length, 2**64 - 1, np.uint64), 0
+        for start, part in ring.unpack_blocks(out, field_bits, length, stop):
+            assert part.size
+            found[start : start + part.size] = part
+            seen[start : start + part.size] += 1
+        assert (found[:stop] == fields[:stop]).all()
+        assert (seen[:stop] == 1).all()
+        assert not seen[stop:].any()
+
+
+@pytest.mark.parametrize("field_bits", [10, 12, 21])
+def test_a_block_that_does_not_fit_is_refused(field_bits):
+    def fill(start, target):
+        target[:] = 1 << field_bits
+
+    with pytest.raises(ValueError, match="does not fit"):
+        ring.pack_blocks(fill, 3, field_bits)
+
+
+@given(packings(), st.data())
+def test_a_range_of_fields(packing, data):
+    field_bits, values = packing
+    packed = ring.pack(np.array(values, np.uint64), field_bits)
+    stop = data.draw(st.integers(0, len(values)))
+    start = data.draw(st.integers(0, stop))
+    found = ring.unpack_range(packed, field_bits, len(values), start, stop)
+    assert found.tolist() == values[start:stop]
+
+
+def test_wrong_ranges_and_words():
+    words = ring.pack(np.zeros(5, np.uint8), 16)
+    for start, stop in ((-1, 2), (3, 2), (0, 6)):
+        with pytest.raises(ValueError, match="start, stop"):
+            ring.unpack_range(words, 16, 5, start, stop)
+    with pytest.raises(ValueError, match="cannot hold"):
+        ring.unpack_range(words, 16, 9, 0, 1)
+    with pytest.raises(ValueError, match="cannot hold"):
+        next(ring.unpack_blocks(words, 16, 9))
+    with pytest.raises(ValueError, match="out"):
+        ring.pack_blocks(lambda start, target: None, 5, 16, np.zeros(3, np.uint64))
