@@ -15,7 +15,7 @@ def make_identity(name: str) -> IdentityKey:
 
 
 AGGREGATOR_IDENTITY = make_identity("aggregator")
-IDENTITIES = [make_identity(f"silo {index}") for index in range(12)]
+IDENTITIES = [make_identity(f"silo {index}") for index in range(20)]
 
 DRAFT = {
     "name": "example",

@@ -48,6 +48,9 @@ def rejection(load, path):
     return message.removeprefix(f"{path}: ")
 
 
+SECRET = {"update.weights": "secret", "update.max_weight": 1000}
+
+
 @pytest.mark.parametrize(
     ("changes", "field"),
     [
@@ -86,6 +89,11 @@ def rejection(load, path):
         ({"update.clipping_norm": 0.0}, "update.clipping_norm: "),
         ({"update.clipping_norm": math.inf}, "update.clipping_norm: "),
         ({"update.selection": "usplit"}, "update.selection: "),
+        ({"update.clipping": "none"}, "update.clipping: "),
+        ({"update.rotation": 1}, "update.rotation: "),
+        ({"update.weights": "hidden"}, "update.weights: "),
+        ({"update.weights": "secret"}, "update.max_weight: must be 1 to"),
+        ({"update.max_weight": 9}, "update.max_weight: belongs to weights"),
         (DP_SGD, "privacy.mechanism: "),
         (DP_SGD | {"update.rounding": "nearest"}, "update.rounding: "),
         (
@@ -247,9 +255,12 @@ OTHER_VALUES = {
     "training.loss": "huber",
     "update.selection": "udec",
     "update.clipping_norm": 4.0,
+    "update.clipping": "previous-mean",
     "update.value_bits": 8,
+    "update.rotation": True,
     "update.rounding": "nearest",
     "update.weights": "declared",
+    "update.max_weight": 9,
     "protection.method": "none",
     "protection.threshold": 5,
     "protection.min_cohort": 4,
@@ -282,7 +293,11 @@ def test_every_field_is_walked():
     assert names - of_silos == {*OTHER_VALUES, *ONE_VALUE}
 
 
-@pytest.mark.parametrize("path", sorted(set(OTHER_VALUES) - {"training.local_epochs"}))
+TOGETHER = {"training.local_epochs", "update.max_weight"}
+"""Fields that can change only with another one."""
+
+
+@pytest.mark.parametrize("path", sorted(set(OTHER_VALUES) - TOGETHER))
 def test_the_digest_changes_with_every_field(path):
     plan = make_example({"protection.threshold": 4}, num_silos=5)
     assert with_change(plan, path, OTHER_VALUES[path]).digest != plan.digest
@@ -292,6 +307,11 @@ def test_the_digest_changes_with_epochs_for_steps():
     plan = make_example()
     epochs = make_example({"training.local_steps": 0, "training.local_epochs": 4})
     assert epochs.digest != plan.digest
+
+
+def test_the_digest_changes_with_the_largest_weight():
+    plans = [make_example(SECRET | {"update.max_weight": n}) for n in (9, 10)]
+    assert len({plan.digest for plan in (make_example(), *plans)}) == 3
 
 
 @pytest.mark.parametrize(
@@ -455,6 +475,25 @@ def test_vector_bytes_by_hand(value_bits, round_number, num_values, size_bytes):
     assert plan.vector_bytes(round_number, num_values) == size_bytes
 
 
+@pytest.mark.parametrize(
+    ("changes", "round_number", "num_values", "num_words"),
+    [
+        # Three silos: 8 value bits in fields of 10, six a word.
+        ({"update.rotation": True}, 1, 1, 683),  # 4096 values
+        ({"update.rotation": True}, 2, 4096, 683),
+        ({"update.rotation": True}, 2, 4097, 1366),  # 8192 values
+        (SECRET, 1, 10, 6),  # 10 values and one digit of 30 bits, 32-bit fields
+        (SECRET, 2, 11, 3),  # 11 values and two digits of 8 bits
+        (SECRET | {"update.rotation": True}, 1, 4096, 683),  # 4098 fields, exactly
+        (SECRET | {"update.max_weight": 2**32, "update.rotation": True}, 1, 9, 684),
+    ],
+)
+def test_padding_and_weights_are_counted(changes, round_number, num_values, num_words):
+    plan = make_example({"update.value_bits": 8} | changes)
+    assert plan.num_words(round_number, num_values) == num_words
+    assert plan.vector_bytes(round_number, num_values) == 8 * num_words
+
+
 def test_relative_weights():
     table = plan_table()
     for silo, weight in zip(table["silos"], [1, 4, 2], strict=True):
@@ -462,6 +501,8 @@ def test_relative_weights():
     assert from_table(RunPlan, table).relative_weights() == (1.0, 1.0, 1.0)
     declared = table | {"update": {"weights": "declared"}}
     assert from_table(RunPlan, declared).relative_weights() == (0.25, 1.0, 0.5)
+    with pytest.raises(ValueError, match="are secret, not in the plan"):
+        make_example(SECRET).relative_weights()
 
 
 @given(st.lists(st.floats(1e-9, 1e9), min_size=3, max_size=6))

@@ -9,6 +9,7 @@ from protocol.settings import (
     MAX_CLIPPING_NORM,
     MAX_SILOS,
     MAX_VALUE_BITS,
+    MAX_WEIGHT,
     MIN_CLIPPING_NORM,
     AggregationConfig,
     DeadlineConfig,
@@ -45,6 +46,10 @@ GOOD = {TrainingConfig: {"local_steps": 1}}
         (UpdateConfig, {"clipping_norm": MAX_CLIPPING_NORM * 2}),
         (UpdateConfig, {"value_bits": 1}),
         (UpdateConfig, {"value_bits": MAX_VALUE_BITS + 1}),
+        (UpdateConfig, {"max_weight": 1}),
+        (UpdateConfig, {"weights": "declared", "max_weight": 1}),
+        (UpdateConfig, {"weights": "secret", "max_weight": MAX_WEIGHT + 1}),
+        (UpdateConfig, {"weights": "secret", "max_weight": -1}),
         (ProtectionConfig, {"threshold": -1}),
         (ProtectionConfig, {"min_cohort": 1}),
         (ProtectionConfig, {"max_colluding": -1}),
@@ -80,6 +85,8 @@ def test_a_number_out_of_range_is_refused_by_name(section, fields):
         (TrainingConfig, {"learning_rate": 1.0, "final_learning_rate_fraction": 1e-9}),
         (UpdateConfig, {"value_bits": 2, "clipping_norm": MIN_CLIPPING_NORM}),
         (UpdateConfig, {"value_bits": 24, "clipping_norm": MAX_CLIPPING_NORM}),
+        (UpdateConfig, {"weights": "secret", "max_weight": 1}),
+        (UpdateConfig, {"weights": "secret", "max_weight": MAX_WEIGHT}),
         (ProtectionConfig, {"slots_per_setup": 64, "max_colluding": 0}),
         (AggregationConfig, {"learning_rate": 10.0, "ema_decay": 0.0}),
         (EvaluationConfig, {"num_samples": 2, "extractor_sha256": "ab" * 32}),
@@ -113,6 +120,15 @@ def test_field_bits_by_hand(value_bits, num_silos, field_bits):
     assert update.field_bits(2, num_silos) == field_bits
     assert update.field_bits(99, num_silos) == field_bits
     assert update.value_bits_in(2, num_silos) == value_bits
+
+
+def test_a_rotated_update_has_no_wide_round():
+    update = UpdateConfig(value_bits=12, rotation=True)
+    for round_number in (1, 2):
+        assert update.field_bits(round_number, 10) == 16
+        assert update.value_bits_in(round_number, 10) == 12
+    assert update.num_values(5000) == 8192
+    assert UpdateConfig().num_values(5000) == 5000
 
 
 @pytest.mark.parametrize(
