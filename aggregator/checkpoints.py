@@ -10,7 +10,7 @@
           global.safetensors         global parameters, and how to sample from them
           average.safetensors        their moving average
           state.json                 round number, grid ranges, number of EMA updates
-        secagg-000002.state          the slot in work; public keys and masked vectors
+        secagg-000002-03.slot, …     the slot in work (aggregator.slot_store)
         model.safetensors            the last average, when the run is over
 """
 
@@ -24,20 +24,21 @@ import numpy as np
 from torch import Tensor
 
 from aggregator.errors import StateBroken
+from aggregator.slot_store import SlotStore
 from aggregator.state import RoundState
 from diffusion.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from diffusion.ema import ExponentialMovingAverage
 from diffusion.errors import DiffusionError
 from protocol.encoding import decode, encode, from_table, to_table
 from protocol.errors import EncodingError
-from protocol.files import save_bytes, save_secret, whole_folder
+from protocol.files import save_bytes, whole_folder
 from protocol.plan import RunPlan
 
 GLOBAL_FILE = "global.safetensors"
 AVERAGE_FILE = "average.safetensors"
 STATE_FILE = "state.json"
 MODEL_FILE = "model.safetensors"
-_FOLDER, _SIDE = "checkpoint-", "secagg-"
+_FOLDER = "checkpoint-"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,23 +131,7 @@ class CheckpointStore:
         What only a running run needs is removed.
         """
         save_checkpoint(self.model, self._checkpoint(state.average.parameters, state))
-        for _, path in self._sides():
-            path.unlink()
-
-    def save_side(self, setup: int, data: bytes) -> None:
-        """Write the state of the slot in work; it is on disk when this returns."""
-        save_secret(self.folder / f"{_SIDE}{setup:06d}.state", data)
-        for number, path in self._sides():
-            if number < setup:
-                path.unlink()
-
-    def load_side(self) -> tuple[int, bytes] | None:
-        """Return number and state of the newest setup, if there is one."""
-        sides = self._sides()
-        if not sides:
-            return None
-        number, path = max(sides)
-        return number, path.read_bytes()
+        SlotStore(self.folder).clear()
 
     def _checkpoint(
         self, parameters: Mapping[str, Tensor], state: RoundState
@@ -169,12 +154,4 @@ class CheckpointStore:
             int(path.name.removeprefix(_FOLDER))
             for path in self.folder.glob(f"{_FOLDER}*")
             if path.name.removeprefix(_FOLDER).isdigit()
-        ]
-
-    def _sides(self) -> list[tuple[int, Path]]:
-        """Return the saved setups with their files."""
-        return [
-            (int(path.stem.removeprefix(_SIDE)), path)
-            for path in self.folder.glob(f"{_SIDE}*.state")
-            if path.stem.removeprefix(_SIDE).isdigit()
         ]

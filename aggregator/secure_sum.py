@@ -6,14 +6,20 @@ identical bytes.
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
-from aggregator.checkpoints import CheckpointStore
 from aggregator.errors import CohortTooSmall, RoundAborted
 from aggregator.exchanges import Accept, Exchanges, Stage
+from aggregator.membership import Membership
+from aggregator.slot_store import SlotStore
 from aggregator.sums import Sum, Task
+from crypto.encoding import BytesLike
 from crypto.errors import InvalidShare, ProtocolViolation
+from crypto.frame import Kind as SecAggKind
 from crypto.secagg.aggregator_side import AggregatorSide
+from crypto.secagg.aggregator_slot import AggregatorSlot
+from crypto.secagg.parts import whole
+from crypto.secagg.setup import max_frame_bytes
 from protocol import records
 from protocol.envelope import Kind
 from protocol.transcript import Head
@@ -24,10 +30,10 @@ Closer = Callable[[], bytes]
 """Closes a stage of secure aggregation and returns what is sent next."""
 
 
-def taking(add: Callable[[bytes], None]) -> Accept:
+def taking(add: Callable[[BytesLike], None]) -> Accept:
     """Return an acceptance that hands a reply on and counts no vector."""
 
-    def accept(silo: int, reply: bytes) -> int:
+    def accept(silo: int, reply: BytesLike) -> int:
         add(reply)
         return 0
 
@@ -37,15 +43,25 @@ def taking(add: Callable[[bytes], None]) -> Accept:
 class SecureSum:
     """Secure aggregation with dropout recovery, resumable at every stage.
 
+    Args:
+        excluded: silos that are left out of every setup, after a restart.
+
     Raises:
-        MalformedMessage: the saved state is damaged.
+        MalformedMessage, StateBroken: the saved state is damaged.
     """
 
-    def __init__(self, exchanges: Exchanges, store: CheckpointStore) -> None:
+    def __init__(
+        self, exchanges: Exchanges, store: SlotStore, *, excluded: Iterable[int] = ()
+    ) -> None:
         self._exchanges, self._store = exchanges, store
         self._plan = exchanges.plan
+        self._config = self._plan.secagg_config()
+        self._members = Membership(
+            len(self._plan.silos), self._config.max_colluding, excluded
+        )
         self._setup, self._side = self._load_side()
         self._given_up: tuple[int, int] | None = None
+        self._last_notice = b""
         self._have_shares: set[int] = set()
 
     def sum_round(self, task: Task) -> Sum:
@@ -53,75 +69,89 @@ class SecureSum:
         reason = ""
         for attempt in range(1, MAX_ATTEMPTS + 1):
             try:
-                side = self._prepare_slot(task)
-                self._collect_ready(side, task, attempt)
-                self._collect_masked(side, task)
-                self._collect_confirms(side, task)
-                return self._collect_reveals(side, task)
+                slot = self._prepare_slot(task, attempt)
+                self._collect_ready(slot, task, attempt)
+                self._collect_masked(slot, task)
+                if not self._plan.skips_confirm:
+                    self._collect_confirms(slot, task)
+                return self._collect_reveals(slot, task)
             except CohortTooSmall as error:
                 reason = str(error)
                 self._give_up()
         raise CohortTooSmall(reason)
 
+    def sum_notice(self) -> bytes:
+        """Return the SUM frame of the latest slot, nothing if it has no sum."""
+        side = self._side
+        if side is None or not side.has_slot or not side.slot.sum_digest:
+            return b""
+        return side.slot.sum_notice()
+
     # ------------------------------------------------------------------- setup
 
     def _give_up(self) -> None:
         """Note that the open slot failed before REVEAL: the next one is used."""
-        latest = self._side.latest_slot if self._side is not None else None
-        self._given_up = (self._setup, latest.slot) if latest else None
+        side = self._side
+        if side is not None and side.has_slot:
+            self._given_up = (self._setup, side.slot.slot)
 
-    def _prepare_slot(self, task: Task) -> AggregatorSide:
-        """Return a side whose open slot is this round's."""
+    def _prepare_slot(self, task: Task, attempt: int) -> AggregatorSlot:
+        """Return the open slot of this round."""
         side, digest = self._side, task.model_digest()
-        latest = side.latest_slot if side is not None else None
-        if side is not None and latest and latest.round_number == task.round_number:
+        latest = side.slot if side is not None and side.has_slot else None
+        if latest is not None and latest.round_number == task.round_number:
             is_given_up = self._given_up == (self._setup, latest.slot)
             if latest.model_digest == digest and not is_given_up:
-                return side
-            if side.is_revealing:
-                raise RoundAborted("shares were asked for another model of this round")
-        if side is None or self._is_used_up(side):
-            side, latest = self._open_setup(), None
-        slot = latest.slot + 1 if latest else 0
-        side.open_slot(slot, task.round_number, digest, task.num_words)
-        return side
+                return latest
+            if latest.is_revealing:
+                raise RoundAborted(
+                    "shares were asked for, and the slot was not finished"
+                )
+        self._last_notice = self.sum_notice()
+        number = latest.slot + 1 if latest else 0
+        if side is None or self._is_used_up(side, number, task.round_number, attempt):
+            side, number = self._open_setup(task.round_number), 0
+        parts = whole(task.num_words, side.members)
+        return side.open_slot(number, task.round_number, digest, parts)
 
-    def _is_used_up(self, side: AggregatorSide) -> bool:
-        """Return whether a setup has no slot left, or not all silos in it."""
-        used = side.latest_slot.slot + 1 if side.latest_slot else 0
-        slots = self._plan.protection.slots_per_setup
-        return used >= slots or len(side.members) < len(self._plan.silos)
+    def _is_used_up(
+        self, side: AggregatorSide, slot: int, round_number: int, attempt: int
+    ) -> bool:
+        """Return whether a setup has no such slot, or should be made anew."""
+        is_over = slot >= self._plan.protection.slots_per_setup
+        return is_over or self._members.wants_setup(side.members, round_number, attempt)
 
-    def _open_setup(self) -> AggregatorSide:
+    def _open_setup(self, round_number: int) -> AggregatorSide:
         """Exchange keys and shares for the slots of a new setup."""
+        self._exclude_accused()
         self._setup += 1
         plan, ask = self._plan, self._exchanges.ask
         side = AggregatorSide(
-            plan.secagg_config(),
+            self._config,
             plan.roster,
             self._exchanges.identity,
             plan.run,
             self._setup,
         )
         request = self._exchanges.envelope(
-            Kind.OPEN_SETUP, b"", setup=self._setup, slot=0
+            Kind.OPEN_SETUP, self._last_notice, setup=self._setup, slot=0
         )
-        everyone = range(len(plan.silos))
         silos = ask(
-            self._stage("setup", 0),
-            dict.fromkeys(everyone, request),
+            self._stage(SecAggKind.ADVERTISE, "setup", 0),
+            dict.fromkeys(self._members.invited, request),
             taking(side.add_advertisement),
         )
         keys = self._closing(side.keys)
-        self._save(side)
+        self._store.save_setup(self._setup, side.to_bytes())
         ask(
-            self._stage("shares", 0),
+            self._stage(SecAggKind.SHARES, "shares", 0),
             dict.fromkeys(silos, keys),
             taking(side.add_shares),
         )
         self._closing(lambda: side.envelopes(min(side.sharers, default=-1)))
-        self._save(side)
+        self._store.save_setup(self._setup, side.to_bytes())
         self._side, self._have_shares = side, set()
+        self._members.note_setup(side.members, round_number)
         self._exchanges.transcript.append(
             records.SetupOpened(
                 setup=self._setup,
@@ -131,15 +161,24 @@ class SecureSum:
         )
         return side
 
+    def _exclude_accused(self) -> None:
+        """Leave out whom more silos accuse than may be lying; record why."""
+        for silo, reason in self._members.exclude_accused(self._exchanges.accusations):
+            self._exchanges.transcript.append(
+                records.SiloExcluded(
+                    setup=self._setup, silo=self._plan.silos[silo].name, reason=reason
+                )
+            )
+
     # -------------------------------------------------------------------- slot
 
-    def _collect_ready(self, side: AggregatorSide, task: Task, attempt: int) -> None:
+    def _collect_ready(self, slot: AggregatorSlot, task: Task, attempt: int) -> None:
         """Send the model; wait until silos have trained; fix the cohort."""
-        if not side.cohort:
+        if not slot.cohort:
             head = self._exchanges.transcript.sign_head()
             self._exchanges.transcript.append(
                 records.RoundOpened(
-                    **self._place(side, task),
+                    **self._place(slot),
                     attempt=attempt,
                     model=task.model_digest().hex(),
                     field_bits=task.field_bits,
@@ -147,43 +186,45 @@ class SecureSum:
             )
             seconds = self._plan.deadlines.training_seconds
             self._exchanges.ask(
-                self._stage("ready", task.round_number, seconds),
-                self._round_requests(side, task, attempt, head),
-                taking(side.add_ready),
+                self._stage(SecAggKind.READY, "ready", task.round_number, seconds),
+                self._round_requests(slot, task, attempt, head),
+                taking(slot.add_ready),
             )
-            if side.latest_slot is not None:
-                self._have_shares |= set(side.latest_slot.ready)
-            self._closing(side.active)
-            self._save(side)
-        cohort = self._exchanges.names(side.cohort)
+            self._have_shares |= set(slot.ready_silos)
+            self._closing(slot.active)
+            self._save(slot)
+        cohort = self._exchanges.names(slot.cohort)
         self._exchanges.transcript.append(
             records.Cohort(round_number=task.round_number, silos=cohort)
         )
 
     def _round_requests(
-        self, side: AggregatorSide, task: Task, attempt: int, head: Head
+        self, slot: AggregatorSlot, task: Task, attempt: int, head: Head
     ) -> dict[int, bytes]:
         """Return the request to each member, with the shares that it may lack.
 
         Members that lack nothing share one message.
         """
-        place = {"setup": self._setup, "slot": self._slot(side)}
-        plain = task.request(head, attempt, b"").to_body()
+        side, notice = self._side, self._last_notice
+        place = {"setup": self._setup, "slot": slot.slot}
+        plain = task.request(head, attempt, sum_notice=notice).to_body()
         common = self._exchanges.envelope(Kind.ROUND, plain, **place)
         requests = {}
-        for silo in side.members:
+        for silo in side.members if side else ():
             requests[silo] = common
-            if silo not in self._have_shares:
-                body = task.request(head, attempt, side.envelopes(silo)).to_body()
+            if side and silo not in self._have_shares:
+                body = task.request(
+                    head, attempt, envelopes=side.envelopes(silo), sum_notice=notice
+                ).to_body()
                 requests[silo] = self._exchanges.envelope(Kind.ROUND, body, **place)
         return requests
 
-    def _collect_masked(self, side: AggregatorSide, task: Task) -> None:
+    def _collect_masked(self, slot: AggregatorSlot, task: Task) -> None:
         """Take the masked updates as they arrive; fix the survivors."""
-        place = self._place(side, task)
+        place = self._place(slot)
 
-        def take(silo: int, reply: bytes) -> int:
-            side.add_masked(reply)
+        def take(silo: int, reply: BytesLike) -> int:
+            slot.add_masked(reply)
             self._exchanges.transcript.append(
                 records.Masked(
                     **place,
@@ -195,80 +236,105 @@ class SecureSum:
             )
             return 8 * task.num_words
 
-        if not side.survivor_indices:
+        if not slot.survivor_indices:
             self._exchanges.ask(
-                self._stage("masked", task.round_number),
-                dict.fromkeys(side.cohort, side.active()),
+                self._stage(
+                    SecAggKind.MASKED,
+                    "masked",
+                    task.round_number,
+                    num_words=task.num_words,
+                ),
+                dict.fromkeys(slot.cohort, slot.active()),
                 take,
             )
-            self._closing(side.survivors)
-            self._save(side)
-        survivors = self._exchanges.names(side.survivor_indices)
+            self._closing(slot.survivors)
+            self._store.save_sum(self._setup, slot.slot, slot.total)
+            self._save(slot)
+        survivors = self._exchanges.names(slot.survivor_indices)
         self._exchanges.transcript.append(records.Survivors(**place, silos=survivors))
 
-    def _collect_confirms(self, side: AggregatorSide, task: Task) -> None:
+    def _collect_confirms(self, slot: AggregatorSlot, task: Task) -> None:
         """Have the survivors sign their list."""
-        if not side.is_revealing:
+        if not slot.is_revealing:
             self._exchanges.ask(
-                self._stage("confirm", task.round_number),
-                dict.fromkeys(side.survivor_indices, side.survivors()),
-                taking(side.add_confirm),
+                self._stage(SecAggKind.CONFIRM, "confirm", task.round_number),
+                dict.fromkeys(slot.survivor_indices, slot.survivors()),
+                taking(slot.add_confirm),
             )
-            self._closing(side.confirms)
-            self._save(side)
-        confirmed = side.latest_slot.confirmed if side.latest_slot else {}
+            self._closing(slot.confirms)
+            self._save(slot)
+        names = self._exchanges.names(slot.confirmed_silos)
         self._exchanges.transcript.append(
-            records.Confirmed(
-                **self._place(side, task), silos=self._exchanges.names(confirmed)
-            )
+            records.Confirmed(**self._place(slot), silos=names)
         )
 
-    def _collect_reveals(self, side: AggregatorSide, task: Task) -> Sum:
-        """Ask for the shares, and take the masks off the sum."""
-        survivors = side.survivor_indices
-        answered = self._exchanges.ask(
-            self._stage("reveal", task.round_number),
-            dict.fromkeys(survivors, side.confirms()),
-            taking(side.add_reveal),
+    def _collect_reveals(self, slot: AggregatorSlot, task: Task) -> Sum:
+        """Ask for the shares that are missing, and take the masks off the sum."""
+
+        def take(silo: int, reply: BytesLike) -> int:
+            slot.add_reveal(reply)
+            self._save(slot)
+            return 0
+
+        survivors = slot.survivor_indices
+        skips = self._plan.skips_confirm
+        request = slot.survivors() if skips else slot.confirms()
+        missing = set(survivors) - set(slot.revealed_silos)
+        self._exchanges.ask(
+            self._stage(SecAggKind.REVEAL, "reveal", task.round_number),
+            dict.fromkeys(sorted(missing), request),
+            take,
         )
         try:
-            words = side.unmask()
+            words = slot.unmask()
         except (ProtocolViolation, InvalidShare) as error:
+            self._members.convict(error.silo)
             raise RoundAborted(str(error)) from None
+        self._save(slot)
+        self._record_sum(slot)
+        return Sum(words, survivors)
+
+    def _record_sum(self, slot: AggregatorSlot) -> None:
+        """Record what was revealed, and the digest of the sum."""
+        survivors = set(slot.survivor_indices)
+        place, names = self._place(slot), self._exchanges.names
         self._exchanges.transcript.append(
             records.Revealed(
-                **self._place(side, task),
-                silos=self._exchanges.names(answered),
-                self_masks_of=self._exchanges.names(survivors),
-                slot_keys_of=self._exchanges.names(set(side.cohort) - set(survivors)),
+                **place,
+                silos=names(slot.revealed_silos),
+                self_masks_of=names(survivors),
+                slot_keys_of=names(set(slot.cohort) - survivors),
             )
         )
-        return Sum(words, survivors)
+        self._exchanges.transcript.append(
+            records.Summed(**place, sum=slot.sum_digest.hex())
+        )
 
     # ----------------------------------------------------------------- helpers
 
-    def _place(self, side: AggregatorSide, task: Task) -> dict[str, int]:
+    def _place(self, slot: AggregatorSlot) -> dict[str, int]:
         """Return round, setup and slot, as records hold them."""
         return {
-            "round_number": task.round_number,
+            "round_number": slot.round_number,
             "setup": self._setup,
-            "slot": self._slot(side),
+            "slot": slot.slot,
         }
 
-    def _slot(self, side: AggregatorSide) -> int:
-        """Return the number of the open slot."""
-        if side.latest_slot is None:
-            raise RuntimeError("no slot is open")
-        return side.latest_slot.slot
-
     def _stage(
-        self, name: str, round_number: int, seconds: float | None = None
+        self,
+        kind: SecAggKind,
+        name: str,
+        round_number: int,
+        seconds: float | None = None,
+        *,
+        num_words: int = 0,
     ) -> Stage:
-        """Return a stage with its deadline."""
+        """Return a stage with its deadline and the longest reply of its kind."""
         return Stage(
             name=name,
             round_number=round_number,
             deadline_seconds=seconds or self._plan.deadlines.exchange_seconds,
+            max_reply_bytes=max_frame_bytes(kind, self._config, num_words),
         )
 
     def _closing(self, close: Closer) -> bytes:
@@ -278,23 +344,26 @@ class SecureSum:
         except (ProtocolViolation, RuntimeError) as error:
             raise CohortTooSmall(str(error)) from None
 
-    def _save(self, side: AggregatorSide) -> None:
-        """Put the state on disk before anything that depends on it leaves."""
-        self._store.save_side(self._setup, side.to_bytes())
+    def _save(self, slot: AggregatorSlot) -> None:
+        """Put the slot's state on disk before anything that depends on it leaves."""
+        self._store.save_slot(self._setup, slot.slot, slot.to_bytes())
 
     def _load_side(self) -> tuple[int, AggregatorSide | None]:
-        """Return the newest saved setup, if any."""
-        saved = self._store.load_side()
+        """Return the newest saved setup and take up its slot, if any."""
+        saved = self._store.load_setup()
         if saved is None:
             return 0, None
         setup, data = saved
         plan = self._plan
         side = AggregatorSide.from_bytes(
             data,
-            plan.secagg_config(),
+            self._config,
             plan.roster,
             self._exchanges.identity,
             plan.run,
             setup,
         )
+        slot = self._store.load_slot(setup)
+        if slot is not None:
+            side.resume_slot(*slot)
         return setup, side

@@ -16,7 +16,15 @@ All of them are the peer's fault. A call out of order is ours, and raises
 
 
 class CryptoError(Exception):
-    """Base of all errors that a peer's bytes can cause."""
+    """Base of all errors that a peer's bytes can cause.
+
+    ``silo`` is the index of the silo that is at fault, where that is known and is not
+    the sender of the message itself.
+    """
+
+    def __init__(self, message: str, *, silo: int | None = None) -> None:
+        super().__init__(message)
+        self.silo = silo
 
 
 class MalformedMessage(CryptoError):

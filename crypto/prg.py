@@ -7,8 +7,10 @@ same bits; which of them is faster depends on the processor, and is measured onc
 import. Words are little-endian on the wire and on every machine.
 """
 
+import os
 import time
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 import numpy as np
@@ -70,6 +72,8 @@ def add_keystreams(
 ) -> None:
     """Add and subtract the keystreams of mask seeds, modulo 2^64, in place.
 
+    Segments are shared out over the processors that this process may use.
+
     Guarantees: the order of the seeds does not matter; a seed in both lists cancels; to
     whoever lacks one of the seeds, and has seen nothing else masked with it, the result
     is indistinguishable from uniform words (AES-256 as a pseudorandom function).
@@ -84,12 +88,30 @@ def add_keystreams(
     _check_words(words)
     for mask_seed in (*add, *subtract):
         _check_seed(mask_seed)
+    segments = [
+        (number, words[start // 8 : (start + SEGMENT_BYTES) // 8])
+        for number, start in enumerate(range(0, words.nbytes, SEGMENT_BYTES))
+    ]
+    num_threads = min(len(os.sched_getaffinity(0)), len(segments))
+    if num_threads < 2 or not (add or subtract):
+        _add_to_segments(segments, add, subtract)
+        return
+    shares = [segments[first::num_threads] for first in range(num_threads)]
+    with ThreadPoolExecutor(num_threads) as threads:
+        list(threads.map(lambda share: _add_to_segments(share, add, subtract), shares))
+
+
+def _add_to_segments(
+    segments: Iterable[tuple[int, Words]],
+    add: Sequence[bytes],
+    subtract: Sequence[bytes],
+) -> None:
+    """Do the work of one thread; ciphers and ``numpy`` let the others run."""
     buffer = bytearray(CHUNK_BYTES + _BLOCK_SLACK)
-    for segment, start in enumerate(range(0, words.nbytes, SEGMENT_BYTES)):
-        part = words[start // 8 : (start + SEGMENT_BYTES) // 8]
-        plus = [_open_segment(mask_seed, segment) for mask_seed in add]
-        minus = [_open_segment(mask_seed, segment) for mask_seed in subtract]
-        for chunk in _chunks(part):
+    for number, segment in segments:
+        plus = [_open_segment(mask_seed, number) for mask_seed in add]
+        minus = [_open_segment(mask_seed, number) for mask_seed in subtract]
+        for chunk in _chunks(segment):
             _combine(np.add, chunk, plus, buffer)
             _combine(np.subtract, chunk, minus, buffer)
 

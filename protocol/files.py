@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from crypto.encoding import BytesLike
 from crypto.keys import IdentityKey
 from protocol.errors import FolderInUse, KeyFileRejected
 
@@ -16,7 +17,7 @@ SECRET_MODE = 0o600
 PUBLIC_MODE = 0o644
 
 
-def save_bytes(path: Path, data: bytes, *, mode: int = PUBLIC_MODE) -> None:
+def save_bytes(path: Path, data: BytesLike, *, mode: int = PUBLIC_MODE) -> None:
     """Write a file whole or not at all.
 
     Guarantees: after a crash or a full disk at any point the path holds either its
@@ -71,7 +72,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
     sync_folder(path.parent)
 
 
-def save_secret(path: Path, data: bytes) -> None:
+def save_secret(path: Path, data: BytesLike) -> None:
     """Write a file as :func:`save_bytes` does, readable by its owner alone."""
     save_bytes(path, data, mode=SECRET_MODE)
 
@@ -82,9 +83,21 @@ def load_secret(path: Path) -> bytes:
     Raises:
         KeyFileRejected: the file is missing, or others may read or write it.
     """
+    check_secret(path)
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise KeyFileRejected(f"{path}: {error.strerror}") from None
+
+
+def check_secret(path: Path) -> None:
+    """Return if a secret file is there and its owner alone may read it.
+
+    Raises:
+        KeyFileRejected: the file is missing, or others may read or write it.
+    """
     try:
         mode = path.stat().st_mode
-        data = path.read_bytes()
     except OSError as error:
         raise KeyFileRejected(f"{path}: {error.strerror}") from None
     if mode & (stat.S_IRWXG | stat.S_IRWXO):
@@ -92,7 +105,6 @@ def load_secret(path: Path) -> bytes:
             f"{path}: other users may read this secret file "
             f"(mode {stat.S_IMODE(mode):04o}); run: chmod 600 {path}"
         )
-    return data
 
 
 def save_identity(path: Path, key: IdentityKey) -> None:

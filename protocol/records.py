@@ -130,6 +130,30 @@ class Revealed:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Summed:
+    """The sum of a slot, by its digest: made (aggregator), or announced (silo).
+
+    All parties must have been told of the same sum.
+    """
+
+    kind: ClassVar[str] = "summed"
+    round_number: int
+    setup: int
+    slot: int
+    sum: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiloExcluded:
+    """A silo is left out of all later setups of the run, with the reason."""
+
+    kind: ClassVar[str] = "silo-excluded"
+    setup: int
+    silo: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class RoundClosed:
     """A round ended with a mean update; ``parameters`` is the new model's digest."""
 
@@ -256,6 +280,8 @@ Record: TypeAlias = (
     | Survivors
     | Confirmed
     | Revealed
+    | Summed
+    | SiloExcluded
     | RoundClosed
     | RoundLost
     | Dropped
@@ -279,6 +305,8 @@ RECORD_KINDS: dict[str, type[Record]] = {
         Survivors,
         Confirmed,
         Revealed,
+        Summed,
+        SiloExcluded,
         RoundClosed,
         RoundLost,
         Dropped,

@@ -23,6 +23,7 @@ PUBLIC_FILE = "identity.pub"
 CONFIG_FILE = "silo.toml"
 POLICY_FILE = "policy.toml"
 APPROVED_FOLDER = "approved"
+JOURNALS_FOLDER = "journals"
 RUNS_FOLDER = "runs"
 
 DEFAULT_CONFIG = """\
@@ -125,7 +126,16 @@ class SiloFolder:
 
     def run(self, plan: RunPlan) -> Path:
         """The folder of this silo's state in one run."""
-        return self.root / RUNS_FOLDER / f"{plan.name}-{plan.run.hex()[:12]}"
+        return self.root / RUNS_FOLDER / _run_name(plan)
+
+    def journal(self, plan: RunPlan) -> Path:
+        """The file of this silo's promises in one run, apart from its state."""
+        return self.root / JOURNALS_FOLDER / f"{_run_name(plan)}.journal"
+
+
+def _run_name(plan: RunPlan) -> str:
+    """Return the name of a run in a silo's folders."""
+    return f"{plan.name}-{plan.run.hex()[:12]}"
 
 
 def load_config(folder: SiloFolder) -> SiloConfig:

@@ -8,7 +8,9 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from crypto.encoding import BytesLike
 from crypto.keys import IdentityKey
+from crypto.secagg.silo_state import SlotProgress
 from protocol import records
 from protocol.envelope import RoundRequest
 from protocol.plan import RunPlan
@@ -78,7 +80,7 @@ class Evidence:
             )
         )
 
-    def upload(self, place: Place, reply: bytes, protection: str) -> None:
+    def upload(self, place: Place, reply: BytesLike, protection: str) -> None:
         """Record that an update leaves, by the digest of the whole message.
 
         The record is on disk when this returns.
@@ -108,10 +110,12 @@ class Evidence:
         survivors: Iterable[int],
         lost: Iterable[int],
     ) -> None:
-        """Record who confirmed, and of whom this silo reveals which share."""
-        self._transcript.append(
-            records.Confirmed(**place, silos=self._names(confirmed))
-        )
+        """Record who confirmed, and of whom this silo reveals which share.
+
+        Nobody has confirmed where the plan does without.
+        """
+        if signers := self._names(confirmed):
+            self._transcript.append(records.Confirmed(**place, silos=signers))
         self._transcript.append(
             records.Revealed(
                 **place,
@@ -121,6 +125,17 @@ class Evidence:
             )
         )
         self._transcript.sign_head()
+
+    def sum(self, slot: SlotProgress, *, setup: int) -> None:
+        """Record which sum the aggregator says it has of a slot."""
+        self._transcript.append(
+            records.Summed(
+                round_number=slot.round_number,
+                setup=setup,
+                slot=slot.slot,
+                sum=slot.sum_digest.hex(),
+            )
+        )
 
     def finish(self, round_number: int, parameters: bytes, average: bytes) -> Head:
         """Record the digests of the last model; return the head that says so."""
@@ -143,8 +158,8 @@ class Evidence:
         self,
         round_number: int,
         stage: str,
-        request: bytes,
-        reply: bytes,
+        request: BytesLike,
+        reply: BytesLike,
         vector_bytes: int,
     ) -> None:
         """Record the bytes of one exchange, before the reply leaves."""

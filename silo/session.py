@@ -22,19 +22,17 @@ the aggregator asked for in between.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 
-from crypto.errors import CryptoError, ProtocolViolation
+from crypto.encoding import BytesLike
+from crypto.errors import CryptoError
 from crypto.frame import AGGREGATOR, Header, read_header
 from crypto.frame import Kind as SecAggKind
 from crypto.keys import IdentityKey
-from crypto.secagg.config import SecAggConfig
-from crypto.secagg.messages import Confirms
-from crypto.secagg.silo_side import SiloSide
+from crypto.secagg.messages import confirmed_by
 from diffusion.errors import DiffusionError
 from privacy.errors import NotFinite, PrivacyError
 from protocol.envelope import (
@@ -52,6 +50,7 @@ from silo.data import ImageSet
 from silo.errors import DataError, PolicyViolation, SiloError, StateBroken
 from silo.evidence import Evidence
 from silo.policy import Policy, check_plan
+from silo.secure_upload import SecureUpload
 from silo.store import RunStore
 from silo.trainer import RoundTrainer
 from silo.training import Progress, TrainingDiverged
@@ -127,7 +126,7 @@ class SiloSession:
         )
         trained = store.load_trained()
         self._asked_round = trained.round_number if trained else 0
-        self._side = self._load_side()
+        self._secure = SecureUpload(plan, store, self._identity, self._silo)
         self._evidence = Evidence(
             store.transcript, plan, self._silo, resources.identity
         )
@@ -138,10 +137,11 @@ class SiloSession:
         return self._store.is_finished()
 
     def close(self) -> None:
-        """Close the transcript."""
+        """Close transcript and journal."""
         self._evidence.close()
+        self._secure.close()
 
-    def handle(self, request: bytes) -> bytes:
+    def handle(self, request: BytesLike) -> BytesLike:
         """Answer one message of the aggregator.
 
         Guarantees: whatever the request holds, the answer is a reply of the protocol
@@ -159,7 +159,7 @@ class SiloSession:
             self._evidence.sign_head()
         return reply
 
-    def _open(self, request: bytes) -> tuple[str, Header, memoryview]:
+    def _open(self, request: BytesLike) -> tuple[str, Header, memoryview]:
         """Return stage, header and body of a request, its origin verified."""
         kind = read_header(request).kind
         if kind not in STAGES:
@@ -167,17 +167,20 @@ class SiloSession:
         header, body = open_envelope(
             self._plan, request, sender=AGGREGATOR, kinds=(kind,)
         )
+        if kind == SecAggKind.SURVIVORS and self._plan.skips_confirm:
+            return "reveal", header, body
         return STAGES[kind], header, body
 
     def _answer(
-        self, stage: str, header: Header, body: memoryview, request: bytes
-    ) -> tuple[bytes, int]:
+        self, stage: str, header: Header, body: memoryview, request: BytesLike
+    ) -> tuple[BytesLike, int]:
         """Return the reply to a verified request, and the bytes of its vector."""
         self._check_stage(stage)
         if stage == "setup":
-            return self._open_setup(header), 0
+            self._close_slot(body)
+            return self._secure.open_setup(header.setup), 0
         if stage == "shares":
-            return self._share(request), 0
+            return self._secure.share(request), 0
         if stage == "ready":
             return self._enter_round(header, RoundRequest.from_body(body))
         if stage == "masked":
@@ -185,7 +188,7 @@ class SiloSession:
         if stage == "confirm":
             return self._confirm(header, request), 0
         if stage == "reveal":
-            return self._reveal(header, body, request), 0
+            return self._reveal(header, request), 0
         return self._end(EndRequest.from_body(body)), 0
 
     def _check_stage(self, stage: str) -> None:
@@ -208,110 +211,80 @@ class SiloSession:
         else:
             logger.info("refused at %s: %s", stage, error)
         self._evidence.refuse(self._round_number(stage), stage, check)
-        refusal = Refusal(stage=stage, check=check)
+        accused = getattr(error, "silo", None)
+        refusal = Refusal(
+            stage=stage, check=check, accused=-1 if accused is None else accused
+        )
         return self._envelope(Kind.REFUSED, refusal.to_body())
 
     def _round_number(self, stage: str) -> int:
         """Return the round that a stage's records belong to, if any, else 0."""
         if stage in OUTSIDE_ROUNDS:
             return 0
-        if stage in IN_SLOT and self._side is not None:
-            with suppress(RuntimeError):  # There is no slot yet.
-                return self._side.latest_slot.round_number
+        latest = self._secure.latest_slot
+        if stage in IN_SLOT and latest is not None:
+            return latest.round_number
         return self._asked_round
-
-    def _open_setup(self, header: Header) -> bytes:
-        """Begin a setup with fresh keys; an older setup is forgotten."""
-        if self._side is None or header.setup > self._side.setup_number:
-            revealed = self._side.revealed_round if self._side else 0
-            arguments = self._side_arguments(header.setup)
-            self._side = SiloSide(*arguments, revealed_round=revealed)
-        elif header.setup < self._side.setup_number:
-            raise PolicyViolation(f"setup {header.setup} is over")
-        reply = self._side.advertise()
-        self._save_side()
-        return reply
-
-    def _share(self, request: bytes) -> bytes:
-        """Answer the advertised keys with sealed shares."""
-        with self._in_order("shares") as side:
-            reply = side.share(request)
-        self._save_side()
-        return reply
 
     def _enter_round(self, header: Header, request: RoundRequest) -> tuple[bytes, int]:
         """Train, unless this round is trained already; say READY."""
         self._asked_round = request.round_number
         self._trainer.check_round(request)
-        self._check_setup(header)
+        is_masked = self._plan.protection.method != "none"
+        if is_masked:
+            self._secure.check_setup(header.setup)
         digest = request.model_digest()
         field_bits = self._trainer.field_bits(request.round_number)
         self._evidence.see_head(request.head, request.round_number)
+        self._close_slot(request.sum_notice)
         self._evidence.enter_round(
             self._place("ready", header), request, digest, field_bits
         )
         self._trainer.train_once(request)
-        if self._plan.protection.method == "none":
+        if not is_masked:
             return self._send_plain(header, request)
-        with self._in_order("ready") as side:
-            if request.envelopes:
-                side.receive_shares(request.envelopes)
-            reply = side.ready(header.slot, request.round_number, digest)
-        self._save_side()
-        return reply, 0
+        arguments = (header.slot, request.round_number, digest)
+        return self._secure.ready(*arguments, request.envelopes), 0
 
-    def _check_setup(self, header: Header) -> None:
-        """Refuse a round of another setup than the one this silo is in.
-
-        Raises:
-            PolicyViolation: with both numbers.
-        """
-        if self._plan.protection.method == "none":
-            return
-        with self._in_order("ready") as side:
-            if header.setup != side.setup_number:
-                raise PolicyViolation(
-                    f"a round in setup {header.setup}, this silo is in setup "
-                    f"{side.setup_number}"
-                )
+    def _close_slot(self, notice: BytesLike) -> None:
+        """Take note of the sum of the slot before, which the aggregator announces."""
+        slot = self._secure.close_slot(notice) if notice else None
+        if slot is not None:
+            self._evidence.sum(slot, setup=read_header(notice).setup)
 
     def _send_plain(self, header: Header, request: RoundRequest) -> tuple[bytes, int]:
         """Return the packed update in the clear, where the policy permits that."""
-        body = self._trainer.update(request.round_number).tobytes()
+        body = self._trainer.update(request.round_number).words.tobytes()
         reply = self._envelope(Kind.PLAIN, body, setup=header.setup, slot=header.slot)
         self._evidence.upload(self._place("ready", header), reply, "none")
         return reply, len(body)
 
-    def _mask(self, header: Header, request: bytes) -> tuple[bytes, int]:
-        """Let the update leave, masked; the slot is burnt on disk before."""
-        with self._in_order("masked") as side:
-            words = self._trainer.update(side.latest_slot.round_number)
-            reply = side.mask(request, words)
-        self._save_side()
+    def _mask(self, header: Header, request: BytesLike) -> tuple[BytesLike, int]:
+        """Let the update leave, masked."""
+        latest = self._secure.latest_slot
+        if latest is None:
+            raise PolicyViolation("masked before ready")
+        upload = self._trainer.update(latest.round_number)
+        reply = self._secure.mask(request, upload)
         self._evidence.upload(self._place("masked", header), reply, "mask")
-        return reply, words.nbytes
+        return reply, upload.words.nbytes
 
-    def _confirm(self, header: Header, request: bytes) -> bytes:
+    def _confirm(self, header: Header, request: BytesLike) -> bytes:
         """Sign the list of survivors."""
-        with self._in_order("confirm") as side:
-            reply = side.confirm(request)
-            survivors = side.latest_slot.survivors
-        self._save_side()
-        self._evidence.confirm(self._place("confirm", header), survivors)
+        reply, slot = self._secure.confirm(request)
+        self._evidence.confirm(self._place("confirm", header), slot.survivors)
         return reply
 
-    def _reveal(self, header: Header, body: memoryview, request: bytes) -> bytes:
-        """Reveal shares for the confirmed survivors; destroy the update."""
-        with self._in_order("reveal") as side:
-            reply = side.reveal(request)
-            survivors = set(side.latest_slot.survivors)
-            lost = set(side.latest_slot.cohort) - survivors
-        confirms = Confirms.from_bytes(bytes(body), len(self._plan.silos))
-        place = self._place("reveal", header)
-        self._save_side()
-        self._store.destroy_update(place["round_number"])
+    def _reveal(self, header: Header, request: BytesLike) -> bytes:
+        """Reveal shares for the confirmed survivors; the update is destroyed."""
+        reply, slot = self._secure.reveal(request)
+        signers = confirmed_by(request, len(self._plan.silos))
+        survivors = set(slot.survivors)
         self._evidence.reveal(
-            place, confirmed=confirms.signatures, survivors=survivors, lost=lost
+            self._place("reveal", header),
+            confirmed=signers,
+            survivors=survivors,
+            lost=set(slot.cohort) - survivors,
         )
         return reply
 
@@ -325,11 +298,11 @@ class SiloSession:
         self._evidence.see_head(request.head, request.round_number)
         if (last_reply := self._store.load_last_reply()) is not None:
             return last_reply
+        self._close_slot(request.sum_notice)
         self._trainer.save_model(request.average)
         head = self._evidence.finish(request.round_number, parameters, average)
         reply = self._envelope(Kind.END_SEEN, EndReply(head=head).to_body())
         self._store.save_finished(reply)
-        self._side = None
         return reply
 
     def _place(self, stage: str, header: Header) -> dict[str, int]:
@@ -339,44 +312,6 @@ class SiloSession:
             "setup": header.setup,
             "slot": header.slot,
         }
-
-    @contextmanager
-    def _in_order(self, stage: str) -> Iterator[SiloSide]:
-        """Lend the side of secure aggregation; a call out of order is a refusal."""
-        if self._side is None:
-            raise PolicyViolation(f"{stage} before any setup")
-        try:
-            yield self._side
-        except RuntimeError as error:
-            raise ProtocolViolation(f"{stage} out of order: {error}") from None
-
-    def _load_side(self) -> SiloSide | None:
-        """Return the saved state of secure aggregation, if any."""
-        saved = self._store.load_secagg()
-        if saved is None:
-            return None
-        setup, state = saved
-        return SiloSide.from_bytes(state, *self._side_arguments(setup))
-
-    def _side_arguments(
-        self, setup: int
-    ) -> tuple[SecAggConfig, tuple[bytes, ...], bytes, IdentityKey, int, bytes, int]:
-        """Return what the side of a setup is made of."""
-        plan = self._plan
-        return (
-            plan.secagg_config(),
-            plan.roster,
-            plan.aggregator_key,
-            self._identity,
-            self._silo,
-            plan.run,
-            setup,
-        )
-
-    def _save_side(self) -> None:
-        """Put the state of secure aggregation on disk, before a reply leaves."""
-        if self._side is not None:
-            self._store.save_secagg(self._side.setup_number, self._side.to_bytes())
 
     def _envelope(
         self, kind: int, body: bytes, *, setup: int = 0, slot: int = 0

@@ -24,11 +24,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from crypto.secagg.upload import Upload
 from diffusion.errors import DiffusionError
 from diffusion.parameters import load_safetensors, save_safetensors
 from protocol.encoding import decode, encode, from_table, to_table
 from protocol.errors import EncodingError
 from protocol.files import (
+    check_secret,
     load_secret,
     save_bytes,
     save_secret,
@@ -44,6 +46,7 @@ TRAINING_FILE = "training.safetensors"
 ROUND_FILE = "round.json"
 FINISHED_FILE = "finished"
 MODEL_FILE = "model.safetensors"
+JOURNAL_FILE = "journal"
 WORD_BYTES = 8
 _MOMENT, _LOCAL = "moment/", "local/"
 
@@ -57,11 +60,19 @@ class TrainedRound:
 
 
 class RunStore:
-    """The folder of one silo's state in one run."""
+    """The folder of one silo's state in one run, and its journal.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: made where it is missing.
+        journal: the file of the silo's promises; best outside the folder, so that one
+            backup does not restore both. By default a file in it.
+    """
+
+    def __init__(self, folder: Path, journal: Path | None = None) -> None:
         self.folder = folder
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.journal = journal or folder / JOURNAL_FILE
+        for needed in (folder, self.journal.parent):
+            needed.mkdir(parents=True, exist_ok=True, mode=0o700)
 
     @property
     def transcript(self) -> Path:
@@ -118,7 +129,7 @@ class RunStore:
         """Write everything that a round's training gave, whole or not at all."""
         tensors = {_MOMENT + name: value for name, value in state.moments.items()}
         tensors |= {_LOCAL + name: value for name, value in local.items()}
-        content = words.astype("<u8", copy=False).tobytes()
+        content = words.astype("<u8", copy=False).data.cast("B")
         with whole_folder(self.folder / _name(trained.round_number)) as folder:
             save_safetensors(folder / TRAINING_FILE, tensors, {})
             save_secret(folder / UPDATE_FILE, content)
@@ -161,8 +172,8 @@ class RunStore:
             _prefixed(tensors, _LOCAL),
         )
 
-    def load_update(self, round_number: int) -> npt.NDArray[np.uint64] | None:
-        """Return a round's packed update, unless it was destroyed.
+    def load_update(self, round_number: int) -> Upload | None:
+        """Return a round's packed update, ready to be masked, unless destroyed.
 
         Raises:
             StateBroken: the file is cut off.
@@ -171,10 +182,19 @@ class RunStore:
         path = self.folder / _name(round_number) / UPDATE_FILE
         if not path.exists():
             return None
-        content = bytearray(load_secret(path))
-        if len(content) % WORD_BYTES:
-            raise StateBroken(f"{path}: {len(content):,} bytes are not whole words")
-        return np.frombuffer(content, dtype="<u8")
+        check_secret(path)
+        with path.open("rb") as file:
+            num_bytes = path.stat().st_size
+            if num_bytes % WORD_BYTES:
+                raise StateBroken(f"{path}: {num_bytes:,} bytes are not whole words")
+            upload = Upload(num_bytes // WORD_BYTES)
+            if file.readinto(upload.words.data.cast("B")) != num_bytes:
+                raise StateBroken(f"{path}: changed while it was read")
+        return upload
+
+    def has_update(self, round_number: int) -> bool:
+        """Return whether a round's update is still there."""
+        return (self.folder / _name(round_number) / UPDATE_FILE).exists()
 
     def destroy_update(self, round_number: int) -> None:
         """Remove a round's update: it was revealed, or its round is closed."""

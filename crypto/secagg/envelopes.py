@@ -53,7 +53,8 @@ def open_shares(
     except DecryptionFailed:
         raise DecryptionFailed(
             f"the envelope of silo {header.sender} to silo {header.recipient} "
-            "does not open"
+            "does not open",
+            silo=header.sender,
         ) from None
 
 

@@ -279,6 +279,11 @@ class SiloSide(SiloSetup):
         return self._setup.number
 
     @property
+    def has_slot(self) -> bool:
+        """Whether :meth:`ready` was ever answered in this setup."""
+        return self._state.progress is not None
+
+    @property
     def latest_slot(self) -> SlotProgress:
         """How far this silo has come in its latest slot.
 

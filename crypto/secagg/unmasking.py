@@ -51,7 +51,9 @@ def take_masks_away(
         else _key_check(publics[silo])
         for silo in concerned
     }
-    opened = open_secrets(shares, setup.config.threshold, checks)
+    opened = open_secrets(
+        shares, setup.config.threshold, checks, max_lying=setup.config.max_colluding
+    )
     unmask(
         total,
         {silo: secret for silo, secret in opened.items() if silo in survivors},

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 import aggregator.checkpoints
+import aggregator.slot_store
+import crypto.secagg.journal
 import protocol.transcript
 import silo.store
 import silo.trainer
@@ -79,7 +81,10 @@ def test_all_processes_die_at_a_stage(
 
 POINTS = [
     (aggregator.checkpoints.CheckpointStore, "save", 2),
-    (aggregator.checkpoints.CheckpointStore, "save_side", 9),
+    (aggregator.slot_store.SlotStore, "save_setup", 2),
+    (aggregator.slot_store.SlotStore, "save_slot", 14),
+    (aggregator.slot_store.SlotStore, "save_sum", 2),
+    (crypto.secagg.journal.Journal, "promise", 24),
     (silo.store.RunStore, "save_round", 6),
     (silo.store.RunStore, "save_secagg", 30),
     (silo.store.RunStore, "destroy_update", 6),

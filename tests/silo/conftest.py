@@ -18,6 +18,7 @@ from crypto.frame import AGGREGATOR, read_header
 from crypto.keys import IdentityKey
 from crypto.ring import words_needed
 from crypto.secagg.aggregator_side import AggregatorSide
+from crypto.secagg.parts import whole
 from diffusion.config import ScheduleConfig, UNetConfig
 from diffusion.model import make_model
 from diffusion.parameters import ParameterLayout, flatten, make_layout, parameters_of
@@ -206,15 +207,15 @@ class Federation:
         return self
 
     def ask(self, index: int, stage: str) -> bytes:
-        return self.sessions[index].handle(self.requests[stage][index])
+        return bytes(self.sessions[index].handle(self.requests[stage][index]))
 
     def make_requests(self, stage: str) -> None:
         frames = {
             "setup": lambda: self.envelope(Kind.OPEN_SETUP, b"", setup=self.setup),
             "shares": lambda: self.side.keys(),
-            "masked": lambda: self.side.active(),
-            "confirm": lambda: self.side.survivors(),
-            "reveal": lambda: self.side.confirms(),
+            "masked": lambda: self.side.slot.active(),
+            "confirm": lambda: self.side.slot.survivors(),
+            "reveal": lambda: self.side.slot.confirms(),
             "end": lambda: self.envelope(Kind.END, self.end_request().to_body()),
         }
         if stage == "ready":
@@ -227,11 +228,14 @@ class Federation:
         add = {
             "setup": self.side.add_advertisement,
             "shares": self.side.add_shares,
-            "ready": self.side.add_ready,
-            "masked": self.side.add_masked,
-            "confirm": self.side.add_confirm,
-            "reveal": self.side.add_reveal,
         }
+        if self.side.has_slot:
+            add |= {
+                "ready": self.side.slot.add_ready,
+                "masked": self.side.slot.add_masked,
+                "confirm": self.side.slot.add_confirm,
+                "reveal": self.side.slot.add_reveal,
+            }
         for reply in replies:
             if stage in add and read_header(reply).kind != Kind.PLAIN:
                 add[stage](reply)
@@ -266,7 +270,8 @@ class Federation:
             envelopes = {index: self.side.envelopes(index) for index in members}
         else:
             envelopes = dict.fromkeys(members, b"")
-        self.side.open_slot(self.slot, self.round_number, digest, self.num_words)
+        parts = whole(self.num_words, members)
+        self.side.open_slot(self.slot, self.round_number, digest, parts)
         return {
             index: self.round_envelope(envelopes=envelopes[index]) for index in members
         }

@@ -11,6 +11,7 @@ from crypto.frame import Header, make_frame, read_header
 from crypto.frame import Kind as SecAggKind
 from crypto.ring import unpack
 from crypto.secagg.aggregator_side import AggregatorSide
+from crypto.secagg.parts import whole
 from protocol import records
 from protocol.envelope import EndReply, Kind, floats_to_bytes, open_envelope
 from protocol.errors import TranscriptBroken
@@ -28,9 +29,9 @@ class Crash(BaseException):
 
 
 def words_of(federation: Federation, index: int) -> np.ndarray:
-    words = federation.store(index).load_update(federation.round_number)
-    assert words is not None
-    return words
+    upload = federation.store(index).load_update(federation.round_number)
+    assert upload is not None
+    return upload.words
 
 
 class TestRound:
@@ -38,7 +39,7 @@ class TestRound:
         federation.play("ready")
         parts = [words_of(federation, index) for index in federation.everyone]
         federation.play("reveal", first="masked")
-        assert np.array_equal(federation.side.unmask(), sum(parts[1:], parts[0]))
+        assert np.array_equal(federation.side.slot.unmask(), sum(parts[1:], parts[0]))
         assert trainings == [(0, 1), (1, 1), (2, 1)]
 
     def test_what_leaves_is_masked(self, federation):
@@ -93,7 +94,7 @@ class TestRepeatedRequest:
             if stage == "masked":
                 parts = [words_of(federation, index) for index in federation.everyone]
             federation.play(stage, first=stage)
-        assert np.array_equal(federation.side.unmask(), sum(parts[1:], parts[0]))
+        assert np.array_equal(federation.side.slot.unmask(), sum(parts[1:], parts[0]))
         assert trainings == [(0, 1), (1, 1), (2, 1)]
 
     @pytest.mark.parametrize("stage", ["ready", "masked"])
@@ -151,7 +152,7 @@ class TestCrash:
         federation.play_rest(stage)
         again = (stage, method, moment) == ("ready", "save_round", "before")
         assert trainings.count((0, 1)) == (2 if again else 1)
-        federation.side.unmask()
+        federation.side.slot.unmask()
 
     @pytest.mark.parametrize("stage", STAGES)
     def test_at_the_transcript(self, federation, trainings, monkeypatch, stage):
@@ -174,7 +175,7 @@ class TestCrash:
         federation.answer(stage)
         federation.play_rest(stage)
         assert trainings.count((0, 1)) == 1
-        federation.side.unmask()
+        federation.side.slot.unmask()
 
     def test_identical_masked_bytes_after_a_crash_that_lost_the_reply(
         self, federation, monkeypatch
@@ -268,15 +269,17 @@ class TestSameUpdateTwice:
             1,
         )
         for reply in replies:
-            federation.side.add_ready(reply)
+            federation.side.slot.add_ready(reply)
+        slot = federation.side.slot
+        copy.open_slot(0, 1, slot.model_digest, whole(slot.total.size, range(4)))
         for reply in replies[:3]:
-            copy.add_ready(reply)
-        first = federation.sessions[0].handle(federation.side.active())
+            copy.slot.add_ready(reply)
+        first = federation.sessions[0].handle(federation.side.slot.active())
         assert read_header(first).kind == SecAggKind.MASKED
-        second = federation.sessions[0].handle(copy.active())
+        second = federation.sessions[0].handle(copy.slot.active())
         assert "another ACTIVE" in federation.refusal(second).check
         federation.restart(0)
-        third = federation.sessions[0].handle(copy.active())
+        third = federation.sessions[0].handle(copy.slot.active())
         assert "another ACTIVE" in federation.refusal(third).check
         federation.close()
 
@@ -619,7 +622,7 @@ class TestTranscript:
 
     def test_holds_no_secret_and_no_path(self, federation):
         federation.play("confirm")
-        state = federation.sessions[0]._side._state
+        state = federation.sessions[0]._secure._side._state
         secrets = [federation.keys[0].to_bytes()]
         for own in state.secrets.values():
             secrets += [value for value in vars_of(own) if len(value) >= 16]
@@ -660,7 +663,7 @@ def test_mean_of_three_updates_moves_the_model(federation):
         for index in federation.everyone
     ]
     federation.play("reveal", first="masked")
-    total = unpack(federation.side.unmask(), bits, size).astype(np.float64)
+    total = unpack(federation.side.slot.unmask(), bits, size).astype(np.float64)
     mean = (total - 3 * level) * step / 3
     assert np.allclose(mean, np.mean(slow, axis=0), atol=1e-12)
     assert 0 < np.abs(mean).max() < 0.01

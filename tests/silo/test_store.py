@@ -43,7 +43,7 @@ class TestRound:
         assert store.load_training() == (TrainingState(), {})
         save(store, 4)
         assert store.load_trained() == TrainedRound(round_number=4, model="ab" * 32)
-        assert np.array_equal(store.load_update(4), WORDS)
+        assert np.array_equal(store.load_update(4).words, WORDS)
         state, local = store.load_training()
         assert state.moments.keys() == STATE.moments.keys()
         assert torch.equal(state.moments["exp_avg.a"], torch.ones(2))
@@ -78,8 +78,8 @@ class TestRound:
 
     def test_update_can_be_changed_without_changing_the_file(self, store):
         save(store, 1)
-        store.load_update(1)[:] = 0
-        assert np.array_equal(store.load_update(1), WORDS)
+        store.load_update(1).words[:] = 0
+        assert np.array_equal(store.load_update(1).words, WORDS)
 
 
 class TestCrash:
@@ -114,7 +114,7 @@ class TestCrash:
             assert after == before
         else:
             assert {f"round-000002/{name}" for name in ROUND} < after
-            assert np.array_equal(store.load_update(2), WORDS)
+            assert np.array_equal(store.load_update(2).words, WORDS)
         store.load_training()
 
     def test_some_of_these_calls_do_fail(self, store, monkeypatch):

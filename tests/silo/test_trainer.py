@@ -55,11 +55,11 @@ class TestTrainOnce:
         plan = nearest()
         trainer = make_trainer(tmp_path, plan)
         trainer.train_once(request(plan, 1))
-        first = trainer.update(1)
+        first = trainer.update(1).words
         trainer.train_once(request(plan, 1))
         make_trainer(tmp_path, plan).train_once(request(plan, 1))
         assert trainings == [(0, 1)]
-        assert np.array_equal(trainer.update(1), first)
+        assert np.array_equal(trainer.update(1).words, first)
 
     def test_same_request_same_update_on_another_day(self, tmp_path):
         plan = nearest()
@@ -67,7 +67,7 @@ class TestTrainOnce:
         for name in ("a", "b"):
             trainer = make_trainer(tmp_path / name, plan)
             trainer.train_once(request(plan, 1, 0.01))
-            updates.append(trainer.update(1))
+            updates.append(trainer.update(1).words)
         assert np.array_equal(*updates)
         assert len(set(updates[0].tolist())) > 10
 
@@ -82,7 +82,7 @@ class TestTrainOnce:
                 if restart:
                     trainer = make_trainer(tmp_path / name, plan)
                 trainer.train_once(request(plan, number, 0.01 * number))
-            updates.append(trainer.update(3))
+            updates.append(trainer.update(3).words)
         assert np.array_equal(*updates)
 
     @pytest.mark.parametrize("selection", ["full", "udec"])
@@ -103,7 +103,7 @@ class TestTrainOnce:
             trainer.train_once(request(plan, 1, 0.01))
         assert RunStore(tmp_path / "b").load_trained() is None
         trainer.train_once(request(plan, 1, 0.01))
-        assert np.array_equal(trainer.update(1), expected.update(1))
+        assert np.array_equal(trainer.update(1).words, expected.update(1).words)
 
     def test_only_the_selection_is_sent_and_the_rest_is_kept(self, tmp_path):
         plan = nearest("udec")
@@ -112,7 +112,9 @@ class TestTrainOnce:
         _, local = RunStore(tmp_path).load_training()
         assert local
         assert not set(local) & set(layout.names)
-        assert trainer.update(1).size == -(-layout.size // 2)  # 32 bits in a word of 64
+        assert trainer.update(1).words.size == -(
+            -layout.size // 2
+        )  # 32 bits in a word of 64
 
     def test_full_selection_keeps_no_parameters(self, tmp_path):
         plan = nearest()

@@ -1,0 +1,114 @@
+"""What the aggregator keeps on disk of secure aggregation.
+
+::
+
+    secagg-000002.setup       keys and sealed shares of a setup, written once
+    secagg-000002-03.slot     who answered what in the latest slot; every REVEAL
+    secagg-000002-03.sum      its masked sum, written once, when the survivors stand
+
+All of it may be known to whoever runs the aggregator, and to nobody else: mode 0600.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from aggregator.errors import StateBroken
+from protocol.files import save_secret
+
+WORD_BYTES = 8
+_PREFIX = "secagg-"
+Words = npt.NDArray[np.uint64]
+
+
+class SlotStore:
+    """The files of secure aggregation in the folder of one run."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def save_setup(self, setup: int, state: bytes) -> None:
+        """Write the state of a key exchange; it is on disk when this returns.
+
+        What belongs to earlier setups is removed.
+        """
+        save_secret(self.folder / _setup_file(setup), state)
+        self._remove_before(setup, 0)
+
+    def save_slot(self, setup: int, slot: int, state: bytes) -> None:
+        """Write the state of the slot in work; it is on disk when this returns.
+
+        What belongs to earlier slots is removed.
+        """
+        save_secret(self.folder / _slot_file(setup, slot), state)
+        self._remove_before(setup, slot)
+
+    def save_sum(self, setup: int, slot: int, words: Words) -> None:
+        """Write the masked sum of a slot, once; it is on disk when this returns."""
+        save_secret(self.folder / _sum_file(setup, slot), words.data.cast("B"))
+
+    def load_setup(self) -> tuple[int, bytes] | None:
+        """Return number and state of the newest setup, if there is one."""
+        setups = self._numbers(f"{_PREFIX}*.setup")
+        if not setups:
+            return None
+        (setup,) = max(setups)
+        return setup, (self.folder / _setup_file(setup)).read_bytes()
+
+    def load_slot(self, setup: int) -> tuple[bytes, Words | None] | None:
+        """Return state and masked sum of the newest slot of a setup, if there is one.
+
+        Raises:
+            StateBroken: the file of the sum is cut off.
+        """
+        slots = self._numbers(f"{_PREFIX}{setup:06d}-*.slot")
+        if not slots:
+            return None
+        _, slot = max(slots)
+        path = self.folder / _sum_file(setup, slot)
+        total = None
+        if path.exists():
+            if path.stat().st_size % WORD_BYTES:
+                raise StateBroken(f"{path}: is cut off")
+            total = np.fromfile(path, dtype="<u8")
+        return (self.folder / _slot_file(setup, slot)).read_bytes(), total
+
+    def clear(self) -> None:
+        """Remove everything: the run is over."""
+        for path in self.folder.glob(f"{_PREFIX}*"):
+            path.unlink()
+
+    def _numbers(self, pattern: str) -> list[tuple[int, ...]]:
+        """Return setup, and slot where there is one, of the files of a pattern."""
+        found = []
+        for path in self.folder.glob(pattern):
+            numbers = path.stem.removeprefix(_PREFIX).split("-")
+            if all(number.isdigit() for number in numbers):
+                found.append(tuple(int(number) for number in numbers))
+        return found
+
+    def _remove_before(self, setup: int, slot: int) -> None:
+        """Remove the files of earlier setups, and of earlier slots of this one."""
+        for numbers in self._numbers(f"{_PREFIX}*.setup"):
+            if numbers[0] < setup:
+                (self.folder / _setup_file(*numbers)).unlink()
+        for kind, name in (("slot", _slot_file), ("sum", _sum_file)):
+            for numbers in self._numbers(f"{_PREFIX}*.{kind}"):
+                if numbers < (setup, slot):
+                    (self.folder / name(*numbers)).unlink()
+
+
+def _setup_file(setup: int) -> str:
+    """Return the name of the file of a key exchange."""
+    return f"{_PREFIX}{setup:06d}.setup"
+
+
+def _slot_file(setup: int, slot: int) -> str:
+    """Return the name of the file of a slot."""
+    return f"{_PREFIX}{setup:06d}-{slot:02d}.slot"
+
+
+def _sum_file(setup: int, slot: int) -> str:
+    """Return the name of the file of a slot's masked sum."""
+    return f"{_PREFIX}{setup:06d}-{slot:02d}.sum"
