@@ -37,6 +37,8 @@ CHECKS: dict[str, str] = {
     "survivors": "Every sum held enough updates, and all agree on whose",
     "confirmed": "Enough silos confirmed the survivors before anything was revealed",
     "revealed": "Nobody revealed both kinds of share of one silo",
+    "same-sum": "The aggregator told all silos of one and the same sum",
+    "members": "No silo had to be left out",
     "rounds": "Rounds ended in order, each one once",
     "parameters": "All parties ended with the same model",
     "refusals": "No silo refused a request",

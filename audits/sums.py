@@ -6,16 +6,30 @@ from typing import Any, TypeVar
 
 from audits.accounts import Account, Accounts, Placed
 from audits.findings import Finding, count, fail, listing, settle, warn
-from protocol.records import Cohort, Confirmed, Revealed, RoundClosed, Survivors
+from protocol.records import (
+    Cohort,
+    Confirmed,
+    Revealed,
+    RoundClosed,
+    SiloExcluded,
+    Summed,
+    Survivors,
+)
 
-Slotted = TypeVar("Slotted", Survivors, Confirmed, Revealed)
+Slotted = TypeVar("Slotted", Survivors, Confirmed, Revealed, Summed)
 SlotName = tuple[int, int, int]
 """Round number, setup, slot."""
 
 
 def check_sums(accounts: Accounts) -> list[Finding]:
-    """Return the findings on survivors, confirmations and revealed shares."""
-    return [*_survivors(accounts), *_confirmed(accounts), *_revealed(accounts)]
+    """Return the findings on survivors, confirmations, revealed shares and sums."""
+    return [
+        *_survivors(accounts),
+        *_confirmed(accounts),
+        *_revealed(accounts),
+        *_same_sum(accounts),
+        *_excluded(accounts),
+    ]
 
 
 def place(account: Account, placed: Placed[Any]) -> str:
@@ -266,3 +280,53 @@ def _both_kinds(
             party=silo,
             round_number=number,
         )
+
+
+def _same_sum(accounts: Accounts) -> list[Finding]:
+    """Check that one sum came of each slot, whoever was told of it."""
+    found: list[Finding] = []
+    sums = _by_slot(accounts, Summed)
+    for (number, _, slot), records in sums.items():
+        first = records[0]
+        found += [
+            fail(
+                "same-sum",
+                f"Round {number}: {account.party} has another sum of slot {slot} than "
+                f"{first[0].party}.",
+                f"{place(account, placed)}: {placed.record.sum:.64}",
+                f"{place(*first)}: {first[1].record.sum:.64}",
+                party=account.party,
+                round_number=number,
+            )
+            for account, placed in records
+            if placed.record.sum != first[1].record.sum
+        ]
+    if accounts.plan.protection.method == "none":
+        return []
+    if not sums:
+        return [warn("same-sum", "Not checked: no record names the digest of a sum.")]
+    told = {account.party for records in sums.values() for account, _ in records}
+    return settle(
+        "same-sum",
+        found,
+        f"{count(len(sums), 'sum')}, each with one digest for all of "
+        f"{len(told)} parties.",
+    )
+
+
+def _excluded(accounts: Accounts) -> list[Finding]:
+    """Tell which silos the aggregator left out for good, and why."""
+    aggregator = accounts.aggregator
+    if aggregator is None:
+        return []
+    found = [
+        warn(
+            "members",
+            f"{placed.record.silo} was left out of every setup after setup "
+            f"{placed.record.setup}: it {placed.record.reason}.",
+            place(aggregator, placed),
+            party=placed.record.silo,
+        )
+        for placed in aggregator.all(SiloExcluded)
+    ]
+    return settle("members", found, "Every silo of the plan was invited throughout.")

@@ -187,7 +187,13 @@ def _sum(
         own = r.Revealed(**place, silos=(silo,), **opening)
         actions += [(silo, confirmed), (silo, own), (silo, Sign())]
         actions += _both(number, "reveal", silo)
-    return [*actions, (AGGREGATOR, r.Revealed(**place, silos=survivors, **opening))]
+    summed = r.Summed(**place, sum=digest("sum", number))
+    revealed = r.Revealed(**place, silos=survivors, **opening)
+    return [
+        *actions,
+        *((AGGREGATOR, record) for record in (revealed, summed)),
+        *((silo, summed) for silo in survivors),
+    ]
 
 
 def _end(rounds: int) -> Script:

@@ -102,7 +102,7 @@ def test_records_after_the_last_head_are_told(tmp_path: Path) -> None:
     actions = script()
     extra = r.Refused(round_number=0, stage="end", check="the run is over")
     odd = warnings(write(tmp_path, [*actions, ("cork", extra)]))
-    assert "records 36 to 36 follow" in odd["records"][0].statement
+    assert "records 39 to 39 follow" in odd["records"][0].statement
     assert odd["records"][0].party == "cork"
     assert "the run is over" in odd["refusals"][0].statement
 
