@@ -6,14 +6,18 @@ import numpy as np
 import pytest
 import torch
 
-from aggregator.averaging import apply, mean_update, round_grid, skip
+from aggregator.averaging import apply, mean_update, skip
 from aggregator.state import initial_state, shared_layout
 from crypto.keys import IdentityKey
-from crypto.ring import pack
+from crypto.prg import SecretRandom
+from crypto.ring import pack_blocks
 from diffusion.parameters import flatten
 from privacy.clipping import clip
 from privacy.errors import Overflow
-from privacy.quantization import quantize
+from privacy.quantization import Quantizer
+from privacy.rotation import rotate
+from privacy.weights import encode_weight
+from protocol.grids import round_grid, sign_seed
 from protocol.plan import RunPlan, SiloParty, make_plan
 from protocol.settings import AggregationConfig, ProtectionConfig, UpdateConfig
 from tests.end_to_end.conftest import tiny_draft
@@ -29,6 +33,28 @@ def make(weights: list[float], **sections: object) -> RunPlan:
     return make_plan(tiny_draft(**sections), IdentityKey.generate().public, parties)
 
 
+def grid_after(plan, layout, state):
+    """Return the grid of the round after a state."""
+    number = state.round_number + 1
+    return round_grid(plan, layout.segments, number, state.ranges).grid
+
+
+def packed(plan, layout, grid, update, factor, weight=None):
+    """Return an update as a silo packs it in round 1, rounded to nearest."""
+    vector = np.zeros(grid.length, np.float32)
+    vector[: layout.size] = clip(update.copy(), plan.update.clipping_norm).vector
+    if plan.update.rotation:
+        rotate(vector, SecretRandom(sign_seed(plan, 1)))
+    tail = None
+    if weight is not None:
+        tail = encode_weight(weight, plan.update.max_weight, grid.value_bits)
+    quantizer = Quantizer(vector, grid, None, weight=factor, tail=tail)
+    bits = plan.update.field_bits(1, len(plan.silos))
+    return pack_blocks(quantizer.fill, quantizer.length, bits)
+
+
+@pytest.mark.parametrize("rotation", [False, True])
+@pytest.mark.parametrize("kind", ["declared", "secret"])
 @pytest.mark.parametrize(
     ("weights", "survivors"),
     [
@@ -39,39 +65,67 @@ def make(weights: list[float], **sections: object) -> RunPlan:
     ],
 )
 def test_the_mean_is_the_weighted_mean_of_the_survivors(
-    weights: list[float], survivors: tuple[int, ...]
+    weights: list[float], survivors: tuple[int, ...], kind: str, rotation: bool
 ) -> None:
-    update = UpdateConfig(rounding="nearest", weights="declared")
+    update = UpdateConfig(
+        rounding="nearest",
+        weights=kind,  # type: ignore[arg-type]
+        max_weight=60 if kind == "secret" else 0,
+        rotation=rotation,
+    )
     plan = make(weights, update=update)
     state, layout = initial_state(plan), shared_layout(plan)
-    grid = round_grid(plan, layout, state)
-    bits = plan.update.field_bits(1, 3)
+    grid = grid_after(plan, layout, state)
     generator = np.random.default_rng(1)
     updates = [
         generator.normal(0, 0.001, layout.size).astype(np.float32) for _ in weights
     ]
-    factors = plan.relative_weights()
-    total = np.zeros(pack(np.zeros(layout.size, np.uint32), bits).size, np.uint64)
+    total = np.zeros(plan.num_words(1, layout.size), np.uint64)
     for silo in survivors:
-        clipped = clip(updates[silo].copy(), plan.update.clipping_norm)
-        fields = quantize(clipped, grid, None, weight=factors[silo]).fields
-        total += pack(fields, bits)
-    mean = mean_update(plan, grid, total, survivors, 1)
+        if kind == "secret":
+            factor, weight = weights[silo] / 60, int(weights[silo])
+        else:
+            factor, weight = plan.relative_weights()[silo], None
+        total += packed(plan, layout, grid, updates[silo], factor, weight)
+    mean = mean_update(plan, layout, grid, total, survivors, 1)
+    assert mean.shape == (layout.size,)
     share = np.array([weights[silo] for silo in survivors])
     plain = sum(
         w * updates[silo].astype(np.float64)
         for w, silo in zip(share / share.sum(), survivors, strict=True)
     )
-    assert np.abs(mean - plain).max() < 5.0 / grid.max_level * 2
+    relative = share.sum() / (60 if kind == "secret" else max(weights))
+    bound = 0.5 * len(survivors) / relative * float(grid.steps[0])
+    assert np.linalg.norm(mean - plain) < bound * layout.size**0.5 + 1e-7
+    assert np.abs(mean - plain).max() < bound * (5 if rotation else 1) + 1e-8
+
+
+@pytest.mark.parametrize("digits", [[2, 0], [0, 0], [255 * 3 - 1, 3], [1020, 0]])
+def test_weights_that_cannot_be_are_refused(digits: list[int]) -> None:
+    """Three silos with 1 to 300 examples each: their sum is 3 to 900."""
+    update = UpdateConfig(weights="secret", max_weight=300, rotation=True, value_bits=8)
+    plan = make([1.0, 1.0, 1.0], update=update)
+    state, layout = initial_state(plan), shared_layout(plan)
+    grid = grid_after(plan, layout, state)
+
+    def words(tail: list[int]) -> np.ndarray:
+        vector = np.zeros(grid.length, np.float32)
+        quantizer = Quantizer(vector, grid, None, tail=np.array(tail, np.uint32))
+        return pack_blocks(quantizer.fill, quantizer.length, 10)
+
+    assert mean_update(plan, layout, grid, words([3, 0]), (0, 1, 2), 1).any()
+    mean_update(plan, layout, grid, words([900 - 768, 3]), (0, 1, 2), 1)
+    with pytest.raises(Overflow, match="the sum of the weights"):
+        mean_update(plan, layout, grid, words(digits), (0, 1, 2), 1)
 
 
 def test_a_sum_that_cannot_be_is_refused() -> None:
     plan = make([1.0, 1.0, 1.0])
     state, layout = initial_state(plan), shared_layout(plan)
-    grid = round_grid(plan, layout, state)
+    grid = grid_after(plan, layout, state)
     words = np.full((layout.size + 1) // 2, 2**64 - 1, dtype=np.uint64)
     with pytest.raises(Overflow):
-        mean_update(plan, grid, words, (0, 1, 2), 1)
+        mean_update(plan, layout, grid, words, (0, 1, 2), 1)
 
 
 def test_apply_adds_the_scaled_mean_and_moves_the_average() -> None:
@@ -106,12 +160,25 @@ def test_a_round_without_a_sum_changes_nothing_but_its_number() -> None:
 def test_the_first_round_has_wide_fields_and_no_ranges() -> None:
     plan = make([1.0, 1.0, 1.0])
     state, layout = initial_state(plan), shared_layout(plan)
-    first = round_grid(plan, layout, state)
+    assert not state.ranges.size
+    first = grid_after(plan, layout, state)
     assert first.value_bits == 30
     assert set(first.ranges) == {np.float32(5.0)}
     ranges = np.full(len(layout.segments), 0.5, dtype=np.float32)
-    second = round_grid(
+    second = grid_after(
         plan, layout, dataclasses.replace(state, round_number=1, ranges=ranges)
     )
     assert second.value_bits == 16
     assert set(second.ranges) == {np.float32(0.5)}
+
+
+def test_the_clipping_norm_follows_the_mean_and_outlives_a_lost_round() -> None:
+    update = UpdateConfig(rotation=True, clipping="previous-mean")
+    plan = make([1.0, 1.0, 1.0], update=update)
+    state, layout = initial_state(plan), shared_layout(plan)
+    mean = np.full(layout.size, 0.2 / layout.size**0.5, dtype=np.float32)
+    after = apply(plan, layout, state, mean)
+    assert state.ranges[1] == 5.0
+    assert after.ranges[1] == pytest.approx(0.6, rel=1e-5)
+    assert np.array_equal(skip(plan, layout, after).ranges, after.ranges)
+    assert np.array_equal(skip(plan, layout, state).ranges, state.ranges)

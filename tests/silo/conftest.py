@@ -16,7 +16,6 @@ import torch
 import silo.trainer
 from crypto.frame import AGGREGATOR, read_header
 from crypto.keys import IdentityKey
-from crypto.ring import words_needed
 from crypto.secagg.aggregator_side import AggregatorSide
 from crypto.secagg.parts import whole
 from diffusion.config import ScheduleConfig, UNetConfig
@@ -33,6 +32,7 @@ from protocol.envelope import (
     make_envelope,
     open_envelope,
 )
+from protocol.grids import first_numbers
 from protocol.plan import PlanDraft, RunPlan, SiloParty, make_plan
 from protocol.settings import ProtectionConfig, TrainingConfig
 from protocol.transcript import TranscriptWriter, read_records
@@ -242,12 +242,11 @@ class Federation:
 
     @property
     def num_words(self) -> int:
-        bits = self.plan.update.field_bits(self.round_number, len(self.plan.silos))
-        return words_needed(self.layout.size, bits)
+        return self.plan.num_words(self.round_number, self.layout.size)
 
     def round_request(self, **changes: Any) -> RoundRequest:
-        ranges = np.empty(0, np.float32)
-        if self.round_number > 1:
+        ranges = first_numbers(self.plan, self.layout.segments)
+        if self.round_number > 1 and not self.plan.update.rotation:
             norm = self.plan.update.clipping_norm
             ranges = np.full(len(self.layout.segments), norm, np.float32)
         fields = {

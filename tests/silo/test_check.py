@@ -9,12 +9,20 @@ from tests.silo.conftest import TINY_MODEL, Federation, tiny_plan
 
 
 class TestBytes:
-    @pytest.mark.parametrize("value_bits", [6, 16])
-    @pytest.mark.parametrize("selection", ["full", "udec"])
-    def test_are_those_really_sent(self, tmp_path, selection, value_bits):
-        plan = tiny_plan(
-            update=UpdateConfig(selection=selection, value_bits=value_bits)
-        )
+    @pytest.mark.parametrize(
+        "update",
+        [
+            {"selection": "full", "value_bits": 6},
+            {"selection": "full", "value_bits": 16},
+            {"selection": "udec", "value_bits": 6},
+            {"selection": "udec", "value_bits": 16},
+            {"rotation": True},
+            {"rotation": True, "weights": "secret", "max_weight": 2**32},
+            {"weights": "secret", "max_weight": 2**32},
+        ],
+    )
+    def test_are_those_really_sent(self, tmp_path, update):
+        plan = tiny_plan(update=UpdateConfig(**update))
         federation = Federation(tmp_path, plan).play("reveal")
         federation.next_round().play("reveal", first="ready")
         sent = [r.vector_bytes for r in federation.records(0, records.Traffic)]
@@ -55,6 +63,24 @@ class TestExplain:
         ):
             assert words in text
         assert "REFUSED" not in text
+
+    @pytest.mark.parametrize(
+        ("update", "words"),
+        [
+            ({}, "clipped to norm 5 and quantised to 16 bits"),
+            ({}, "Weights: all silos count alike."),
+            ({"rotation": True}, "clipped to norm 5, rotated and quantised"),
+            ({"clipping": "previous-mean"}, "three times the norm of the mean update"),
+            ({"weights": "declared"}, "Weights: the numbers that the plan declares"),
+            (
+                {"weights": "secret", "max_weight": 2000},
+                "number of examples, at most 2,000; the aggregator learns their sum",
+            ),
+        ],
+    )
+    def test_says_in_which_form(self, update, words):
+        plan = tiny_plan(update=UpdateConfig(**update))
+        assert words in "\n".join(explain(plan, Policy()))
 
     def test_says_what_is_refused(self):
         lines = explain(tiny_plan(), Policy(max_epsilon=1.0, max_rounds=1))

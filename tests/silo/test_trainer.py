@@ -145,7 +145,7 @@ class TestCheckRound:
             request(plan, 1, parameters=given, ranges=floats_to_bytes(first)),
             request(plan, 3, ranges=b""),
         ):
-            with pytest.raises(PolicyViolation, match="grid ranges belong"):
+            with pytest.raises(EnvelopeRejected, match="numbers for its grid"):
                 trainer.check_round(asked)
         trainer.check_round(request(plan, 3))
         trainer.train_once(request(plan, 2))
@@ -176,6 +176,17 @@ def test_images_that_do_not_fit(tmp_path):
     wide = dataclasses.replace(images, pixels=np.zeros((2, 8, 9, 1), np.uint8))
     with pytest.raises(DataError, match="8×9"):
         make_trainer(tmp_path, nearest(), images=wide)
+
+
+@pytest.mark.parametrize(("max_weight", "is_refused"), [(4, False), (3, True)])
+def test_more_images_than_a_weight_may_be(tmp_path, max_weight, is_refused):
+    update = UpdateConfig(weights="secret", max_weight=max_weight)
+    plan = tiny_plan(update=update)
+    if is_refused:
+        with pytest.raises(DataError, match="4 examples are not a weight"):
+            make_trainer(tmp_path, plan)
+    else:
+        make_trainer(tmp_path, plan)
 
 
 def test_digest_is_that_of_the_parameters(tmp_path):

@@ -4,13 +4,17 @@ import numpy as np
 import pytest
 import torch
 
+from crypto.prg import SecretRandom
 from crypto.ring import unpack
 from diffusion.model import make_model
 from diffusion.parameters import parameters_of
-from privacy.errors import GridTooCoarse, NotFinite, Overflow
+from privacy.errors import NotFinite, Overflow
 from privacy.quantization import dequantize_sum
+from privacy.rotation import rotate
+from protocol.grids import first_numbers, next_numbers, round_grid, sign_seed
 from protocol.settings import UpdateConfig
-from silo.update import make_update, round_grid
+from silo.errors import DataError
+from silo.update import check_weight, make_update
 from tests.silo.conftest import shared_layout, tiny_plan
 
 NO_RANGES = np.empty(0, np.float32)
@@ -40,21 +44,24 @@ def slow_update(plan, layout, local, global_):
 
 
 def fields_of(plan, layout, words, round_number=1):
+    """Return the fields of the vector, padding included, without a weight's digits."""
     bits = plan.update.field_bits(round_number, len(plan.silos))
-    return unpack(words, bits, layout.size)
+    length = plan.update.num_fields(round_number, len(plan.silos), layout.size)
+    return unpack(words, bits, length)[: plan.update.num_values(layout.size)]
 
 
-def made(plan, local, global_, *, silo=0, round_number=1, ranges=NO_RANGES):
+def made(plan, local, global_, *, silo=0, round_number=1, ranges=NO_RANGES, **other):
     layout = shared_layout(plan)
-    return make_update(
-        plan,
-        layout,
-        round_grid(plan, layout, round_number, ranges),
-        silo=silo,
-        field_bits=plan.update.field_bits(round_number, len(plan.silos)),
-        local=local,
-        global_=global_,
-    )
+    fields = {
+        "silo": silo,
+        "round_number": round_number,
+        "field_bits": plan.update.field_bits(round_number, len(plan.silos)),
+        "num_examples": 4,
+        "local": local,
+        "global_": global_,
+    }
+    grid = round_grid(plan, layout.segments, round_number, ranges)
+    return make_update(plan, layout, grid, **(fields | other))
 
 
 @pytest.fixture(scope="module")
@@ -111,9 +118,10 @@ class TestSum:
             words.append(made(plan, local, global_, **place))
         factors = [1, 1, 1] if weights == "equal" else [1 / 3, 2 / 3, 1]
         expected = np.average(updates, axis=0, weights=factors)
+        total = fields_of(plan, layout, words[0] + words[1] + words[2], round_number)
         mean = dequantize_sum(
-            fields_of(plan, layout, words[0] + words[1] + words[2], round_number),
-            round_grid(plan, layout, round_number, ranges),
+            [(0, total)],
+            round_grid(plan, layout.segments, round_number, ranges).grid,
             num_contributors=3,
             total_weight=sum(factors),
         )
@@ -157,23 +165,94 @@ class TestRefused:
 
     def test_a_field_too_narrow_for_the_cohort(self, global_):
         plan = plan_with()
-        layout = shared_layout(plan)
-        grid = round_grid(plan, layout, 2, np.ones(len(layout.segments), np.float32))
+        ranges = np.ones(len(shared_layout(plan).segments), np.float32)
+        place = {"round_number": 2, "ranges": ranges}
         with pytest.raises(Overflow, match="16 bits do not fit a field of 16"):
-            make_update(
-                plan,
-                layout,
-                grid,
-                silo=0,
-                field_bits=16,
-                local=global_,
-                global_=global_,
-            )
+            made(plan, global_, global_, field_bits=16, **place)
 
-    @pytest.mark.parametrize("ranges", [[1.0], [0.0] * 999, [math.nan]])
-    def test_a_grid_for_another_model(self, ranges):
-        plan = plan_with()
+    @pytest.mark.parametrize("num_examples", [0, 11])
+    def test_a_weight_out_of_range(self, global_, num_examples):
+        plan = plan_with(weights="secret", max_weight=10)
+        with pytest.raises(DataError, match=f"{num_examples} examples"):
+            made(plan, global_, global_, num_examples=num_examples)
+        with pytest.raises(DataError, match=r"update\.max_weight is 10"):
+            check_weight(plan, num_examples)
+        for permitted in (1, 10):
+            check_weight(plan, permitted)
+            made(plan, global_, global_, num_examples=permitted)
+        check_weight(plan_with(), num_examples)
+
+
+def first(plan):
+    return first_numbers(plan, shared_layout(plan).segments)
+
+
+class TestRotated:
+    @pytest.mark.parametrize("length", [0.01, 0.5, 40.0])
+    def test_against_the_slow_reference(self, global_, length):
+        """The clipped update, padded, rotated, in steps of 6 C / 64 / M."""
+        plan = plan_with(rotation=True, value_bits=12)
+        layout, local = shared_layout(plan), moved(global_, 1, length)
+        padded = plan.update.num_values(layout.size)
+        assert padded % 4096 == 0
+        assert 0 < padded - layout.size < 4096
+        words = made(plan, local, global_, ranges=first(plan))
+        fields = fields_of(plan, layout, words)
+        vector = np.zeros(padded, np.float32)
+        vector[: layout.size] = slow_update(plan, layout, local, global_)
+        rotate(vector, SecretRandom(sign_seed(plan, 1)))
+        step = 6 / padded**0.5 / 2047
+        levels = np.clip(np.rint(vector.astype(float) / step), -2047, 2047)
+        assert (fields == levels + 2047).mean() > 0.99  # Ties may fall either way.
+        assert np.abs(fields - (levels + 2047.0)).max() <= 1
+
+    def test_every_round_has_signs_of_its_own(self, global_):
+        plan, local = plan_with(rotation=True), moved(global_, 1, 0.5)
+        rounds = [
+            made(plan, local, global_, round_number=number, ranges=first(plan))
+            for number in (1, 2, 1)
+        ]
+        assert np.array_equal(rounds[0], rounds[2])
+        assert not np.array_equal(rounds[0], rounds[1])
+
+
+class TestClipping:
+    def test_a_round_has_its_own_norm(self, global_):
+        """A mean of norm 0.1: the next update is clipped to 0.3, not to 1."""
+        plan = plan_with(rotation=True, clipping="previous-mean")
         layout = shared_layout(plan)
-        ranges = np.array(ranges, np.float32)[: len(layout.segments)]
-        with pytest.raises(GridTooCoarse):
-            round_grid(plan, layout, 2, ranges)
+        mean = np.full(layout.size, 0.1 / layout.size**0.5, np.float32)
+        numbers = next_numbers(plan, layout.segments, mean)
+        for ranges, norm in ((first(plan), 1.0), (numbers, 0.3)):
+            words = made(
+                plan, moved(global_, 1, 9.0), global_, round_number=2, ranges=ranges
+            )
+            fields = fields_of(plan, layout, words, 2).astype(float)
+            step = 6 * norm / fields.size**0.5 / 32767
+            assert np.linalg.norm((fields - 32767) * step) == pytest.approx(norm, 1e-3)
+
+
+class TestSecretWeights:
+    @pytest.mark.parametrize("rotation", [False, True])
+    def test_the_update_is_weighed_and_the_weight_is_in_the_digits(
+        self, global_, rotation
+    ):
+        plan = plan_with(
+            weights="secret", max_weight=1000, rotation=rotation, value_bits=8
+        )
+        layout, local = shared_layout(plan), moved(global_, 1, 0.5)
+        ranges = first(plan)
+        if not rotation:
+            ranges = np.full(len(layout.segments), 0.05, np.float32)
+        bits = plan.update.field_bits(2, 3)
+        length = plan.update.num_fields(2, 3, layout.size)
+        levels = {}
+        for num_examples in (250, 1000):
+            place = {"round_number": 2, "ranges": ranges, "num_examples": num_examples}
+            words = made(plan, local, global_, **place)
+            assert words.size == plan.num_words(2, layout.size)
+            fields = unpack(words, bits, length)
+            assert fields[-2] + 256 * int(fields[-1]) == num_examples
+            levels[num_examples] = fields[:-2].astype(float) - 127
+        assert np.abs(levels[250] - levels[1000] / 4).max() <= 0.5 + 0.125
+        assert np.abs(levels[1000]).max() > 20
