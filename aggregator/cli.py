@@ -207,7 +207,10 @@ def run(
     )
     check_evaluation(signed, settings)
     run_folder = open_folder(files, signed, resume=resume)
-    with locked(run_folder), LocalSockets(listen, signed, identity) as transport:
+    with (
+        locked(run_folder),
+        LocalSockets(listen, signed, identity, spool=run_folder) as transport,
+    ):
         missing = transport.wait_for_silos(wait)
         terminal.say(_attendance(signed, missing))
         with terminal.shown():

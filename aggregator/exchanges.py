@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
+from crypto.encoding import BytesLike
 from crypto.errors import CryptoError, ProtocolViolation
 from crypto.frame import AGGREGATOR, read_header
 from crypto.keys import IdentityKey
@@ -16,17 +17,26 @@ from protocol.transport import Transport
 
 logger = logging.getLogger(__name__)
 
-Accept = Callable[[int, bytes], int]
+MAX_REPLY_BYTES = 1 << 26
+"""The longest reply of a stage that sets no limit of its own."""
+MAX_REFUSAL_BYTES = 1 << 13
+"""No limit of a stage is lower: a refusal, with a reason of 400 characters, fits."""
+
+Accept = Callable[[int, BytesLike], int]
 """Takes a silo's reply; returns how many of its bytes are the vector, or raises."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """One exchange: its name, the round it belongs to (0: none), and its deadline."""
+    """One exchange: its name, the round it belongs to (0: none), and its limits.
+
+    A reply longer than ``max_reply_bytes`` is not read.
+    """
 
     name: str
     round_number: int
     deadline_seconds: float
+    max_reply_bytes: int = MAX_REPLY_BYTES
 
 
 class Exchanges:
@@ -55,7 +65,9 @@ class Exchanges:
         self._on_stage(stage)
         answered, accepted = set(), []
         for silo, reply in self._transport.exchange(
-            requests, deadline_seconds=stage.deadline_seconds
+            requests,
+            deadline_seconds=stage.deadline_seconds,
+            max_reply_bytes=max(stage.max_reply_bytes, MAX_REFUSAL_BYTES),
         ):
             answered.add(silo)
             request, vector_bytes = requests[silo], 0
@@ -87,7 +99,7 @@ class Exchanges:
         """Return the names of silos, in the order of the plan."""
         return tuple(self.plan.silos[silo].name for silo in sorted(silos))
 
-    def _check_origin(self, silo: int, reply: bytes) -> None:
+    def _check_origin(self, silo: int, reply: BytesLike) -> None:
         """Refuse a reply of somebody else, and one that says no.
 
         A silo's words reach the operator's terminal: nothing in them may steer it.
@@ -117,7 +129,12 @@ class Exchanges:
         )
 
     def _record_traffic(
-        self, stage: Stage, silo: int, request: bytes, reply: bytes, vector_bytes: int
+        self,
+        stage: Stage,
+        silo: int,
+        request: BytesLike,
+        reply: BytesLike,
+        vector_bytes: int,
     ) -> None:
         """Record the bytes of one silo's exchange, as the silo counts them."""
         self._on_bytes(len(reply), len(request))

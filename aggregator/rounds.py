@@ -19,6 +19,7 @@ from aggregator.exchanges import Exchanges, Stage
 from aggregator.secure_sum import SecureSum
 from aggregator.state import RoundState, initial_state, shared_layout
 from aggregator.sums import PlainSum, Summation, Task
+from crypto.encoding import BytesLike
 from diffusion.checkpoint import Checkpoint
 from diffusion.parameters import ParameterLayout, flatten, parameters_digest
 from privacy.errors import Overflow
@@ -28,6 +29,9 @@ from protocol.grids import round_grid
 from protocol.plan import RunPlan
 from protocol.transcript import read_records
 from protocol.version import SOFTWARE
+
+MAX_END_BYTES = 1 << 13
+"""The longest last word of a silo: the head of its transcript, in an envelope."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,6 +177,7 @@ class Run:
             name="end",
             round_number=0,
             deadline_seconds=self._plan.deadlines.exchange_seconds,
+            max_reply_bytes=MAX_END_BYTES,
         )
         self._exchanges.ask(stage, dict.fromkeys(everyone, body), self._take_head)
         self._transcript.append(
@@ -184,7 +189,7 @@ class Run:
         )
         self._transcript.sign_head()
 
-    def _take_head(self, silo: int, reply: bytes) -> int:
+    def _take_head(self, silo: int, reply: BytesLike) -> int:
         """Record the head of a silo's transcript, once its signature holds."""
         _, body = open_envelope(self._plan, reply, sender=silo, kinds=(Kind.END_SEEN,))
         head = EndReply.from_body(body).head

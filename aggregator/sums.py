@@ -12,7 +12,9 @@ import numpy as np
 from aggregator.averaging import Words
 from aggregator.errors import CohortTooSmall
 from aggregator.exchanges import Exchanges, Stage
+from crypto.encoding import BytesLike
 from crypto.errors import MalformedMessage
+from crypto.frame import OVERHEAD_BYTES
 from crypto.ring import add_into
 from protocol import records
 from protocol.envelope import Kind, RoundRequest, model_digest, open_envelope
@@ -89,7 +91,7 @@ class PlainSum:
         )
         total = np.zeros(task.num_words, dtype=np.uint64)
 
-        def take(silo: int, reply: bytes) -> int:
+        def take(silo: int, reply: BytesLike) -> int:
             _, body = open_envelope(self._plan, reply, sender=silo, kinds=(Kind.PLAIN,))
             if len(body) != 8 * task.num_words:
                 raise MalformedMessage(f"an update of {len(body):,} bytes")
@@ -112,6 +114,7 @@ class PlainSum:
             name="ready",
             round_number=task.round_number,
             deadline_seconds=self._plan.deadlines.training_seconds,
+            max_reply_bytes=8 * task.num_words + OVERHEAD_BYTES,
         )
         everyone = range(len(self._plan.silos))
         survivors = self._exchanges.ask(stage, dict.fromkeys(everyone, request), take)

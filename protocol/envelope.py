@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from crypto import labels
+from crypto.encoding import BytesLike
 from crypto.frame import AGGREGATOR, Header, make_frame, open_frame, read_header
 from crypto.keys import IdentityKey
 from crypto.merkle import HASH_BYTES
@@ -54,9 +55,9 @@ class RoundRequest:
     round_number: int
     attempt: int
     head: Head
-    parameters: bytes
-    ranges: bytes
-    envelopes: bytes = b""
+    parameters: BytesLike
+    ranges: BytesLike
+    envelopes: BytesLike = b""
 
     def to_body(self) -> bytes:
         """Return the body's bytes."""
@@ -69,7 +70,7 @@ class RoundRequest:
 
     @classmethod
     def from_body(cls, body: memoryview) -> "RoundRequest":
-        """Return the request of a body.
+        """Return the request of a body; its parts are views of it, not copies.
 
         Raises:
             EnvelopeRejected: malformed.
@@ -90,7 +91,7 @@ class RoundRequest:
         return model_digest(self.parameters, self.ranges)
 
 
-def model_digest(parameters: bytes, ranges: bytes) -> bytes:
+def model_digest(parameters: BytesLike, ranges: BytesLike) -> bytes:
     """Return the digest of a round's shared parameters and grid.
 
     A different model, or a different grid, for different silos is noticed by every
@@ -132,8 +133,8 @@ class EndRequest:
         return cls(
             round_number=_count(table, "round_number"),
             head=_head(table),
-            parameters=parameters,
-            average=average,
+            parameters=bytes(parameters),
+            average=bytes(average),
         )
 
 
@@ -198,7 +199,7 @@ def make_envelope(
 
 
 def open_envelope(
-    plan: RunPlan, data: bytes, *, sender: int, kinds: Sequence[int]
+    plan: RunPlan, data: BytesLike, *, sender: int, kinds: Sequence[int]
 ) -> tuple[Header, memoryview]:
     """Return header and body of an envelope, its origin verified.
 
@@ -222,16 +223,18 @@ def open_envelope(
     return open_frame(key, data, max_bytes=MAX_MESSAGE_BYTES)
 
 
-def join_body(table: Mapping[str, Any], *parts: bytes) -> bytes:
+def join_body(table: Mapping[str, Any], *parts: BytesLike) -> bytes:
     """Return a canonical table and byte strings as one body."""
-    pieces = [encode(table), *parts]
+    pieces: list[BytesLike] = [encode(table), *parts]
     return b"".join(
         piece for part in pieces for piece in (struct.pack(">Q", len(part)), part)
     )
 
 
-def split_body(body: memoryview, num_parts: int) -> tuple[dict[str, Any], list[bytes]]:
-    """Return the table and exactly so many byte strings of a body.
+def split_body(
+    body: memoryview, num_parts: int
+) -> tuple[dict[str, Any], list[memoryview]]:
+    """Return the table and exactly so many byte strings of a body, as views of it.
 
     Raises:
         EnvelopeRejected: cut off, too long, trailing bytes, or not a table.
@@ -245,12 +248,12 @@ def split_body(body: memoryview, num_parts: int) -> tuple[dict[str, Any], list[b
         limit = MAX_TABLE_BYTES if index == 0 else MAX_MESSAGE_BYTES
         if length > min(limit, len(body) - position):
             raise EnvelopeRejected("a message is cut off or too long")
-        pieces.append(bytes(body[position : position + length]))
+        pieces.append(body[position : position + length])
         position += length
     if position != len(body):
         raise EnvelopeRejected("a message has trailing bytes")
     try:
-        table = decode(pieces[0])
+        table = decode(bytes(pieces[0]))
     except EncodingError as error:
         raise EnvelopeRejected(f"a message's table is {error}") from None
     if not isinstance(table, dict):
@@ -270,7 +273,7 @@ def floats_to_bytes(vector: np.ndarray[Any, np.dtype[np.float32]]) -> bytes:
 
 
 def floats_from_bytes(
-    data: bytes, length: int
+    data: BytesLike, length: int
 ) -> np.ndarray[Any, np.dtype[np.float32]]:
     """Return float32 ``[length]`` of little-endian bytes; finite values only.
 

@@ -7,7 +7,8 @@ ProtocolError
 ├── TranscriptBroken     a transcript that cannot be read, continued or believed
 ├── KeyFileRejected      a key file that is missing, malformed or readable by others
 ├── FolderInUse          another process works in the same folder
-└── TransportFailed      the engine could not carry what it was given
+├── TransportFailed      the engine could not carry what it was given
+└── SpoolFailed          our own disk did not take a long message
 """
 
 
@@ -41,3 +42,7 @@ class FolderInUse(ProtocolError):
 
 class TransportFailed(ProtocolError):
     """The transport could not be opened or carried a message wrongly."""
+
+
+class SpoolFailed(ProtocolError):
+    """A long message could not be put on this machine's disk."""

@@ -2,11 +2,13 @@
 
 A transport carries bytes and is trusted with nothing: every message is signed before
 it enters and verified after it leaves. Replies come as they arrive; a silo that does
-not answer in time is simply absent. A request may be delivered twice (after a
+not answer in time is simply absent. A request may be delivered again (after a
 reconnection); silos answer a repeated request with the identical bytes.
 
 :class:`LocalSockets` joins processes of one machine through a UNIX socket that only
-the user's own processes can open: the aggregator listens, silos connect.
+the user's own processes can open: the aggregator listens, silos connect. What a silo
+can make the aggregator hold is bounded: one reply an exchange, no longer than the stage
+permits, on disk where it is long; a request is delivered ``MAX_DELIVERIES`` times.
 """
 
 import contextlib
@@ -14,130 +16,92 @@ import logging
 import os
 import queue
 import socket
-import struct
 import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Protocol, Self, TypeAlias
 
+from crypto.encoding import BytesLike
 from crypto.errors import CryptoError
-from crypto.frame import AGGREGATOR, read_header
 from crypto.keys import IdentityKey
-from protocol.envelope import Kind, make_envelope, open_envelope
-from protocol.errors import ProtocolError, TransportFailed
+from protocol.envelope import MAX_MESSAGE_BYTES
+from protocol.errors import ProtocolError, SpoolFailed, TransportFailed
+from protocol.handshake import greet
 from protocol.plan import RunPlan
+from protocol.wire import check_spool, receive_message, send_message
 
 logger = logging.getLogger(__name__)
 
-NONCE_BYTES = 32
-MAX_HANDSHAKE_BYTES = 1024
-HANDSHAKE_SECONDS = 10.0
-MAX_PAYLOAD_BYTES = 1 << 33
-PIECE_BYTES = 1 << 24
+MAX_PAYLOAD_BYTES = MAX_MESSAGE_BYTES
+"""The longest request that a silo reads: no longer one could be opened."""
+MAX_DELIVERIES = 8
+"""How often a silo that reconnects is given one and the same request."""
 GRACE_SECONDS = 15.0
-_PREFIX = struct.Struct(">QQ")
 
 
 class Transport(Protocol):
     """What the aggregator needs of an engine."""
 
     def exchange(
-        self, requests: Mapping[int, bytes], *, deadline_seconds: float
-    ) -> Iterator[tuple[int, bytes]]:
+        self,
+        requests: Mapping[int, BytesLike],
+        *,
+        deadline_seconds: float,
+        max_reply_bytes: int,
+    ) -> Iterator[tuple[int, BytesLike]]:
         """Send each silo its request; yield ``(silo, reply)`` as replies arrive.
 
         Ends when all have replied, when the rest is known to be lost, or at the
-        deadline. Each silo appears at most once.
+        deadline. Each silo appears at most once. A silo whose reply is longer than
+        ``max_reply_bytes`` is lost for this exchange; nothing of that reply is kept.
+
+        Raises:
+            SpoolFailed: this side's own disk cannot take a reply.
         """
         ...
 
 
-def send_message(connection: socket.socket, number: int, payload: bytes) -> None:
-    """Send one numbered message, behind its length."""
-    connection.sendall(_PREFIX.pack(number, len(payload)))
-    connection.sendall(payload)
+@dataclass
+class _Request:
+    """What one silo is asked in an exchange, and what may come back."""
 
-
-def receive_message(
-    connection: socket.socket, max_bytes: int = MAX_PAYLOAD_BYTES
-) -> tuple[int, bytes]:
-    """Return number and payload of the next message.
-
-    Raises:
-        ConnectionError: the other side is gone.
-        TransportFailed: the message is longer than permitted.
-    """
-    number, length = _PREFIX.unpack(_receive_exactly(connection, _PREFIX.size))
-    if length > max_bytes:
-        raise TransportFailed(f"a message of {length:,} bytes is too long")
-    return number, bytes(_receive_exactly(connection, length))
-
-
-def _receive_exactly(connection: socket.socket, length: int) -> bytearray:
-    """Return so many bytes of a connection.
-
-    Memory grows with what has really arrived, not with what was announced.
-    """
-    data, received = bytearray(min(length, PIECE_BYTES)), 0
-    while received < length:
-        if received == len(data):
-            data.extend(bytes(min(length - received, len(data))))
-        count = connection.recv_into(memoryview(data)[received:])
-        if not count:
-            raise ConnectionError("the other side closed the connection")
-        received += count
-    return data
-
-
-def connect(path: Path, plan: RunPlan, identity: IdentityKey) -> socket.socket:
-    """Return a connection to the aggregator's socket, as the silo of this identity.
-
-    The silo signs the aggregator's signed challenge, so that only it takes its place.
-
-    Raises:
-        OSError: nobody listens there.
-        ProtocolError, CryptoError: somebody else listens there.
-    """
-    connection = socket.socket(socket.AF_UNIX)
-    try:
-        connection.settimeout(HANDSHAKE_SECONDS)
-        connection.connect(os.fspath(path))
-        _, challenge = receive_message(connection, MAX_HANDSHAKE_BYTES)
-        _, nonce = open_envelope(
-            plan, challenge, sender=AGGREGATOR, kinds=(Kind.CHALLENGE,)
-        )
-        silo = plan.silo_index(identity.public)
-        hello = make_envelope(plan, identity, Kind.HELLO, bytes(nonce), sender=silo)
-        send_message(connection, 0, hello)
-        connection.settimeout(None)
-    except BaseException:
-        connection.close()
-        raise
-    return connection
+    number: int
+    payload: BytesLike
+    max_reply_bytes: int
+    deliveries: int = 0
 
 
 @dataclass
 class _Seat:
     """What the listener knows of one silo: its connection and its pending request."""
 
-    inbox: "queue.SimpleQueue[tuple[int, bytes] | None]" = field(
-        default_factory=queue.SimpleQueue
-    )
     connection: socket.socket | None = None
-    pending: tuple[int, bytes] | None = None
+    pending: _Request | None = None
     lost_since: float = field(default_factory=time.monotonic)
+
+
+_Outcome: TypeAlias = memoryview | SpoolFailed | None
+"""A reply; or what our own disk said; or None: the silo is lost for this exchange."""
 
 
 class LocalSockets:
     """The aggregator's end of a transport over one UNIX socket.
 
     One thread a connection sends requests and reads replies, so that a silo that
-    hangs blocks nobody. A silo that reconnects gets its pending request again.
+    hangs blocks nobody. A silo that reconnects gets its pending request again; it is
+    delivered ``MAX_DELIVERIES`` times at most. A silo that breaks the rules, by a reply
+    that is too long or to another request, loses its connection and its part in the
+    exchange; it may come back for the next one.
+
+    Args:
+        spool: a folder of the aggregator, on a disk, to which long replies go. Their
+            files have no name and are readable by this user alone.
 
     Raises:
         TransportFailed: the socket's path is taken or cannot be used.
+        SpoolFailed: the folder cannot be written to.
     """
 
     def __init__(
@@ -146,17 +110,20 @@ class LocalSockets:
         plan: RunPlan,
         identity: IdentityKey,
         *,
+        spool: Path,
         grace_seconds: float = GRACE_SECONDS,
     ) -> None:
+        check_spool(spool)
         self._path, self._plan, self._identity = path, plan, identity
-        self._grace_seconds = grace_seconds
+        self._spool, self._grace_seconds = spool, grace_seconds
         self._seats = {index: _Seat() for index in range(len(plan.silos))}
-        self._replies: queue.Queue[tuple[int, int, bytes]] = queue.Queue()
+        self._outcomes: queue.SimpleQueue[tuple[int, int, _Outcome]] = (
+            queue.SimpleQueue()
+        )
         self._changed = threading.Condition()
         self._number, self._is_closed = 0, False
         self._listener = _listen(path)
-        self._threads = [threading.Thread(target=self._accept, daemon=True)]
-        self._threads[0].start()
+        threading.Thread(target=self._accept, daemon=True).start()
 
     def __enter__(self) -> Self:
         """Return the transport."""
@@ -180,34 +147,42 @@ class LocalSockets:
         return []
 
     def exchange(
-        self, requests: Mapping[int, bytes], *, deadline_seconds: float
-    ) -> Iterator[tuple[int, bytes]]:
+        self,
+        requests: Mapping[int, BytesLike],
+        *,
+        deadline_seconds: float,
+        max_reply_bytes: int,
+    ) -> Iterator[tuple[int, memoryview]]:
         """Send each silo its request; yield replies as they arrive."""
         deadline = time.monotonic() + deadline_seconds
         self._number += 1
         number, waiting = self._number, set(requests)
         with self._changed:
             for silo, request in requests.items():
-                seat = self._seats[silo]
-                seat.pending = (number, request)
-                if seat.connection is not None:
-                    seat.inbox.put(seat.pending)
+                self._seats[silo].pending = _Request(number, request, max_reply_bytes)
+            self._changed.notify_all()
         try:
             while waiting:
                 left = max(0.0, deadline - time.monotonic())
                 try:
-                    silo, of_number, reply = self._replies.get(timeout=min(left, 0.2))
+                    silo, of_number, outcome = self._outcomes.get(
+                        timeout=min(left, 0.2)
+                    )
                 except queue.Empty:
                     if not left or self._are_lost(waiting):
                         return
                     continue
-                if of_number == number and silo in waiting:
-                    waiting.discard(silo)
-                    self._seats[silo].pending = None
-                    yield silo, reply
+                if of_number != number or silo not in waiting:
+                    continue
+                if isinstance(outcome, SpoolFailed):
+                    raise outcome
+                waiting.discard(silo)
+                if outcome is not None:
+                    yield silo, outcome
         finally:
-            for silo in waiting:
-                self._seats[silo].pending = None
+            with self._changed:
+                for silo in waiting:
+                    self._seats[silo].pending = None
 
     def close(self) -> None:
         """Close all connections and remove the socket."""
@@ -216,10 +191,10 @@ class LocalSockets:
         with self._changed:
             self._is_closed = True
             for seat in self._seats.values():
-                seat.inbox.put(None)
                 if seat.connection is not None:
                     _shut(seat.connection)
                     seat.connection = None
+            self._changed.notify_all()
         self._path.unlink(missing_ok=True)
 
     def _are_lost(self, silos: set[int]) -> bool:
@@ -239,30 +214,12 @@ class LocalSockets:
             except OSError:
                 return
             try:
-                silo = self._greet(connection)
+                silo = greet(connection, self._plan, self._identity)
             except (OSError, ProtocolError, CryptoError) as error:
                 logger.info("a connection was refused: %s", error)
                 connection.close()
                 continue
             self._seat(silo, connection)
-
-    def _greet(self, connection: socket.socket) -> int:
-        """Return which silo a new connection belongs to, proved by its signature."""
-        connection.settimeout(HANDSHAKE_SECONDS)
-        nonce = os.urandom(NONCE_BYTES)
-        challenge = make_envelope(
-            self._plan, self._identity, Kind.CHALLENGE, nonce, sender=AGGREGATOR
-        )
-        send_message(connection, 0, challenge)
-        _, hello = receive_message(connection, MAX_HANDSHAKE_BYTES)
-        silo = read_header(hello).sender
-        if silo not in self._seats:
-            raise TransportFailed(f"no silo {silo} in the plan")
-        _, answer = open_envelope(self._plan, hello, sender=silo, kinds=(Kind.HELLO,))
-        if bytes(answer) != nonce:
-            raise TransportFailed("an answer to another challenge")
-        connection.settimeout(None)
-        return silo
 
     def _seat(self, silo: int, connection: socket.socket) -> None:
         """Give a silo its seat; an older connection of it is closed."""
@@ -271,13 +228,10 @@ class LocalSockets:
                 connection.close()
                 return
             old = self._seats[silo]
-            old.inbox.put(None)
             if old.connection is not None:
                 _shut(old.connection)
             seat = _Seat(connection=connection, pending=old.pending)
             self._seats[silo] = seat
-            if seat.pending is not None:
-                seat.inbox.put(seat.pending)
             self._changed.notify_all()
         thread = threading.Thread(
             target=self._serve, args=(silo, seat, connection), daemon=True
@@ -287,21 +241,62 @@ class LocalSockets:
     def _serve(self, silo: int, seat: _Seat, connection: socket.socket) -> None:
         """Carry one connection's requests and replies until it ends."""
         try:
-            while (item := seat.inbox.get()) is not None:
-                number, request = item
-                send_message(connection, number, request)
-                answered = -1
-                while answered != number:
-                    answered, reply = receive_message(connection)
-                self._replies.put((silo, number, reply))
+            while self._carry_next(silo, seat, connection):
+                pass
         except (OSError, TransportFailed) as error:
             logger.info("silo %d is gone: %s", silo, error)
+        except SpoolFailed as error:
+            logger.warning("%s", error)
         finally:
             connection.close()
             with self._changed:
                 if self._seats[silo] is seat:
                     seat.connection = None
                     seat.lost_since = time.monotonic()
+
+    def _carry_next(self, silo: int, seat: _Seat, connection: socket.socket) -> bool:
+        """Send one request and read its reply; return False when there is no more.
+
+        Nothing of either is kept here while the thread waits for the next.
+        """
+        request = self._next_request(silo, seat)
+        if request is None:
+            return False
+        send_message(connection, request.number, request.payload)
+        try:
+            number, reply = receive_message(
+                connection, request.max_reply_bytes, self._spool
+            )
+            if number != request.number:
+                raise TransportFailed(f"a reply to request {number}, not asked here")
+        except (TransportFailed, SpoolFailed) as error:
+            outcome = error if isinstance(error, SpoolFailed) else None
+            self._settle(silo, request, outcome)
+            raise
+        self._settle(silo, request, reply)
+        return True
+
+    def _next_request(self, silo: int, seat: _Seat) -> _Request | None:
+        """Wait for a request; None when the seat is another's or all is over."""
+        with self._changed:
+            while self._seats[silo] is seat and not self._is_closed:
+                request = seat.pending
+                if request is None:
+                    self._changed.wait()
+                elif request.deliveries < MAX_DELIVERIES:
+                    request.deliveries += 1
+                    return request
+                else:
+                    logger.info("silo %d had its request too often", silo)
+                    self._settle(silo, request, None)
+        return None
+
+    def _settle(self, silo: int, request: _Request, outcome: _Outcome) -> None:
+        """Report what became of a request; it is delivered no more."""
+        with self._changed:
+            if self._seats[silo].pending is request:
+                self._seats[silo].pending = None
+            self._outcomes.put((silo, request.number, outcome))
 
 
 def _listen(path: Path) -> socket.socket:

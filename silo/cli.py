@@ -231,6 +231,7 @@ def _train_with_others(
                 plan,
                 identity,
                 connect,
+                spool=store.folder,
                 patience_seconds=patience,
                 announce=display.say,
             )

@@ -9,8 +9,10 @@ from pathlib import Path
 from crypto.errors import CryptoError
 from crypto.keys import IdentityKey
 from protocol.errors import ProtocolError, TransportFailed
+from protocol.handshake import connect
 from protocol.plan import RunPlan
-from protocol.transport import connect, receive_message, send_message
+from protocol.transport import MAX_PAYLOAD_BYTES
+from protocol.wire import receive_message, send_message
 from silo.session import SiloSession
 
 logger = logging.getLogger(__name__)
@@ -24,6 +26,7 @@ def serve(
     identity: IdentityKey,
     path: Path,
     *,
+    spool: Path,
     patience_seconds: float,
     announce: Callable[[str], None] = lambda text: None,
 ) -> None:
@@ -31,25 +34,30 @@ def serve(
 
     A lost connection is opened again for as long as ``patience_seconds`` without one.
 
+    Args:
+        spool: a folder of this silo, on a disk, to which long requests go while they
+            are answered.
+
     Raises:
-        TransportFailed: nobody listened for so long.
+        TransportFailed: nobody listened for so long, or a request is too long.
+        SpoolFailed: the disk does not take a request.
         OSError: this silo's own disk failed. The session must not go on then; started
             again it continues from what is saved.
     """
     while not session.is_finished:
         with _patient_connection(plan, identity, path, patience_seconds) as connection:
             announce("connected")
-            while not session.is_finished and _answer_next(session, connection):
+            while not session.is_finished and _answer_next(session, connection, spool):
                 pass
             if not session.is_finished:
                 announce("connection lost")
                 time.sleep(RETRY_SECONDS)
 
 
-def _answer_next(session: SiloSession, connection: socket.socket) -> bool:
+def _answer_next(session: SiloSession, connection: socket.socket, spool: Path) -> bool:
     """Answer one request; return whether the connection still stands."""
     try:
-        number, request = receive_message(connection)
+        number, request = receive_message(connection, MAX_PAYLOAD_BYTES, spool)
     except OSError as error:
         logger.info("the connection ended: %s", error)
         return False

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from crypto.encoding import BytesLike
 from diffusion.checkpoint import choose_device
 from protocol.files import load_identity
 from protocol.plan import RunPlan
@@ -45,11 +46,17 @@ class InMemory:
         self._sessions = sessions
 
     def exchange(
-        self, requests: Mapping[int, bytes], *, deadline_seconds: float
-    ) -> Iterator[tuple[int, bytes]]:
-        """Hand each silo its request; yield the replies."""
+        self,
+        requests: Mapping[int, BytesLike],
+        *,
+        deadline_seconds: float,
+        max_reply_bytes: int,
+    ) -> Iterator[tuple[int, BytesLike]]:
+        """Hand each silo its request; yield the replies that are not too long."""
         for silo, request in requests.items():
-            yield silo, self._sessions[silo].handle(request)
+            reply = self._sessions[silo].handle(request)
+            if len(reply) <= max_reply_bytes:
+                yield silo, reply
 
 
 def open_session(
@@ -102,7 +109,7 @@ def silo_processes(
     folder = Path(tempfile.mkdtemp(prefix="cloister-"))
     path = folder / "socket"
     identity = load_identity(federation.aggregator.identity)
-    transport = LocalSockets(path, plan, identity)
+    transport = LocalSockets(path, plan, identity, spool=federation.aggregator.root)
     processes: dict[str, subprocess.Popen[str]] = {}
     try:
         for silo in plan.silos:

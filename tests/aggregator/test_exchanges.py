@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from aggregator.exchanges import Exchanges, Stage
+from aggregator.exchanges import MAX_REFUSAL_BYTES, Exchanges, Stage
+from crypto.encoding import BytesLike
 from crypto.errors import MalformedMessage
 from crypto.keys import IdentityKey
 from protocol.envelope import Kind, Refusal, make_envelope
@@ -20,12 +21,17 @@ STAGE = Stage(name="ready", round_number=4, deadline_seconds=1.0)
 class Scripted:
     """A transport that gives prepared replies."""
 
-    def __init__(self, replies: Mapping[int, bytes]) -> None:
-        self.replies = replies
+    def __init__(self, replies: Mapping[int, BytesLike]) -> None:
+        self.replies, self.limits = replies, []
 
     def exchange(
-        self, requests: Mapping[int, bytes], *, deadline_seconds: float
-    ) -> Iterator[tuple[int, bytes]]:
+        self,
+        requests: Mapping[int, BytesLike],
+        *,
+        deadline_seconds: float,
+        max_reply_bytes: int,
+    ) -> Iterator[tuple[int, BytesLike]]:
+        self.limits.append((deadline_seconds, max_reply_bytes))
         yield from self.replies.items()
 
 
@@ -44,7 +50,7 @@ def plan(keys: list[IdentityKey]) -> RunPlan:
 
 
 def ask(
-    tmp_path: Path, plan: RunPlan, key: IdentityKey, replies: Mapping[int, bytes]
+    tmp_path: Path, plan: RunPlan, key: IdentityKey, replies: Mapping[int, BytesLike]
 ) -> tuple[tuple[int, ...], list[Dropped], list[Traffic]]:
     """Run one exchange of three requests; return who was accepted, and the records."""
     with TranscriptWriter(
@@ -52,8 +58,8 @@ def ask(
     ) as transcript:
         exchanges = Exchanges(plan, key, Scripted(replies), transcript)
 
-        def accept(silo: int, reply: bytes) -> int:
-            if b"bad" in reply:
+        def accept(silo: int, reply: BytesLike) -> int:
+            if b"bad" in bytes(reply):
                 raise MalformedMessage("not good")
             return 5
 
@@ -130,3 +136,50 @@ def test_a_forged_refusal_is_left_out_too(
     forged = make_envelope(plan, keys[1], Kind.REFUSED, body, sender=0)
     _, dropped, _ = ask(tmp_path, plan, keys[3], {0: forged})
     assert "nonsense" not in dropped[0].reason
+
+
+@pytest.mark.parametrize("character", ["x", "\x00", "é", "\U0001f600"])
+def test_the_longest_refusal_fits_whatever_the_limit_of_the_stage(
+    plan: RunPlan, keys: list[IdentityKey], character: str
+) -> None:
+    body = Refusal(stage=character * 100, check=character * 1000).to_body()
+    frame = make_envelope(plan, keys[0], Kind.REFUSED, body, sender=0)
+    assert len(frame) <= MAX_REFUSAL_BYTES
+
+
+@pytest.mark.parametrize(
+    ("limit", "passed_on"),
+    [(1, MAX_REFUSAL_BYTES), (MAX_REFUSAL_BYTES + 1, MAX_REFUSAL_BYTES + 1)],
+)
+def test_a_stage_passes_its_limits_on(
+    tmp_path: Path,
+    plan: RunPlan,
+    keys: list[IdentityKey],
+    limit: int,
+    passed_on: int,
+) -> None:
+    transport = Scripted({})
+    stage = Stage(
+        name="ready", round_number=4, deadline_seconds=2.5, max_reply_bytes=limit
+    )
+    with TranscriptWriter(
+        tmp_path / "t", party="aggregator", plan_digest=plan.digest, identity=keys[3]
+    ) as transcript:
+        exchanges = Exchanges(plan, keys[3], transport, transcript)
+        exchanges.ask(stage, {0: b"request"}, lambda silo, reply: 0)
+    assert transport.limits == [(2.5, passed_on)]
+
+
+@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
+def test_a_reply_may_be_anything_that_holds_bytes(
+    tmp_path: Path, plan: RunPlan, keys: list[IdentityKey], kind: type
+) -> None:
+    refusal = Refusal(stage="ready", check="no").to_body()
+    replies = {
+        0: kind(reply(plan, keys, 0, b"x")),
+        1: kind(make_envelope(plan, keys[1], Kind.REFUSED, refusal, sender=1)),
+    }
+    accepted, dropped, traffic = ask(tmp_path, plan, keys[3], replies)
+    assert accepted == (0,)
+    assert dropped[0].reason == "refused: no"
+    assert traffic[0].sent_bytes == 97

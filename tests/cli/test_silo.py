@@ -226,7 +226,9 @@ def play_the_end(centre, folder, arguments) -> Ended:
             plan_digest=centre.plan.digest,
             identity=centre.aggregator,
         ) as centre.transcript,
-        LocalSockets(Path("s"), centre.plan, centre.aggregator) as transport,
+        LocalSockets(
+            Path("s"), centre.plan, centre.aggregator, spool=Path()
+        ) as transport,
     ):
         centre.transcript.append(
             records.Opened(
@@ -238,7 +240,11 @@ def play_the_end(centre, folder, arguments) -> Ended:
         request = {0: centre.requests["end"][0]}
 
         def tell():
-            list(transport.exchange(request, deadline_seconds=20.0))
+            list(
+                transport.exchange(
+                    request, deadline_seconds=20.0, max_reply_bytes=1 << 20
+                )
+            )
 
         thread = threading.Thread(target=tell)
         thread.start()

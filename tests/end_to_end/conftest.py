@@ -11,6 +11,7 @@ import torch
 
 from aggregator.serve import RunSettings, run_plan
 from aggregator.state import RoundState
+from crypto.encoding import BytesLike
 from crypto.frame import Kind, read_header
 from diffusion.config import UNetConfig
 from protocol.files import load_identity
@@ -58,7 +59,11 @@ class Recorder:
     wire: list[tuple[int, bytes, bytes]] = field(default_factory=list)
 
     def exchange(
-        self, requests: Mapping[int, bytes], *, deadline_seconds: float
+        self,
+        requests: Mapping[int, BytesLike],
+        *,
+        deadline_seconds: float,
+        max_reply_bytes: int,
     ) -> Iterator[tuple[int, bytes]]:
         for silo, request in requests.items():
             kind = read_header(request).kind
@@ -72,6 +77,7 @@ class Recorder:
             self.wire.append((silo, request, reply))
             if self.fault("after", kind, silo):
                 continue
+            assert len(reply) <= max_reply_bytes
             yield silo, reply
 
 

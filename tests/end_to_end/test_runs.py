@@ -274,10 +274,8 @@ def test_requests_that_arrive_twice_change_nothing(
 
     exchange = conftest.Recorder.exchange
 
-    def twice(self: Any, requests: Any, *, deadline_seconds: float) -> Any:
-        for silo_index, reply in exchange(
-            self, requests, deadline_seconds=deadline_seconds
-        ):
+    def twice(self: Any, requests: Any, **limits: Any) -> Any:
+        for silo_index, reply in exchange(self, requests, **limits):
             if read_header(requests[silo_index]).kind != Kind.END:
                 again = self.sessions[silo_index].handle(requests[silo_index])
                 assert again == reply

@@ -1,15 +1,24 @@
 import socket
 import threading
 import time
+from pathlib import Path
+from pathlib import Path
 
 import pytest
 
 import silo.service
 from protocol.envelope import Kind, open_envelope
 from protocol.errors import TransportFailed
-from protocol.transport import LocalSockets, receive_message, send_message
+from protocol.transport import LocalSockets
+from protocol.wire import receive_message, send_message
 from silo.service import serve
 from tests.silo.conftest import STAGES, Federation
+
+SPOOL = Path()
+"""The folder of a test, in which it works."""
+
+SPOOL = Path()
+"""The folder of a test, in which it works."""
 
 
 @pytest.fixture
@@ -30,6 +39,8 @@ def start(federation, path, said, errors, patience=5.0) -> list[threading.Thread
                 federation.plan,
                 federation.keys[index],
                 path,
+                spool=SPOOL,
+                spool=SPOOL,
                 patience_seconds=patience,
                 announce=said.append,
             )
@@ -45,7 +56,9 @@ def start(federation, path, said, errors, patience=5.0) -> list[threading.Thread
 def exchange(federation, transport, stage) -> None:
     federation.make_requests(stage)
     replies = dict(
-        transport.exchange(federation.requests[stage], deadline_seconds=20.0)
+        transport.exchange(
+            federation.requests[stage], deadline_seconds=20.0, max_reply_bytes=1 << 20
+        )
     )
     assert sorted(replies) == list(federation.everyone)
     federation.replies[stage] = replies
@@ -55,7 +68,9 @@ def exchange(federation, transport, stage) -> None:
 class TestServe:
     def test_a_whole_round(self, federation, sockets, trainings):
         said, errors = [], []
-        with LocalSockets(sockets, federation.plan, federation.aggregator) as transport:
+        with LocalSockets(
+            sockets, federation.plan, federation.aggregator, spool=SPOOL
+        ) as transport:
             threads = start(federation, sockets, said, errors)
             assert transport.wait_for_silos(10.0) == []
             for stage in STAGES:
@@ -66,19 +81,27 @@ class TestServe:
         assert errors == []
         assert said == ["connected"] * 3
         assert sorted(trainings) == [(0, 1), (1, 1), (2, 1)]
-        federation.side.unmask()
+        federation.side.slot.unmask()
 
     def test_reconnects_and_answers_the_same_again(self, federation, sockets):
         said, errors = [], []
-        first = LocalSockets(sockets, federation.plan, federation.aggregator)
+        first = LocalSockets(
+            sockets, federation.plan, federation.aggregator, spool=SPOOL
+        )
         threads = start(federation, sockets, said, errors)
         assert first.wait_for_silos(10.0) == []
         exchange(federation, first, "setup")
         first.close()
-        with LocalSockets(sockets, federation.plan, federation.aggregator) as second:
+        with LocalSockets(
+            sockets, federation.plan, federation.aggregator, spool=SPOOL
+        ) as second:
             assert second.wait_for_silos(10.0) == []
             again = dict(
-                second.exchange(federation.requests["setup"], deadline_seconds=10.0)
+                second.exchange(
+                    federation.requests["setup"],
+                    deadline_seconds=10.0,
+                    max_reply_bytes=1 << 20,
+                )
             )
             assert again == federation.replies["setup"]
             exchange(federation, second, "end")
@@ -95,6 +118,8 @@ class TestServe:
                 federation.plan,
                 federation.keys[0],
                 sockets,
+                spool=SPOOL,
+                spool=SPOOL,
                 patience_seconds=0.05,
             )
         assert time.monotonic() - began < 2.0
@@ -106,7 +131,7 @@ class TestServe:
         other = Federation(tmp_path / "other")  # Another nonce, hence another run.
         other.close()
         with (
-            LocalSockets(sockets, other.plan, other.aggregator),
+            LocalSockets(sockets, other.plan, other.aggregator, spool=SPOOL),
             pytest.raises(TransportFailed, match="no aggregator of this plan"),
         ):
             serve(
@@ -114,6 +139,8 @@ class TestServe:
                 federation.plan,
                 federation.keys[0],
                 sockets,
+                spool=SPOOL,
+                spool=SPOOL,
                 patience_seconds=0.05,
             )
 
@@ -124,6 +151,8 @@ class TestServe:
             federation.plan,
             federation.keys[0],
             sockets,
+            spool=SPOOL,
+            spool=SPOOL,
             patience_seconds=0.0,
         )
 
@@ -160,6 +189,8 @@ class TestDisk:
                     federation.plan,
                     federation.keys[0],
                     sockets,
+                    spool=SPOOL,
+                    spool=SPOOL,
                     patience_seconds=0.05,
                 )
             assert there.recv(1) == b""  # Nothing was sent.
@@ -174,6 +205,8 @@ class TestDisk:
                 federation.plan,
                 federation.keys[0],
                 sockets,
+                spool=SPOOL,
+                spool=SPOOL,
                 patience_seconds=0.02,
             )
 
@@ -191,6 +224,8 @@ class TestDisk:
                 federation.plan,
                 federation.keys[0],
                 sockets,
+                spool=SPOOL,
+                spool=SPOOL,
                 patience_seconds=0.05,
             )
             number, reply = receive_message(there)
