@@ -27,6 +27,9 @@ MODEL = b"cloister/1/model-digest"
 # Public randomness of a round (protocol/grids.py).
 ROTATION_SIGNS = b"cloister/1/rotation-signs"
 
+# Which silo returns which part (protocol/dealing.py).
+DEALING = b"cloister/1/dealing"
+
 # Keys derived from shared secrets and seeds (crypto/kdf.py).
 ENVELOPE_KEY = b"cloister/1/envelope-key"
 SELF_MASK = b"cloister/1/self-mask"
