@@ -55,7 +55,7 @@ class Membership:
         for silo, accusers in accusations.items():
             count = len(set(accusers) - {silo})
             if count > self._max_colluding:
-                reasons[silo] = f"dealt envelopes that {count} silos cannot open"
+                reasons[silo] = f"dealt envelopes that do not open, say {count} others"
         news = sorted((s, why) for s, why in reasons.items() if s not in self._excluded)
         self._excluded.update(silo for silo, _ in news)
         self._convicted.clear()
@@ -66,10 +66,10 @@ class Membership:
     ) -> bool:
         """Return whether a round should begin with a new setup.
 
-        It should when a member is convicted; or when a silo of the plan is absent, and
-        either it is time to invite it again or an attempt at the round has failed.
+        It should when a member was left out since; or when a silo of the plan is absent
+        and either it is time to invite it again or an attempt at the round has failed.
         """
-        if self._convicted & set(members):
+        if self._excluded & set(members):
             return True
         absent = set(self.invited) - set(members)
         is_time = attempt > 1 or round_number >= self._next_round

@@ -108,6 +108,7 @@ class SecureSum:
                     "shares were asked for, and the slot was not finished"
                 )
         self._last_notice = self.sum_notice()
+        self._exclude_accused()
         number = latest.slot + 1 if latest else 0
         if side is None or self._is_used_up(side, number, task.round_number, attempt):
             side, number = self._open_setup(task.round_number), 0
@@ -123,7 +124,6 @@ class SecureSum:
 
     def _open_setup(self, round_number: int) -> AggregatorSide:
         """Exchange keys and shares for the slots of a new setup."""
-        self._exclude_accused()
         self._setup += 1
         plan, ask = self._plan, self._exchanges.ask
         side = AggregatorSide(
