@@ -47,7 +47,7 @@ class RoundRequest:
     """The aggregator's request to train in one round.
 
     ``parameters`` are the shared parameters as little-endian float32 in the order of
-    the layout; ``ranges`` the grid, float32, one a tensor (empty in the first round).
+    the layout; ``ranges`` the public numbers of the grid, float32 (``protocol.grids``).
     ``envelopes`` holds the sealed shares of the setup for a silo that may lack them,
     else nothing. ``head`` is the aggregator's newest transcript head.
     """
