@@ -139,7 +139,8 @@ def sign_seed(plan: RunPlan, round_number: int) -> bytes:
 
     It follows from the plan's digest, which was fixed before any training: nobody can
     choose signs for an update or an update for its signs, and that is all that the
-    rotation needs of them. Every round has signs of its own.
+    rotation needs of them. Every round has signs of its own. Expanded by
+    ``crypto.prg.SecretRandom``, whose stream looks as random when its seed is known.
 
     Source: SHA-256 of label, digest and round number.
     """

@@ -1,5 +1,6 @@
 """What leaves a silo, on one screen: from parameters to packed integers."""
 
+import logging
 import os
 
 import numpy as np
@@ -16,6 +17,8 @@ from protocol.grids import RoundGrid, sign_seed
 from protocol.plan import RunPlan
 from silo.errors import DataError
 from silo.training import Tensors
+
+logger = logging.getLogger(__name__)
 
 
 def check_weight(plan: RunPlan, num_examples: int) -> None:
@@ -70,7 +73,9 @@ def make_update(
     if plan.update.rounding == "stochastic":
         random = SecretRandom(os.urandom(MASK_SEED_BYTES))
     quantizer = Quantizer(vector, grid, random, weight=weight, tail=digits)
-    return pack_blocks(quantizer.fill, quantizer.length, field_bits)
+    words = pack_blocks(quantizer.fill, quantizer.length, field_bits)
+    logger.info("%d of %d values clamped", quantizer.num_clamped, grid.length)
+    return words
 
 
 def _weight(

@@ -152,6 +152,7 @@ def test_a_round_without_a_sum_changes_nothing_but_its_number() -> None:
     after = skip(plan, layout, state)
     assert after.round_number == 1
     assert after.parameters is state.parameters
+    assert after.ranges.shape == (len(layout.segments),)
     assert np.allclose(after.ranges, 6 * 5.0 / layout.size**0.5)
     later = skip(plan, layout, dataclasses.replace(state, ranges=after.ranges * 2))
     assert np.array_equal(later.ranges, after.ranges * 2)

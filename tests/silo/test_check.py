@@ -74,7 +74,8 @@ class TestExplain:
             ({"weights": "declared"}, "Weights: the numbers that the plan declares"),
             (
                 {"weights": "secret", "max_weight": 2000},
-                "number of examples, at most 2,000; the aggregator learns their sum",
+                "Weights: each silo's number of examples, at most 2,000; the aggregator "
+                "learns their sum, not this silo's.",
             ),
         ],
     )

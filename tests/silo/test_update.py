@@ -137,6 +137,19 @@ class TestSum:
         assert set(total.tolist()) == {3 * 2 * (2**15 - 1)}
 
 
+def test_the_operator_reads_how_many_values_were_clamped(global_, caplog):
+    """Their number depends on data: it is in the silo's log and nowhere else."""
+    plan = plan_with()
+    layout = shared_layout(plan)
+    ranges = np.full(len(layout.segments), 1e-3, np.float32)
+    ranges[0] = 1.0
+    local = {n: p + 0.01 for n, p in global_.items()}
+    with caplog.at_level("INFO", "silo.update"):
+        made(plan, local, global_, round_number=2, ranges=ranges)
+    clamped = layout.size - layout.segments[0]
+    assert f"{clamped} of {layout.size} values clamped" in caplog.text
+
+
 class TestRounding:
     def test_stochastic_differs_nearest_does_not(self, global_):
         local = moved(global_, 1, 0.5)
