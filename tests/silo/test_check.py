@@ -74,8 +74,8 @@ class TestExplain:
             ({"weights": "declared"}, "Weights: the numbers that the plan declares"),
             (
                 {"weights": "secret", "max_weight": 2000},
-                "Weights: each silo's number of examples, at most 2,000; the aggregator "
-                "learns their sum, not this silo's.",
+                "Weights: each silo's number of examples, at most 2,000; the "
+                "aggregator learns their sum, not this silo's.",
             ),
         ],
     )
