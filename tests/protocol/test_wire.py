@@ -28,6 +28,7 @@ from protocol.wire import (
 @pytest.fixture
 def pair():
     ours, theirs = socket.socketpair()
+    theirs.settimeout(10.0)
     with ours, theirs:
         yield ours, theirs
 
