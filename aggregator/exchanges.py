@@ -43,7 +43,8 @@ class Exchanges:
     """Sends requests, hands replies on as they arrive, and records both.
 
     A silo that answers wrongly, refuses, or does not answer in time is left out of
-    the stage and recorded as dropped; the others go on.
+    the stage and recorded as dropped; the others go on. ``accusations`` are, by silo,
+    those that refused because of it.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class Exchanges:
     ) -> None:
         self.plan, self.identity, self.transcript = plan, identity, transcript
         self._transport, self._on_stage, self._on_bytes = transport, on_stage, on_bytes
+        self.accusations: dict[int, set[int]] = {}
 
     def ask(
         self, stage: Stage, requests: Mapping[int, bytes], accept: Accept
@@ -111,9 +113,15 @@ class Exchanges:
             _, body = open_envelope(
                 self.plan, reply, sender=silo, kinds=(Kind.REFUSED,)
             )
-            check = Refusal.from_body(body).check
-            shown = "".join(c if c.isprintable() else "?" for c in check)
+            refusal = Refusal.from_body(body)
+            self._note_accusation(silo, refusal.accused)
+            shown = "".join(c if c.isprintable() else "?" for c in refusal.check)
             raise ProtocolViolation(f"refused: {shown}")
+
+    def _note_accusation(self, accuser: int, accused: int) -> None:
+        """Remember which silo another one holds at fault."""
+        if 0 <= accused < len(self.plan.silos) and accused != accuser:
+            self.accusations.setdefault(accused, set()).add(accuser)
 
     def _drop(self, stage: Stage, silo: int, reason: str) -> None:
         """Record that a silo is left out of a stage."""

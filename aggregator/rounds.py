@@ -17,6 +17,7 @@ from aggregator.errors import RoundAborted
 from aggregator.evaluation import Evaluation, Reference, evaluate
 from aggregator.exchanges import Exchanges, Stage
 from aggregator.secure_sum import SecureSum
+from aggregator.slot_store import SlotStore
 from aggregator.state import RoundState, initial_state, shared_layout
 from aggregator.sums import PlainSum, Summation, Task
 from crypto.encoding import BytesLike
@@ -68,7 +69,9 @@ class Run:
         self._layout = shared_layout(self._plan)
         self._said = _Said.read(store, self._transcript.size)
         self._summation: Summation = (
-            SecureSum(exchanges, store)
+            SecureSum(
+                exchanges, SlotStore(store.folder), excluded=self._excluded_silos()
+            )
             if self._plan.protection.method == "mask"
             else PlainSum(exchanges)
         )
@@ -170,6 +173,7 @@ class Run:
             head=self._transcript.sign_head(),
             parameters=floats_to_bytes(shared),
             average=floats_to_bytes(flatten(state.average.parameters, self._layout)),
+            sum_notice=self._summation.sum_notice(),
         )
         body = self._exchanges.envelope(Kind.END, request.to_body(), setup=0, slot=0)
         everyone = range(len(self._plan.silos))
@@ -203,6 +207,11 @@ class Run:
             )
         )
         return 0
+
+    def _excluded_silos(self) -> list[int]:
+        """Return the silos that this run has left out for good."""
+        names = [silo.name for silo in self._plan.silos]
+        return [names.index(name) for name in self._said.excluded]
 
     def _digest(self, parameters: Mapping[str, Tensor]) -> bytes:
         """Return the digest of the shared ones of some parameters."""
@@ -254,16 +263,21 @@ class _Said:
 
     closed: frozenset[int]
     evaluated: frozenset[int]
+    excluded: frozenset[str]
     is_finished: bool
 
     @classmethod
     def read(cls, store: CheckpointStore, size: int) -> "_Said":
-        """Read the rounds that were closed, lost or evaluated."""
-        closed, evaluated, is_finished = set(), set(), False
+        """Read the rounds that were closed, lost or evaluated, and who is excluded."""
+        closed, evaluated, excluded = set(), set(), set()
+        is_finished = False
         for entry in read_records(store.transcript) if size else ():
             if isinstance(entry.record, records.RoundClosed | records.RoundLost):
                 closed.add(entry.record.round_number)
             elif isinstance(entry.record, records.Evaluated):
                 evaluated.add(entry.record.round_number)
+            elif isinstance(entry.record, records.SiloExcluded):
+                excluded.add(entry.record.silo)
             is_finished = isinstance(entry.record, records.Finished)
-        return cls(frozenset(closed), frozenset(evaluated), is_finished)
+        sets = (frozenset(closed), frozenset(evaluated), frozenset(excluded))
+        return cls(*sets, is_finished)

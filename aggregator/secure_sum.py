@@ -21,8 +21,7 @@ from crypto.secagg.aggregator_slot import AggregatorSlot
 from crypto.secagg.parts import whole
 from crypto.secagg.setup import max_frame_bytes
 from protocol import records
-from protocol.envelope import Kind
-from protocol.transcript import Head
+from protocol.envelope import Kind, open_envelope
 
 MAX_ATTEMPTS = 3
 
@@ -62,7 +61,7 @@ class SecureSum:
         self._setup, self._side = self._load_side()
         self._given_up: tuple[int, int] | None = None
         self._last_notice = b""
-        self._have_shares: set[int] = set()
+        self._joined: set[int] = set()
 
     def sum_round(self, task: Task) -> Sum:
         """Return the sum of a round; a failed attempt is repeated in the next slot."""
@@ -112,6 +111,7 @@ class SecureSum:
         number = latest.slot + 1 if latest else 0
         if side is None or self._is_used_up(side, number, task.round_number, attempt):
             side, number = self._open_setup(task.round_number), 0
+        self._deliver_envelopes(side)
         parts = whole(task.num_words, side.members)
         return side.open_slot(number, task.round_number, digest, parts)
 
@@ -150,7 +150,7 @@ class SecureSum:
         )
         self._closing(lambda: side.envelopes(min(side.sharers, default=-1)))
         self._store.save_setup(self._setup, side.to_bytes())
-        self._side, self._have_shares = side, set()
+        self._side, self._joined = side, set()
         self._members.note_setup(side.members, round_number)
         self._exchanges.transcript.append(
             records.SetupOpened(
@@ -160,6 +160,32 @@ class SecureSum:
             )
         )
         return side
+
+    def _deliver_envelopes(self, side: AggregatorSide) -> None:
+        """Hand every member what the others sealed to it, unless it has said so.
+
+        After a restart all are asked again; whoever has joined says just that. Members
+        that cannot join are not waited for: they will not be ready.
+        """
+        missing = set(side.members) - self._joined
+        if not missing:
+            return
+
+        def take(silo: int, reply: BytesLike) -> int:
+            open_envelope(self._plan, reply, sender=silo, kinds=(Kind.JOINED,))
+            self._joined.add(silo)
+            return 0
+
+        self._exchanges.ask(
+            self._stage(SecAggKind.READY, "envelopes", 0),
+            {silo: side.envelopes(silo) for silo in sorted(missing)},
+            take,
+        )
+        if len(self._joined) < self._config.min_survivors:
+            raise CohortTooSmall(
+                f"the shares of the others reached {len(self._joined)} silos, at least "
+                f"{self._config.min_survivors} are needed"
+            )
 
     def _exclude_accused(self) -> None:
         """Leave out whom more silos accuse than may be lying; record why."""
@@ -184,40 +210,22 @@ class SecureSum:
                     field_bits=task.field_bits,
                 )
             )
+            request = task.request(head, attempt, sum_notice=self._last_notice)
+            message = self._exchanges.envelope(
+                Kind.ROUND, request.to_body(), setup=self._setup, slot=slot.slot
+            )
             seconds = self._plan.deadlines.training_seconds
             self._exchanges.ask(
                 self._stage(SecAggKind.READY, "ready", task.round_number, seconds),
-                self._round_requests(slot, task, attempt, head),
+                dict.fromkeys(sorted(self._joined), message),
                 taking(slot.add_ready),
             )
-            self._have_shares |= set(slot.ready_silos)
             self._closing(slot.active)
             self._save(slot)
         cohort = self._exchanges.names(slot.cohort)
         self._exchanges.transcript.append(
             records.Cohort(round_number=task.round_number, silos=cohort)
         )
-
-    def _round_requests(
-        self, slot: AggregatorSlot, task: Task, attempt: int, head: Head
-    ) -> dict[int, bytes]:
-        """Return the request to each member, with the shares that it may lack.
-
-        Members that lack nothing share one message.
-        """
-        side, notice = self._side, self._last_notice
-        place = {"setup": self._setup, "slot": slot.slot}
-        plain = task.request(head, attempt, sum_notice=notice).to_body()
-        common = self._exchanges.envelope(Kind.ROUND, plain, **place)
-        requests = {}
-        for silo in side.members if side else ():
-            requests[silo] = common
-            if side and silo not in self._have_shares:
-                body = task.request(
-                    head, attempt, envelopes=side.envelopes(silo), sum_notice=notice
-                ).to_body()
-                requests[silo] = self._exchanges.envelope(Kind.ROUND, body, **place)
-        return requests
 
     def _collect_masked(self, slot: AggregatorSlot, task: Task) -> None:
         """Take the masked updates as they arrive; fix the survivors."""

@@ -31,15 +31,17 @@ class Task:
     num_words: int
     field_bits: int
 
-    def request(self, head: Head, attempt: int, envelopes: bytes) -> RoundRequest:
-        """Return the request to one silo."""
+    def request(
+        self, head: Head, attempt: int, *, sum_notice: bytes = b""
+    ) -> RoundRequest:
+        """Return the request to every silo."""
         return RoundRequest(
             round_number=self.round_number,
             attempt=attempt,
             head=head,
             parameters=self.parameters,
             ranges=self.ranges,
-            envelopes=envelopes,
+            sum_notice=sum_notice,
         )
 
     def model_digest(self) -> bytes:
@@ -67,6 +69,10 @@ class Summation(Protocol):
         """
         ...
 
+    def sum_notice(self) -> bytes:
+        """Return what silos are told of the latest sum, if anything."""
+        ...
+
 
 class PlainSum:
     """The sum of updates that arrive in the clear: for comparisons only.
@@ -76,6 +82,10 @@ class PlainSum:
 
     def __init__(self, exchanges: Exchanges) -> None:
         self._exchanges, self._plan = exchanges, exchanges.plan
+
+    def sum_notice(self) -> bytes:
+        """Return nothing: silos are told of sums in secure aggregation only."""
+        return b""
 
     def sum_round(self, task: Task) -> Sum:
         """Return the sum of a round."""
@@ -108,7 +118,7 @@ class PlainSum:
             return len(body)
 
         request = self._exchanges.envelope(
-            Kind.ROUND, task.request(head, 1, b"").to_body(), setup=0, slot=0
+            Kind.ROUND, task.request(head, 1).to_body(), setup=0, slot=0
         )
         stage = Stage(
             name="ready",

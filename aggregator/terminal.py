@@ -58,7 +58,7 @@ class Terminal:
 
     def stage(self, stage: Stage) -> None:
         """Show which exchange is under way."""
-        self._bar.update(self._run, state=f"{stage.name:<8} {self._traffic()}")
+        self._bar.update(self._run, state=f"{stage.name:<9} {self._traffic()}")
 
     def count(self, sent: int, received: int) -> None:
         """Count bytes that silos sent and received."""

@@ -23,6 +23,7 @@ from crypto.signatures import SIGNATURE_BYTES
 from protocol.encoding import check_hex, decode, encode, from_table, to_table
 from protocol.errors import EncodingError, EnvelopeRejected
 from protocol.plan import RunPlan
+from protocol.settings import MAX_SILOS
 from protocol.transcript import Head
 
 MAX_MESSAGE_BYTES = 1 << 32
@@ -40,6 +41,7 @@ class Kind(enum.IntEnum):
     END = 69
     END_SEEN = 70
     REFUSED = 71
+    JOINED = 72
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +50,8 @@ class RoundRequest:
 
     ``parameters`` are the shared parameters as little-endian float32 in the order of
     the layout; ``ranges`` the public numbers of the grid, float32 (``protocol.grids``).
-    ``envelopes`` holds the sealed shares of the setup for a silo that may lack them,
-    else nothing. ``head`` is the aggregator's newest transcript head.
+    ``head`` is the aggregator's newest transcript head. ``sum_notice`` is
+    the SUM frame of the slot before, empty when there was no sum.
     """
 
     round_number: int
@@ -57,7 +59,7 @@ class RoundRequest:
     head: Head
     parameters: BytesLike
     ranges: BytesLike
-    envelopes: BytesLike = b""
+    sum_notice: BytesLike = b""
 
     def to_body(self) -> bytes:
         """Return the body's bytes."""
@@ -66,7 +68,7 @@ class RoundRequest:
             "attempt": self.attempt,
             "head": to_table(self.head),
         }
-        return join_body(table, self.parameters, self.ranges, self.envelopes)
+        return join_body(table, self.parameters, self.ranges, self.sum_notice)
 
     @classmethod
     def from_body(cls, body: memoryview) -> "RoundRequest":
@@ -75,7 +77,7 @@ class RoundRequest:
         Raises:
             EnvelopeRejected: malformed.
         """
-        table, (parameters, ranges, envelopes) = split_body(body, 3)
+        table, (parameters, ranges, notice) = split_body(body, 3)
         check_names(table, ("round_number", "attempt", "head"))
         return cls(
             round_number=_count(table, "round_number"),
@@ -83,7 +85,7 @@ class RoundRequest:
             head=_head(table),
             parameters=parameters,
             ranges=ranges,
-            envelopes=envelopes,
+            sum_notice=notice,
         )
 
     def model_digest(self) -> bytes:
@@ -108,18 +110,20 @@ def model_digest(parameters: BytesLike, ranges: BytesLike) -> bytes:
 class EndRequest:
     """The aggregator's notice that the run is over, with the last parameters.
 
-    ``average`` is their moving average over the rounds, from which samples are drawn.
+    ``average`` is their moving average over the rounds, from which samples are drawn;
+    ``sum_notice`` the SUM frame of the last slot, empty when there was no sum.
     """
 
     round_number: int
     head: Head
     parameters: bytes
     average: bytes
+    sum_notice: BytesLike = b""
 
     def to_body(self) -> bytes:
         """Return the body's bytes."""
         table = {"round_number": self.round_number, "head": to_table(self.head)}
-        return join_body(table, self.parameters, self.average)
+        return join_body(table, self.parameters, self.average, self.sum_notice)
 
     @classmethod
     def from_body(cls, body: memoryview) -> "EndRequest":
@@ -128,13 +132,14 @@ class EndRequest:
         Raises:
             EnvelopeRejected: malformed.
         """
-        table, (parameters, average) = split_body(body, 2)
+        table, (parameters, average, notice) = split_body(body, 3)
         check_names(table, ("round_number", "head"))
         return cls(
             round_number=_count(table, "round_number"),
             head=_head(table),
             parameters=bytes(parameters),
             average=bytes(average),
+            sum_notice=notice,
         )
 
 
@@ -162,14 +167,25 @@ class EndReply:
 
 @dataclass(frozen=True, kw_only=True)
 class Refusal:
-    """A silo's answer to a request that it refuses: at which stage, by which check."""
+    """A silo's answer to a request that it refuses: at which stage, by which check.
+
+    ``accused`` is the index of the silo whose message was at fault, where it was not
+    the aggregator's own; else -1.
+    """
 
     stage: str
     check: str
+    accused: int = -1
 
     def to_body(self) -> bytes:
         """Return the body's bytes."""
-        return join_body({"stage": self.stage[:64], "check": self.check[:400]})
+        return join_body(
+            {
+                "stage": self.stage[:64],
+                "check": self.check[:400],
+                "accused": self.accused,
+            }
+        )
 
     @classmethod
     def from_body(cls, body: memoryview) -> "Refusal":
@@ -179,15 +195,22 @@ class Refusal:
             EnvelopeRejected: malformed.
         """
         table, _ = split_body(body, 0)
-        check_names(table, ("stage", "check"))
-        return cls(stage=_text(table, "stage")[:64], check=_text(table, "check")[:400])
+        check_names(table, ("stage", "check", "accused"))
+        accused = table["accused"]
+        if type(accused) is not int or not -1 <= accused < MAX_SILOS:
+            raise EnvelopeRejected("accused must be the index of a silo, or -1")
+        return cls(
+            stage=_text(table, "stage")[:64],
+            check=_text(table, "check")[:400],
+            accused=accused,
+        )
 
 
 def make_envelope(
     plan: RunPlan,
     identity: IdentityKey,
     kind: int,
-    body: bytes,
+    body: BytesLike,
     *,
     sender: int,
     setup: int = 0,

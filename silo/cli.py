@@ -205,7 +205,7 @@ def _train_with_others(
     identity = load_identity(files.identity)
     policy = load_policy(files)
     check_approved(files, plan)
-    store = RunStore(files.run(plan))
+    store = RunStore(files.run(plan), files.journal(plan))
     if store.is_finished():
         click.echo("this run is over; nothing to do")
         return

@@ -75,10 +75,10 @@ class SecureUpload:
         return reply
 
     def check_setup(self, setup: int) -> None:
-        """Refuse a round of another setup than the one this silo is in.
+        """Refuse a round of a setup that this silo is not in, before it trains.
 
         Raises:
-            PolicyViolation: with both numbers.
+            PolicyViolation: with the reason.
         """
         with self._in_order("ready") as side:
             if setup != side.setup_number:
@@ -86,14 +86,20 @@ class SecureUpload:
                     f"a round in setup {setup}, this silo is in setup "
                     f"{side.setup_number}"
                 )
+            if not side.has_joined:
+                raise PolicyViolation(
+                    f"a round in setup {setup}, whose envelopes never came"
+                )
 
-    def ready(
-        self, slot: int, round_number: int, model_digest: bytes, envelopes: BytesLike
-    ) -> bytes:
-        """Take what the others have sealed, where it is sent along; say READY."""
+    def join(self, request: BytesLike) -> None:
+        """Open and keep what the others have sealed to this silo."""
+        with self._in_order("envelopes") as side:
+            side.receive_shares(request)
+        self._save()
+
+    def ready(self, slot: int, round_number: int, model_digest: bytes) -> bytes:
+        """Say READY: this silo has trained from this model."""
         with self._in_order("ready") as side:
-            if envelopes:
-                side.receive_shares(envelopes)
             reply = side.ready(slot, round_number, model_digest)
         self._save()
         return reply

@@ -10,6 +10,7 @@ request    reply               what happens
 ========== =================== ==================================================
 OPEN_SETUP ADVERTISE           fresh keys for the slots of a setup
 KEYS       SHARES              shares of the slot keys and seeds, sealed pairwise
+ENVELOPES  JOINED              what the other silos have sealed to this one is opened
 ROUND      READY (or PLAIN)    training, update, quantisation
 ACTIVE     MASKED              the update leaves, masked
 SURVIVORS  CONFIRM             this silo signs whose updates the sum holds
@@ -60,6 +61,7 @@ logger = logging.getLogger(__name__)
 STAGES: Mapping[int, str] = {
     Kind.OPEN_SETUP: "setup",
     SecAggKind.KEYS: "shares",
+    SecAggKind.ENVELOPES: "envelopes",
     Kind.ROUND: "ready",
     SecAggKind.ACTIVE: "masked",
     SecAggKind.SURVIVORS: "confirm",
@@ -68,7 +70,7 @@ STAGES: Mapping[int, str] = {
 }
 """What a silo may be asked, and the name of the stage."""
 
-OUTSIDE_ROUNDS = ("setup", "shares", "end")
+OUTSIDE_ROUNDS = ("setup", "shares", "envelopes", "end")
 """Stages that belong to no round; their records carry round 0."""
 
 IN_SLOT = ("masked", "confirm", "reveal")
@@ -181,6 +183,9 @@ class SiloSession:
             return self._secure.open_setup(header.setup), 0
         if stage == "shares":
             return self._secure.share(request), 0
+        if stage == "envelopes":
+            self._secure.join(request)
+            return self._envelope(Kind.JOINED, b"", setup=header.setup), 0
         if stage == "ready":
             return self._enter_round(header, RoundRequest.from_body(body))
         if stage == "masked":
@@ -243,8 +248,7 @@ class SiloSession:
         self._trainer.train_once(request)
         if not is_masked:
             return self._send_plain(header, request)
-        arguments = (header.slot, request.round_number, digest)
-        return self._secure.ready(*arguments, request.envelopes), 0
+        return self._secure.ready(header.slot, request.round_number, digest), 0
 
     def _close_slot(self, notice: BytesLike) -> None:
         """Take note of the sum of the slot before, which the aggregator announces."""

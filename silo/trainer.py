@@ -2,10 +2,9 @@
 
 from collections.abc import Callable
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
+from crypto.secagg.upload import Upload
 from diffusion.checkpoint import Checkpoint, save_checkpoint
 from diffusion.model import make_model
 from diffusion.parameters import (
@@ -79,7 +78,7 @@ class RoundTrainer:
             )
         if trained.model != request.model_digest().hex():
             raise PolicyViolation(f"round {number} was trained for another model")
-        if self._store.load_update(number) is None:
+        if not self._store.has_update(number):
             raise PolicyViolation(f"the update of round {number} was revealed already")
 
     def _check_start(self, request: RoundRequest) -> None:
@@ -143,18 +142,19 @@ class RoundTrainer:
         trained = TrainedRound(round_number=number, model=request.model_digest().hex())
         self._store.save_round(trained, words, state, self._local_parts(after))
 
-    def update(self, round_number: int) -> npt.NDArray[np.uint64]:
+    def update(self, round_number: int) -> Upload:
         """Return the packed update of a round, of the length that the plan implies.
 
         Raises:
             PolicyViolation: it was never made, was revealed already, or is damaged.
         """
-        words = self._store.load_update(round_number)
-        if words is None:
+        upload = self._store.load_update(round_number)
+        if upload is None:
             raise PolicyViolation(f"there is no update of round {round_number}")
-        if words.size != self._plan.num_words(round_number, self._layout.size):
+        expected = self._plan.num_words(round_number, self._layout.size)
+        if upload.words.size != expected:
             raise PolicyViolation(f"the update of round {round_number} is damaged")
-        return words
+        return upload
 
     def digest_of(self, parameters: bytes) -> bytes:
         """Return the digest of shared parameters as they come over the wire.

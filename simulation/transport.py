@@ -76,7 +76,9 @@ def open_session(
         device=choose_device(device),
         observe=lambda progress: observe(name, progress),
     )
-    return SiloSession(plan, RunStore(folder.run(plan)), resources)
+    return SiloSession(
+        plan, RunStore(folder.run(plan), folder.journal(plan)), resources
+    )
 
 
 @contextmanager

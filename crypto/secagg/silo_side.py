@@ -279,6 +279,11 @@ class SiloSide(SiloSetup):
         return self._setup.number
 
     @property
+    def has_joined(self) -> bool:
+        """Whether :meth:`receive_shares` has succeeded: this silo is a member."""
+        return bool(self._state.members)
+
+    @property
     def has_slot(self) -> bool:
         """Whether :meth:`ready` was ever answered in this setup."""
         return self._state.progress is not None

@@ -1,6 +1,5 @@
 """Checkpoints: whole or absent, exact, and refused when they are damaged."""
 
-import dataclasses
 import errno
 import os
 from pathlib import Path
@@ -12,6 +11,7 @@ import protocol.files
 from aggregator.averaging import apply
 from aggregator.checkpoints import CheckpointStore
 from aggregator.errors import StateBroken
+from aggregator.slot_store import SlotStore
 from aggregator.state import RoundState, initial_state, shared_layout
 from diffusion.checkpoint import load_checkpoint
 from protocol.plan import RunPlan
@@ -112,20 +112,12 @@ def test_the_finished_model_is_the_average(
     store: CheckpointStore, plan: RunPlan
 ) -> None:
     state = later(plan, 2)
-    store.save_side(1, b"state of a slot")
-    assert store.load_side() == (1, b"state of a slot")
+    slots = SlotStore(store.folder)
+    slots.save_setup(1, b"state of a setup")
     store.finish(state)
-    assert store.load_side() is None
+    assert slots.load_setup() is None
     checkpoint = load_checkpoint(store.model)
     assert checkpoint.model == plan.model
     assert checkpoint.notes["round"] == "2 of 2"
     for name, value in state.average.parameters.items():
         assert np.array_equal(checkpoint.parameters[name], value)
-
-
-def test_the_newest_side_replaces_the_older_one(store: CheckpointStore) -> None:
-    store.save_side(1, b"one")
-    store.save_side(2, b"two")
-    assert store.load_side() == (2, b"two")
-    assert oct(next(store.folder.glob("secagg*")).stat().st_mode & 0o777) == "0o600"
-    assert dataclasses.is_dataclass(RoundState)

@@ -73,8 +73,8 @@ class Recorder:
             header = read_header(reply)
             if header.kind == Kind.MASKED:
                 slot = (silo, header.setup, header.slot)
-                self.masked.setdefault(slot, set()).add(reply)
-            self.wire.append((silo, request, reply))
+                self.masked.setdefault(slot, set()).add(bytes(reply))
+            self.wire.append((silo, bytes(request), bytes(reply)))
             if self.fault("after", kind, silo):
                 continue
             assert len(reply) <= max_reply_bytes

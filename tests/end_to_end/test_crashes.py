@@ -26,12 +26,16 @@ from tests.end_to_end.conftest import Crash, Harness, equal_parameters
 STAGES = [
     Kind.OPEN_SETUP,
     SecAggKind.KEYS,
+    SecAggKind.ENVELOPES,
     Kind.ROUND,
     SecAggKind.ACTIVE,
     SecAggKind.SURVIVORS,
     SecAggKind.CONFIRMS,
     Kind.END,
 ]
+
+EARLY = (Kind.OPEN_SETUP, SecAggKind.KEYS, SecAggKind.ENVELOPES, Kind.END)
+"""Requests that belong to no round, or come before the second one in any case."""
 
 
 def check_good_end(harness: Harness, undisturbed: RoundState) -> None:
@@ -66,7 +70,7 @@ def test_all_processes_die_at_a_stage(
     def fault(when: str, at: int, silo_index: int) -> None:
         nonlocal rounds
         rounds += at == Kind.ROUND and when == "before" and silo_index == 0
-        is_late = at in (Kind.OPEN_SETUP, SecAggKind.KEYS, Kind.END) or rounds == 2
+        is_late = at in EARLY or rounds == 2
         if (when, at, silo_index) == (moment, kind, victim) and is_late:
             raise Crash
 

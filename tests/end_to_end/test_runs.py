@@ -292,10 +292,10 @@ def test_a_silo_that_lies_costs_a_round_and_not_the_run(
     update = silo.trainer.RoundTrainer.update
 
     def lie(self: Any, round_number: int) -> Any:
-        words = update(self, round_number)
+        upload = update(self, round_number)
         if round_number == 2 and self._silo == 1:
-            words[:] = np.uint64(2**64 - 1)
-        return words
+            upload.words[:] = np.uint64(2**64 - 1)
+        return upload
 
     monkeypatch.setattr(silo.trainer.RoundTrainer, "update", lie)
     made.run()

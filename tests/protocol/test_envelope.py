@@ -37,16 +37,16 @@ ROUND = RoundRequest(
     head=HEAD,
     parameters=b"\x00\x00\x80?" * 3,
     ranges=b"\x00\x00\x00@",
-    envelopes=b"sealed",
+    sum_notice=b"signed",
 )
 END = EndRequest(round_number=3, head=HEAD, parameters=b"1234", average=b"5678")
 END_SEEN = EndReply(head=HEAD)
 REFUSAL = Refusal(stage="masked", check="threshold: 2 of 3")
 BODIES = [ROUND, END, END_SEEN, REFUSAL]
-NO_ENVELOPES = dataclasses.replace(ROUND, envelopes=b"", ranges=b"")
+NO_SUM = dataclasses.replace(ROUND, sum_notice=b"", ranges=b"")
 
 each_body = pytest.mark.parametrize(
-    "message", [*BODIES, NO_ENVELOPES], ids=lambda message: type(message).__name__
+    "message", [*BODIES, NO_SUM], ids=lambda message: type(message).__name__
 )
 
 
@@ -65,7 +65,7 @@ def test_a_body_round_trips(message):
 
 def test_a_body_by_hand():
     assert REFUSAL.to_body() == prefixed(
-        b'{"check":"threshold: 2 of 3","stage":"masked"}'
+        b'{"accused":-1,"check":"threshold: 2 of 3","stage":"masked"}'
     )
     assert join_body({"a": 1}, b"", b"xy") == prefixed(b'{"a":1}', b"", b"xy")
 
@@ -126,7 +126,7 @@ def with_table(message, table):
 
 
 def _num_parts(message):
-    return {RoundRequest: 3, EndRequest: 2}.get(type(message), 0)
+    return {RoundRequest: 3, EndRequest: 3}.get(type(message), 0)
 
 
 def head(**changes):
@@ -161,8 +161,12 @@ NUMBERS = {"round_number": 2, "attempt": 1}
         (END_SEEN, {}, "exactly head"),
         (END_SEEN, head(party=3), "head.party: must be text"),
         (REFUSAL, {"stage": "x"}, "exactly stage, check"),
-        (REFUSAL, {"stage": 1, "check": "x"}, "stage must be text"),
-        (REFUSAL, {"stage": "x", "check": ["y"]}, "check must be text"),
+        (REFUSAL, {"stage": 1, "check": "x", "accused": 0}, "stage must be text"),
+        (REFUSAL, {"stage": "x", "check": [1], "accused": 0}, "check must be text"),
+        (REFUSAL, {"stage": "x", "check": "y", "accused": "2"}, "accused must be"),
+        (REFUSAL, {"stage": "x", "check": "y", "accused": -2}, "accused must be"),
+        (REFUSAL, {"stage": "x", "check": "y", "accused": 1000}, "accused must be"),
+        (REFUSAL, {"stage": "x", "check": "y", "accused": True}, "accused must be"),
         (REFUSAL, [], "does not begin with a table"),
         (REFUSAL, b'{"check":"x", "stage":"y"}', "not in canonical form"),
         (REFUSAL, b"[" * 990 + b"]" * 990, "table"),
@@ -196,7 +200,7 @@ def test_a_refusal_is_short():
     short = Refusal(stage="s" * 64, check="c" * 400)
     assert long.to_body() == short.to_body()
     assert parse(long, long.to_body()) == short
-    wire = with_table(REFUSAL, {"stage": "s" * 100, "check": "c" * 1000})
+    wire = with_table(REFUSAL, {"stage": "s" * 100, "check": "c" * 1000, "accused": -1})
     assert parse(REFUSAL, wire) == short
 
 
@@ -320,7 +324,7 @@ def test_every_bit_counts_for_the_model_digest(parameters, ranges, data):
 
 def test_the_model_digest_is_of_the_model_alone():
     other = dataclasses.replace(
-        ROUND, round_number=9, attempt=9, envelopes=b"", head=END_SEEN.head
+        ROUND, round_number=9, attempt=9, sum_notice=b"", head=END_SEEN.head
     )
     assert other.model_digest() == ROUND.model_digest()
 

@@ -45,7 +45,7 @@ TINY_MODEL = UNetConfig(
     architecture="residual", dim=4, channels=1, dim_mults=(1,), image_size=8
 )
 CPU = torch.device("cpu")
-STAGES = ("setup", "shares", "ready", "masked", "confirm", "reveal", "end")
+STAGES = ("setup", "shares", "envelopes", "ready", "masked", "confirm", "reveal", "end")
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -220,6 +220,8 @@ class Federation:
         }
         if stage == "ready":
             self.requests[stage] = self.round_requests()
+        elif stage == "envelopes":
+            self.requests[stage] = {i: self.side.envelopes(i) for i in self.everyone}
         else:
             self.requests[stage] = dict.fromkeys(self.everyone, frames[stage]())
 
@@ -265,15 +267,9 @@ class Federation:
             return dict.fromkeys(self.everyone, self.envelope(Kind.ROUND, body))
         digest = self.round_request().model_digest()
         members = self.everyone
-        if self.slot == 0:
-            envelopes = {index: self.side.envelopes(index) for index in members}
-        else:
-            envelopes = dict.fromkeys(members, b"")
         parts = whole(self.num_words, members)
         self.side.open_slot(self.slot, self.round_number, digest, parts)
-        return {
-            index: self.round_envelope(envelopes=envelopes[index]) for index in members
-        }
+        return dict.fromkeys(members, self.round_envelope())
 
     def round_envelope(self, **changes: Any) -> bytes:
         return self.envelope(

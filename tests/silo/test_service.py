@@ -2,7 +2,6 @@ import socket
 import threading
 import time
 from pathlib import Path
-from pathlib import Path
 
 import pytest
 
@@ -39,7 +38,6 @@ def start(federation, path, said, errors, patience=5.0) -> list[threading.Thread
                 federation.plan,
                 federation.keys[index],
                 path,
-                spool=SPOOL,
                 spool=SPOOL,
                 patience_seconds=patience,
                 announce=said.append,
@@ -119,7 +117,6 @@ class TestServe:
                 federation.keys[0],
                 sockets,
                 spool=SPOOL,
-                spool=SPOOL,
                 patience_seconds=0.05,
             )
         assert time.monotonic() - began < 2.0
@@ -140,7 +137,6 @@ class TestServe:
                 federation.keys[0],
                 sockets,
                 spool=SPOOL,
-                spool=SPOOL,
                 patience_seconds=0.05,
             )
 
@@ -151,7 +147,6 @@ class TestServe:
             federation.plan,
             federation.keys[0],
             sockets,
-            spool=SPOOL,
             spool=SPOOL,
             patience_seconds=0.0,
         )
@@ -190,7 +185,6 @@ class TestDisk:
                     federation.keys[0],
                     sockets,
                     spool=SPOOL,
-                    spool=SPOOL,
                     patience_seconds=0.05,
                 )
             assert there.recv(1) == b""  # Nothing was sent.
@@ -205,7 +199,6 @@ class TestDisk:
                 federation.plan,
                 federation.keys[0],
                 sockets,
-                spool=SPOOL,
                 spool=SPOOL,
                 patience_seconds=0.02,
             )
@@ -224,7 +217,6 @@ class TestDisk:
                 federation.plan,
                 federation.keys[0],
                 sockets,
-                spool=SPOOL,
                 spool=SPOOL,
                 patience_seconds=0.05,
             )

@@ -206,7 +206,7 @@ class TestSameUpdateTwice:
         """Ask silo 0 for the same round once more, in a setup of its own."""
         federation.setup, federation.slot = 2, 0
         federation.side = federation.new_side(2)
-        federation.play("shares")
+        federation.play("envelopes")
         federation.make_requests("ready")
         return federation.ask(0, "ready")
 
@@ -257,7 +257,7 @@ class TestSameUpdateTwice:
 
     def test_one_slot_masks_for_one_cohort(self, tmp_path):
         plan = tiny_plan(4, protection=ProtectionConfig(threshold=3))
-        federation = Federation(tmp_path, plan).play("shares")
+        federation = Federation(tmp_path, plan).play("envelopes")
         federation.make_requests("ready")
         replies = [federation.ask(index, "ready") for index in federation.everyone]
         copy = AggregatorSide.from_bytes(
@@ -345,7 +345,7 @@ class TestRefused:
     @pytest.mark.parametrize("stage", ["confirm", "reveal"])
     def test_out_of_order(self, federation, stage):
         """Silo 0 never saw ACTIVE: it has masked nothing to be confirmed."""
-        federation.play("shares")
+        federation.play("envelopes")
         federation.make_requests("ready")
         replies = {index: federation.ask(index, "ready") for index in range(3)}
         federation.take("ready", replies.values())
@@ -363,11 +363,13 @@ class TestRefused:
         reply = federation.sessions[0].handle(request)
         assert federation.refusal(reply).stage == stage
 
-    def test_ready_without_the_sealed_shares(self, federation):
+    def test_ready_without_the_sealed_shares(self, federation, trainings):
         federation.play("shares")
+        federation.side.envelopes(0)
         federation.make_requests("ready")
-        reply = federation.sessions[0].handle(federation.round_envelope(envelopes=b""))
-        assert "out of order" in federation.refusal(reply).check
+        reply = federation.ask(0, "ready")
+        assert "whose envelopes never came" in federation.refusal(reply).check
+        assert trainings == []
 
     def test_older_round(self, federation, trainings):
         federation.play("reveal")
@@ -387,14 +389,14 @@ class TestRefused:
         assert len(trainings) == 3
 
     def test_round_after_the_last(self, federation, trainings):
-        federation.play("shares")
+        federation.play("envelopes")
         federation.round_number = 4
         reply = federation.sessions[0].handle(federation.round_envelope())
         assert federation.refusal(reply).check == "round 4 of 3"
         assert not trainings
 
     def test_round_in_another_setup(self, federation, trainings):
-        federation.play("shares")
+        federation.play("envelopes")
         federation.setup = 7
         reply = federation.sessions[0].handle(federation.round_envelope())
         assert "setup 7, this silo is in setup 1" in federation.refusal(reply).check
@@ -431,7 +433,7 @@ class TestRefused:
         assert federation.store(0).load_trained().round_number == 1
 
     def test_a_first_model_that_is_not_the_plans(self, federation, trainings):
-        federation.play("shares")
+        federation.play("envelopes")
         federation.make_requests("ready")
         other = floats_to_bytes(federation.parameters + np.float32(1e-3))
         reply = federation.sessions[0].handle(
@@ -442,13 +444,13 @@ class TestRefused:
 
     @pytest.mark.parametrize("ranges", [b"\0", b"\0" * 4, b"\0\0\xc0\x7f" * 3])
     def test_ranges_that_are_none(self, federation, trainings, ranges):
-        federation.play("shares")
+        federation.play("envelopes")
         reply = federation.sessions[0].handle(federation.round_envelope(ranges=ranges))
         assert federation.refusal(reply).stage == "ready"
         assert not trainings
 
     def test_head_that_the_aggregator_did_not_sign(self, federation):
-        federation.play("shares")
+        federation.play("envelopes")
         head = federation.transcript.sign_head()
         forged = type(head)(
             party=head.party,
