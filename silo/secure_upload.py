@@ -10,13 +10,15 @@ from contextlib import contextmanager
 
 from crypto.encoding import BytesLike
 from crypto.errors import MalformedMessage, ProtocolViolation
-from crypto.frame import read_header
+from crypto.frame import HEADER_BYTES, Kind, read_header
 from crypto.keys import IdentityKey
 from crypto.secagg.config import SecAggConfig
 from crypto.secagg.journal import Journal
+from crypto.secagg.messages import Confirms
 from crypto.secagg.silo_side import SiloSide
 from crypto.secagg.silo_state import SlotProgress
 from crypto.secagg.upload import Upload
+from crypto.signatures import SIGNATURE_BYTES
 from protocol.plan import RunPlan
 from silo.errors import PolicyViolation, StateBroken
 from silo.store import RunStore
@@ -118,13 +120,19 @@ class SecureUpload:
         self._save()
         return reply, side.latest_slot
 
-    def reveal(self, request: BytesLike) -> tuple[bytes, SlotProgress]:
-        """Reveal shares for the survivors; the round's update is destroyed."""
+    def reveal(
+        self, request: BytesLike
+    ) -> tuple[bytes, SlotProgress, tuple[int, ...]]:
+        """Reveal shares for the survivors; the round's update is destroyed.
+
+        Returns:
+            The reply, the slot, and who has confirmed the survivors.
+        """
         with self._in_order("reveal") as side:
             reply = side.reveal(request)
         self._save()
         self._store.destroy_update(side.latest_slot.round_number)
-        return reply, side.latest_slot
+        return reply, side.latest_slot, self._signers(request)
 
     def close_slot(self, notice: BytesLike) -> SlotProgress | None:
         """Take note of a slot's sum; return the slot if this silo was in it.
@@ -142,6 +150,14 @@ class SecureUpload:
             side.close_slot(notice)
         self._save()
         return side.latest_slot if is_news else None
+
+    def _signers(self, request: BytesLike) -> tuple[int, ...]:
+        """Return whose signatures CONFIRMS holds; SURVIVORS hold none."""
+        view = memoryview(request)
+        if read_header(view).kind != Kind.CONFIRMS:
+            return ()
+        body = view[HEADER_BYTES:-SIGNATURE_BYTES]
+        return tuple(Confirms.from_bytes(body, len(self._plan.silos)).signatures)
 
     @contextmanager
     def _in_order(self, stage: str) -> Iterator[SiloSide]:

@@ -33,7 +33,6 @@ from crypto.errors import CryptoError
 from crypto.frame import AGGREGATOR, Header, read_header
 from crypto.frame import Kind as SecAggKind
 from crypto.keys import IdentityKey
-from crypto.secagg.messages import confirmed_by
 from diffusion.errors import DiffusionError
 from privacy.errors import NotFinite, PrivacyError
 from protocol.envelope import (
@@ -281,8 +280,7 @@ class SiloSession:
 
     def _reveal(self, header: Header, request: BytesLike) -> bytes:
         """Reveal shares for the confirmed survivors; the update is destroyed."""
-        reply, slot = self._secure.reveal(request)
-        signers = confirmed_by(request, len(self._plan.silos))
+        reply, slot, signers = self._secure.reveal(request)
         survivors = set(slot.survivors)
         self._evidence.reveal(
             self._place("reveal", header),

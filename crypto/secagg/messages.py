@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from crypto.aead import TAG_BYTES
 from crypto.encoding import BytesLike, Reader, Writer
 from crypto.errors import MalformedMessage
-from crypto.frame import HEADER_BYTES, Kind, read_header
 from crypto.keys import KEY_BYTES
 from crypto.shamir import SHARE_BYTES
 from crypto.signatures import SIGNATURE_BYTES
@@ -323,18 +322,6 @@ class Confirms:
         reader = Reader(data)
         confirm = Survivors.read(reader, num_silos)
         return cls(confirm, _decode_signatures(reader, num_silos))
-
-
-def confirmed_by(frame: BytesLike, num_silos: int) -> tuple[int, ...]:
-    """Return whose signatures a CONFIRMS frame that was checked before holds.
-
-    None for SURVIVORS, which stand in for CONFIRMS where the plan does without.
-    """
-    view = memoryview(frame)
-    if read_header(view).kind != Kind.CONFIRMS:
-        return ()
-    body = view[HEADER_BYTES:-SIGNATURE_BYTES]
-    return tuple(Confirms.from_bytes(body, num_silos).signatures)
 
 
 @dataclass(frozen=True)
