@@ -94,7 +94,7 @@ def _weights_sentence(update: UpdateConfig) -> str:
     """Say what a silo counts for in the mean, and who knows it."""
     return {
         "equal": "Weights: all silos count alike.",
-        "declared": "Weights: the numbers that the plan declares; everybody reads them.",
+        "declared": "Weights: the numbers that the plan declares, for all to read.",
         "secret": f"Weights: each silo's number of examples, at most "
         f"{update.max_weight:,}; the aggregator learns their sum, not this silo's.",
     }[update.weights]
