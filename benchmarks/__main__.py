@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-BENCHMARKS = ("federation", "fd_small", "digits_recipe")
+BENCHMARKS = ("federation", "fd_small", "digits_recipe", "secagg_fuzz")
 
 
 def main() -> None:
