@@ -32,6 +32,7 @@ DEALING = b"cloister/1/dealing"
 
 # Keys derived from shared secrets and seeds (crypto/kdf.py).
 ENVELOPE_KEY = b"cloister/1/envelope-key"
+DEALING_SEED = b"cloister/1/dealing-seed"
 SELF_MASK = b"cloister/1/self-mask"
 PAIRWISE_MASK = b"cloister/1/pairwise-mask"
 

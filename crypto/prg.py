@@ -165,6 +165,12 @@ class SecretRandom:
             self._fill(words[done : done + size])
             done += size
 
+    def draw(self, num_bytes: int) -> bytes:
+        """Return the next bytes of the stream; what is left of a word is skipped."""
+        words = np.empty(-(-num_bytes // 8), np.uint64)
+        self(words)
+        return words.astype("<u8", copy=False).tobytes()[:num_bytes]
+
     def _fill(self, chunk: Words) -> None:
         """Fill a chunk that does not reach beyond the segment."""
         buffer = bytearray(chunk.nbytes + _BLOCK_SLACK)

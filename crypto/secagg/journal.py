@@ -204,7 +204,7 @@ def check_journal(journal: Journal, setup: int, progress: SlotProgress | None) -
     reached = {
         Stage.READY: True,
         Stage.MASKED: bool(progress.slot_digest),
-        Stage.REVEAL: progress.is_revealed,
+        Stage.REVEAL: bool(progress.reveal),
     }
     for stage, is_reached in reached.items():
         if is_reached and not journal.has(stage, setup, progress.slot):

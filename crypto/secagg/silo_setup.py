@@ -9,15 +9,16 @@ the silo's state alone.
 """
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from crypto import labels
 from crypto.encoding import BytesLike, digest
 from crypto.errors import ProtocolViolation
 from crypto.frame import Header, Kind, make_frame
+from crypto.kdf import derive
 from crypto.keys import AgreementKey, IdentityKey
-from crypto.prg import MASK_SEED_BYTES
+from crypto.prg import MASK_SEED_BYTES, SecretRandom
 from crypto.secagg.checks import (
     check_enough,
     check_inside,
@@ -64,6 +65,7 @@ class SiloSetup:
                 self._state,
                 advertisement=make_frame(self._identity, header, message.to_bytes()),
                 channel=channel,
+                dealing_seed=secrets.token_bytes(MASK_SEED_BYTES),
                 secrets=own,
             )
         return self._state.advertisement
@@ -84,7 +86,12 @@ class SiloSetup:
             return state.shares
         check_keys(self._setup, self._index, body, state.advertisement)
         message, held = deal_shares(
-            self._setup, self._index, self._channel(), state.secrets, body
+            self._setup,
+            self._index,
+            self._channel(),
+            state.secrets,
+            state.dealing_seed,
+            body,
         )
         frame = make_frame(
             self._identity,
@@ -113,7 +120,10 @@ class SiloSetup:
             check_same(request == state.envelopes_digest, "ENVELOPES", "setup")
             return
         self._state = replace(
-            self._with_envelopes(body), envelopes_digest=request, channel=None
+            self._with_envelopes(body),
+            envelopes_digest=request,
+            channel=None,
+            dealing_seed=b"",
         )
 
     def _with_envelopes(self, body: bytes) -> SiloState:
@@ -183,15 +193,22 @@ def deal_shares(
     index: int,
     channel: AgreementKey,
     own: Mapping[int, SlotSecrets],
+    dealing_seed: bytes,
     keys: bytes,
 ) -> tuple[Shares, HeldShares]:
     """Split all secrets; return what is sealed to the peers, and our own shares.
 
+    Guarantees: the same KEYS give the same bytes, so that one key never seals two
+    messages, whatever became of the state in between.
+
     Args:
+        dealing_seed: secret; with T1 it determines the polynomials.
         keys: the body of KEYS, already checked.
     """
     publics, agreed = setup.channel_publics(keys), keys_digest(setup.digest, keys)
-    pairs = {slot: _split(setup, own[slot]) for slot in sorted(own)}
+    seed = derive(dealing_seed, labels.DEALING_SEED, agreed, MASK_SEED_BYTES)
+    random = SecretRandom(seed).draw
+    pairs = {slot: _split(setup, own[slot], random) for slot in sorted(own)}
     sealed = tuple(
         seal_shares(
             channel,
@@ -207,11 +224,13 @@ def deal_shares(
     return Shares(agreed, sealed), held
 
 
-def _split(setup: Setup, own: SlotSecrets) -> list[bytes]:
+def _split(
+    setup: Setup, own: SlotSecrets, random: Callable[[int], bytes]
+) -> list[bytes]:
     """Return for each silo its share of the mask seed, then of the agreement key."""
     threshold, num_silos = setup.config.threshold, setup.config.num_silos
     seeds, keys = (
-        split(secret, threshold, num_silos, secrets.token_bytes)
+        split(secret, threshold, num_silos, random)
         for secret in (own.mask_seed, own.agreement.to_bytes())
     )
     return [seed + key for seed, key in zip(seeds, keys, strict=True)]

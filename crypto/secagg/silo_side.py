@@ -216,7 +216,7 @@ class SiloSide(SiloSetup):
 
     def _reveal_shares(self, progress: SlotProgress) -> SlotProgress:
         """Make the one REVEAL of a slot and delete what it was made from."""
-        if progress.is_revealed:
+        if progress.is_over:
             raise ProtocolViolation(f"slot {progress.slot} is closed")
         self._promise(Stage.REVEAL, progress, self._survivors_body(progress))
         message = choose_shares(progress, self._state.held[progress.slot])

@@ -48,8 +48,8 @@ class SlotProgress:
     sum_digest: bytes = b""
 
     @property
-    def is_revealed(self) -> bool:
-        """Whether this silo has revealed its shares."""
+    def is_over(self) -> bool:
+        """Whether this silo has revealed its shares, or was told of the sum."""
         return bool(self.reveal or self.sum_digest)
 
 
@@ -60,6 +60,8 @@ class SiloState:
     Attributes:
         advertisement: the ADVERTISE frame that was sent.
         channel: the key that opens envelopes; deleted when they have been opened.
+        dealing_seed: what the shares are drawn from, so that they are dealt in one way
+            even from an older state; deleted with the channel key.
         secrets: by slot, what masks; deleted when the slot is revealed or passed over.
         keys: the body of KEYS that was accepted.
         shares: the SHARES frame that was sent.
@@ -71,6 +73,7 @@ class SiloState:
 
     advertisement: bytes = b""
     channel: AgreementKey | None = None
+    dealing_seed: bytes = b""
     secrets: dict[int, SlotSecrets] = field(default_factory=dict)
     keys: bytes = b""
     shares: bytes = b""
@@ -100,6 +103,7 @@ def encode_state(state: SiloState, owner: bytes, num_silos: int) -> bytes:
     for data in (
         state.advertisement,
         channel,
+        state.dealing_seed,
         state.keys,
         state.shares,
         state.envelopes_digest,
@@ -125,12 +129,13 @@ def decode_state(data: bytes, owner: bytes, num_silos: int) -> SiloState:
     reader = Reader(body)
     if reader.fixed(DIGEST_BYTES) != owner:
         raise MalformedMessage("a silo state of another setup or silo")
-    advertisement, channel, keys, shares, envelopes, members = (
-        reader.prefixed(MAX_STATE_FIELD_BYTES) for _ in range(6)
+    advertisement, channel, dealing_seed, keys, shares, envelopes, members = (
+        reader.prefixed(MAX_STATE_FIELD_BYTES) for _ in range(7)
     )
     state = SiloState(
         advertisement=advertisement,
         channel=AgreementKey.from_bytes(channel) if channel else None,
+        dealing_seed=dealing_seed,
         keys=keys,
         shares=shares,
         envelopes_digest=envelopes,

@@ -249,9 +249,6 @@ def test_a_lost_state_masks_no_second_vector_in_its_slot():
     assert again.silos[0].ready(1, 1, MODEL)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="dealt anew from an older state: one key seals two messages"
-)
 def test_shares_are_dealt_once_whatever_the_state():
     """The state goes back to ADVERTISE, and the same KEYS come again."""
     f = Remembering().reach("keys")
@@ -260,9 +257,6 @@ def test_shares_are_dealt_once_whatever_the_state():
     assert f.silos[0].share(f.frames["keys"][0]) == first
 
 
-@pytest.mark.xfail(
-    strict=True, reason="a silo that did not reveal cannot be restarted after SUM"
-)
 def test_a_silo_that_did_not_reveal_is_restarted_after_the_sum():
     f = Remembering().reach("confirms")
     f.reveal([1, 2, 3, 4])

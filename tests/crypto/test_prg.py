@@ -111,3 +111,13 @@ def test_secret_random_crosses_segments():
     random(words[:5])
     random(words[5:])
     assert (words == prg.expand(SEEDS[0], words.size)).all()
+
+
+def test_bytes_are_those_of_the_words_and_never_repeat():
+    words = np.empty(4, np.uint64)
+    SecretRandom(bytes(32))(words)
+    random = SecretRandom(bytes(32))
+    assert random.draw(16) == words[:2].tobytes()
+    assert random.draw(9) == words[2:].tobytes()[:9]
+    assert random.draw(0) == b""
+    assert random.draw(8) not in words.tobytes()

@@ -79,9 +79,9 @@ def dealing_wrong_shares(monkeypatch: pytest.MonkeyPatch) -> None:
     deal = crypto.secagg.silo_setup.deal_shares
     draw = crypto.secagg.silo_setup.draw_secrets
 
-    def cheating(setup: Any, index: int, channel: Any, own: Any, keys: bytes) -> Any:
+    def cheating(setup: Any, index: int, channel: Any, own: Any, *rest: Any) -> Any:
         others = draw(len(own)) if index == CHEAT else own
-        return deal(setup, index, channel, others, keys)
+        return deal(setup, index, channel, others, *rest)
 
     monkeypatch.setattr(crypto.secagg.silo_setup, "deal_shares", cheating)
 
