@@ -1,7 +1,9 @@
 """Small checks that both sides make: sets of silos, order of calls, one answer each."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+
+import numpy as np
 
 from crypto.errors import CryptoError, ProtocolViolation
 from crypto.secagg.config import SecAggConfig
@@ -66,6 +68,15 @@ def is_new(
     if is_closed:
         raise ProtocolViolation("an answer after its stage was closed")
     return True
+
+
+def has_twins(keys: Iterable[bytes]) -> bool:
+    """Whether one of the 32-byte keys in these strings occurs twice, in any two places.
+
+    Sorted as one array: a set of Python objects would take five times the memory.
+    """
+    sorted_keys = np.sort(np.frombuffer(b"".join(keys), "S32"))
+    return bool((sorted_keys[1:] == sorted_keys[:-1]).any())
 
 
 @contextmanager

@@ -8,7 +8,7 @@ in every setup.
 
 from crypto import labels
 from crypto.aead import AEAD_KEY_BYTES, open_once, seal_once
-from crypto.encoding import Writer
+from crypto.encoding import BytesLike, Writer
 from crypto.errors import DecryptionFailed
 from crypto.frame import Header
 from crypto.kdf import derive
@@ -40,7 +40,7 @@ def open_shares(
     sender_public: bytes,
     keys_digest: bytes,
     header: Header,
-    sealed: bytes,
+    sealed: BytesLike,
 ) -> bytes:
     """Return the shares that the sender of the header sealed to ``channel``.
 

@@ -111,15 +111,24 @@ class Keys:
 
     @classmethod
     def from_bytes(cls, data: BytesLike, num_silos: int, num_slots: int) -> "Keys":
-        """Parse; ``MalformedMessage`` unless the bytes are exactly one message."""
+        """Parse without copying the bodies; ``MalformedMessage`` as everywhere."""
         reader, size = Reader(data), advertise_bytes(num_slots)
         silos = decode_silos(reader.view(bitmap_bytes(num_silos)), num_silos)
         signed = {
-            silo: Signed(reader.fixed(size), reader.fixed(SIGNATURE_BYTES))
+            silo: Signed(reader.view(size), reader.fixed(SIGNATURE_BYTES))
             for silo in silos
         }
         reader.end()
         return cls(signed)
+
+
+def public_keys(advertise: BytesLike) -> bytes:
+    """Return the public keys of a body of ADVERTISE, one after the other."""
+    view = memoryview(advertise)
+    step = KEY_BYTES + DIGEST_BYTES
+    starts = range(KEY_BYTES, view.nbytes, step)
+    keys = (view[start : start + KEY_BYTES] for start in starts)
+    return b"".join((view[:KEY_BYTES], *keys))
 
 
 def advertise_bytes(num_slots: int) -> int:
@@ -164,7 +173,7 @@ class Envelopes:
 
     keys_digest: bytes
     members: tuple[int, ...]
-    sealed: tuple[bytes, ...]
+    sealed: tuple[BytesLike, ...]
 
     def to_bytes(self, num_silos: int, num_slots: int) -> bytes:
         """Return 32 + ceil(n/8) + (|U2| - 1) (16 + 66 R) bytes."""
@@ -176,11 +185,11 @@ class Envelopes:
 
     @classmethod
     def from_bytes(cls, data: BytesLike, num_silos: int, num_slots: int) -> "Envelopes":
-        """Parse; ``MalformedMessage`` unless the bytes are exactly one message."""
+        """Parse without copying what is sealed; ``MalformedMessage`` as everywhere."""
         reader, size = Reader(data), sealed_shares_bytes(num_slots)
         keys = reader.fixed(DIGEST_BYTES)
         members = decode_silos(reader.view(bitmap_bytes(num_silos)), num_silos)
-        sealed = tuple(reader.fixed(size) for _ in members[1:])
+        sealed = tuple(reader.view(size) for _ in members[1:])
         reader.end()
         return cls(keys, members, sealed)
 

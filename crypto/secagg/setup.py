@@ -20,7 +20,7 @@ from crypto.frame import (
     verify_frame,
 )
 from crypto.keys import KEY_BYTES
-from crypto.secagg.checks import check_enough
+from crypto.secagg.checks import check_enough, has_twins
 from crypto.secagg.config import SecAggConfig
 from crypto.secagg.digests import setup_digest
 from crypto.secagg.messages import (
@@ -32,6 +32,7 @@ from crypto.secagg.messages import (
     Signed,
     advertise_bytes,
     bitmap_bytes,
+    public_keys,
     sealed_shares_bytes,
 )
 from crypto.shamir import SHARE_BYTES
@@ -118,8 +119,10 @@ class Setup:
             header = self.silo_header(kind, silo, slot)
             verify_frame(self.roster[silo], header, body, signature)
 
-    def open_keys(self, body: BytesLike) -> dict[int, Advertise]:
-        """Return the advertisements of a KEYS message, every one of them checked.
+    def open_keys(self, body: BytesLike) -> dict[int, BytesLike]:
+        """Return the bodies of ADVERTISE in a KEYS message, every one of them checked.
+
+        They are views of the message: nothing of it is copied but its public keys.
 
         Raises:
             MalformedMessage: not a canonical message.
@@ -132,11 +135,10 @@ class Setup:
         for silo, signed in message.advertisements.items():
             signatures = {silo: signed.signature}
             self.verify_all(Kind.ADVERTISE, NO_SLOT, signed.body, signatures)
-        opened = self.advertised(body, message.advertisements)
-        publics = [key for advertise in opened.values() for key in advertise.publics]
-        if len(set(publics)) != len(publics):
+        entries = dict(self._entries(body))
+        if has_twins(public_keys(entry) for entry in entries.values()):
             raise ProtocolViolation("KEYS holds one public key twice")
-        return opened
+        return entries
 
     def channel_publics(self, body: BytesLike) -> dict[int, bytes]:
         """Return the keys that seal shares, by silo, of a KEYS checked before."""

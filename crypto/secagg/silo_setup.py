@@ -29,13 +29,13 @@ from crypto.secagg.checks import (
 from crypto.secagg.digests import commit_to_seed, keys_digest
 from crypto.secagg.envelopes import open_shares, seal_shares
 from crypto.secagg.masks import SlotSecrets
-from crypto.secagg.messages import SHARE_PAIR_BYTES, Advertise, Envelopes, Shares
+from crypto.secagg.messages import Advertise, Envelopes, Shares
 from crypto.secagg.setup import Setup
 from crypto.secagg.silo_state import SiloState
 from crypto.shamir import split
 
-HeldShares = dict[int, dict[int, bytes]]
-"""By slot and silo, the two shares that are held of that silo's secrets."""
+HeldShares = dict[int, bytes]
+"""By silo, the pairs of shares that are held of its secrets, slot after slot."""
 
 
 class SiloSetup:
@@ -98,7 +98,7 @@ class SiloSetup:
             self._setup.silo_header(Kind.SHARES, self._index),
             message.to_bytes(self._config.slots_per_setup),
         )
-        self._state = replace(state, keys=body, shares=frame, held=held)
+        self._state = replace(state, keys=bytes(body), shares=frame, held=held)
         return frame
 
     def receive_shares(self, envelopes: BytesLike) -> None:
@@ -126,7 +126,7 @@ class SiloSetup:
             dealing_seed=b"",
         )
 
-    def _with_envelopes(self, body: bytes) -> SiloState:
+    def _with_envelopes(self, body: BytesLike) -> SiloState:
         """Return the state with the members and the shares of ENVELOPES."""
         state, config = self._state, self._config
         message = Envelopes.from_bytes(body, config.num_silos, config.slots_per_setup)
@@ -134,15 +134,12 @@ class SiloSetup:
         opened = open_envelopes(
             self._setup, self._index, self._channel(), state.keys, message
         )
-        held = {
-            slot: pairs | {peer: shares[slot] for peer, shares in opened.items()}
-            for slot, pairs in state.held.items()
-        }
+        held = state.held | opened
         return replace(state, members=message.members, held=held)
 
-    def _open(self, data: BytesLike, header: Header) -> bytes:
+    def _open(self, data: BytesLike, header: Header) -> memoryview:
         """Return the body of a frame of the aggregator with this header."""
-        return bytes(self._setup.open_from_aggregator(data, header))
+        return self._setup.open_from_aggregator(data, header)
 
     def _channel(self) -> AgreementKey:
         """Return the key that seals and opens shares, while it exists."""
@@ -182,9 +179,8 @@ def check_keys(setup: Setup, index: int, body: BytesLike, advertisement: bytes) 
     Raises:
         CryptoError: as ``Setup.open_keys``; or our own keys were changed or left out.
     """
-    _, signed = setup.open_from_silo(advertisement, Kind.ADVERTISE)
-    ours = Advertise.from_bytes(signed.body, setup.config.slots_per_setup)
-    if setup.open_keys(body).get(index) != ours:
+    _, ours = setup.open_from_silo(advertisement, Kind.ADVERTISE)
+    if setup.open_keys(body).get(index) != ours.body:
         raise ProtocolViolation("KEYS changes or omits this silo's own keys")
 
 
@@ -194,7 +190,7 @@ def deal_shares(
     channel: AgreementKey,
     own: Mapping[int, SlotSecrets],
     dealing_seed: bytes,
-    keys: bytes,
+    keys: BytesLike,
 ) -> tuple[Shares, HeldShares]:
     """Split all secrets; return what is sealed to the peers, and our own shares.
 
@@ -220,8 +216,8 @@ def deal_shares(
         for peer in sorted(publics)
         if peer != index
     )
-    held = {slot: {index: by_silo[index]} for slot, by_silo in pairs.items()}
-    return Shares(agreed, sealed), held
+    own_shares = b"".join(by_silo[index] for by_silo in pairs.values())
+    return Shares(agreed, sealed), {index: own_shares}
 
 
 def _split(
@@ -251,25 +247,22 @@ def check_envelopes(setup: Setup, index: int, keys: bytes, message: Envelopes) -
 
 def open_envelopes(
     setup: Setup, index: int, channel: AgreementKey, keys: bytes, message: Envelopes
-) -> dict[int, tuple[bytes, ...]]:
-    """Return by sender the pair of shares for each slot.
+) -> HeldShares:
+    """Return by sender the pairs of shares for every slot.
 
     Raises:
         DecryptionFailed: an envelope was altered, or was not sealed to this silo by the
             sender that it stands for; the message names the sender.
     """
-    publics, size = setup.channel_publics(keys), SHARE_PAIR_BYTES
+    publics = setup.channel_publics(keys)
     peers = [peer for peer in message.members if peer != index]
-    opened = {}
-    for peer, sealed in zip(peers, message.sealed, strict=True):
-        shares = open_shares(
+    return {
+        peer: open_shares(
             channel,
             publics[peer],
             message.keys_digest,
             setup.share_header(peer, index),
             sealed,
         )
-        opened[peer] = tuple(
-            shares[first : first + size] for first in range(0, len(shares), size)
-        )
-    return opened
+        for peer, sealed in zip(peers, message.sealed, strict=True)
+    }

@@ -60,6 +60,7 @@ from crypto.secagg.silo_state import (
     decode_state,
     encode_state,
     forget_before,
+    pairs_of,
 )
 from crypto.secagg.upload import Upload
 
@@ -219,7 +220,7 @@ class SiloSide(SiloSetup):
         if progress.is_over:
             raise ProtocolViolation(f"slot {progress.slot} is closed")
         self._promise(Stage.REVEAL, progress, self._survivors_body(progress))
-        message = choose_shares(progress, self._state.held[progress.slot])
+        message = choose_shares(progress, pairs_of(self._state, progress.slot))
         header = self._setup.silo_header(Kind.REVEAL, self._index, progress.slot)
         frame = make_frame(self._identity, header, message.to_bytes())
         progress = replace(progress, reveal=frame)

@@ -67,7 +67,8 @@ class SiloState:
         shares: the SHARES frame that was sent.
         envelopes_digest: digest of the ENVELOPES body that was accepted.
         members: U2.
-        held: by slot and silo, the two shares held of its secrets, own ones included.
+        held: by silo, the pairs of shares held of its secrets, own ones included: of
+            the mask seed and of the agreement key, for every slot that is left.
         progress: the latest slot.
     """
 
@@ -79,16 +80,26 @@ class SiloState:
     shares: bytes = b""
     envelopes_digest: bytes = b""
     members: tuple[int, ...] = ()
-    held: dict[int, dict[int, bytes]] = field(default_factory=dict)
+    held: dict[int, bytes] = field(default_factory=dict)
     progress: SlotProgress | None = None
+
+
+def pairs_of(state: SiloState, slot: int) -> dict[int, bytes]:
+    """Return by silo the two shares of one slot, of its mask seed and of its key."""
+    place = sorted(state.secrets).index(slot) * SHARE_PAIR_BYTES
+    return {
+        silo: shares[place : place + SHARE_PAIR_BYTES]
+        for silo, shares in state.held.items()
+    }
 
 
 def forget_before(slot: int, state: SiloState) -> SiloState:
     """Return the state without the secrets and held shares of the slots below one."""
+    gone = sum(earlier < slot for earlier in state.secrets) * SHARE_PAIR_BYTES
     return replace(
         state,
         secrets={s: own for s, own in state.secrets.items() if s >= slot},
-        held={s: pairs for s, pairs in state.held.items() if s >= slot},
+        held={silo: shares[gone:] for silo, shares in state.held.items()},
     )
 
 
@@ -132,6 +143,7 @@ def decode_state(data: bytes, owner: bytes, num_silos: int) -> SiloState:
     advertisement, channel, dealing_seed, keys, shares, envelopes, members = (
         reader.prefixed(MAX_STATE_FIELD_BYTES) for _ in range(7)
     )
+    secrets = _read_secrets(reader)
     state = SiloState(
         advertisement=advertisement,
         channel=AgreementKey.from_bytes(channel) if channel else None,
@@ -140,8 +152,8 @@ def decode_state(data: bytes, owner: bytes, num_silos: int) -> SiloState:
         shares=shares,
         envelopes_digest=envelopes,
         members=decode_silos(members, num_silos),
-        secrets=_read_secrets(reader),
-        held=_read_held(reader, num_silos),
+        secrets=secrets,
+        held=_read_held(reader, num_silos, len(secrets)),
         progress=_read_progress(reader, num_silos),
     )
     reader.end()
@@ -167,23 +179,17 @@ def _read_secrets(reader: Reader) -> dict[int, SlotSecrets]:
 
 
 def _write_held(writer: Writer, state: SiloState, num_silos: int) -> None:
-    """Append the shares that are held, slot by slot."""
-    writer.integer(len(state.held), 2)
-    for slot, pairs in state.held.items():
-        writer.integer(slot, 4)
-        writer.fixed(encode_silos(pairs, num_silos), bitmap_bytes(num_silos))
-        for _, pair in sorted(pairs.items()):
-            writer.fixed(pair, SHARE_PAIR_BYTES)
+    """Append the shares that are held, for the slots whose secrets are left."""
+    size = len(state.secrets) * SHARE_PAIR_BYTES
+    writer.fixed(encode_silos(state.held, num_silos), bitmap_bytes(num_silos))
+    for _, shares in sorted(state.held.items()):
+        writer.fixed(shares, size)
 
 
-def _read_held(reader: Reader, num_silos: int) -> dict[int, dict[int, bytes]]:
+def _read_held(reader: Reader, num_silos: int, num_slots: int) -> dict[int, bytes]:
     """Read what :func:`_write_held` wrote."""
-    held = {}
-    for _ in range(reader.integer(2)):
-        slot = reader.integer(4)
-        silos = decode_silos(reader.view(bitmap_bytes(num_silos)), num_silos)
-        held[slot] = {silo: reader.fixed(SHARE_PAIR_BYTES) for silo in silos}
-    return held
+    silos = decode_silos(reader.view(bitmap_bytes(num_silos)), num_silos)
+    return {silo: reader.fixed(num_slots * SHARE_PAIR_BYTES) for silo in silos}
 
 
 def _write_progress(

@@ -283,7 +283,11 @@ def _burnt(victim: Victim, method: str, error: CryptoError) -> bool:
 
 
 def play_on_from(victim: Victim, method: str, frame: bytes) -> str:
-    """Finish the run with the others; the sum is exact, or an error says why not."""
+    """Finish the run with the others; the sum is exact, or an error says why not.
+
+    What silo 1 says spoils no sum of the others; its shares, which only those can open
+    who receive them, are refused by them.
+    """
     f, stage = victim.f, victim.stage
     if stage == "sum":
         return "nothing is left to do"
@@ -295,6 +299,7 @@ def play_on_from(victim: Victim, method: str, frame: bytes) -> str:
     try:
         finish(f, stage, senders)
     except CryptoError as error:
+        assert victim.is_silo or method == "add_shares", f"{method}: {error}"
         return type(error).__name__
     summed = f.aggregator.slot.survivor_indices
     assert (f.aggregator.slot.total == f.plain_sum(summed)).all()

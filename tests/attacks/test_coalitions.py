@@ -86,7 +86,7 @@ class Attack:
         """The shares of the victim's seed (0) or key (1) that the coalition gets."""
         f = self.f
         held = {
-            i: f.silos[i]._state.held[0][VICTIM][33 * which : 33 * which + 33]
+            i: f.silos[i]._state.held[VICTIM][33 * which : 33 * which + 33]
             for i in set(f.everyone) - set(self.coalition.honest)
         }
         message = Confirms(self.lists[which], self.confirmations(which))

@@ -86,17 +86,6 @@ SIGNED = {"share": keys_that_fail_last, "receive_shares": envelopes_that_fail_la
 
 
 @pytest.mark.parametrize("method", SIGNED)
-def test_what_a_signed_message_costs_is_bounded(f, method):
-    """Every field becomes a Python object before the last one is refused."""
-    side = f.silos[0]
-    kept, side._state = side._state, _before(side._state, method)
-    forged = SIGNED[method](f)
-    assert cost(lambda: deliver(f, method, forged)) <= 6 * len(forged) + SLACK_BYTES
-    side._state = kept
-
-
-@pytest.mark.xfail(strict=True, reason="KEYS and ENVELOPES are parsed as a whole")
-@pytest.mark.parametrize("method", SIGNED)
 def test_a_signed_message_costs_twice_its_size(f, method):
     side = f.silos[0]
     kept, side._state = side._state, _before(side._state, method)

@@ -115,8 +115,8 @@ def test_secret_random_crosses_segments():
 
 def test_bytes_are_those_of_the_words_and_never_repeat():
     words = np.empty(4, np.uint64)
-    SecretRandom(bytes(32))(words)
-    random = SecretRandom(bytes(32))
+    prg.SecretRandom(bytes(32))(words)
+    random = prg.SecretRandom(bytes(32))
     assert random.draw(16) == words[:2].tobytes()
     assert random.draw(9) == words[2:].tobytes()[:9]
     assert random.draw(0) == b""

@@ -9,12 +9,13 @@ import json
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from tests.crypto.secagg import references
+from tests.crypto.secagg import reference_run, references
+from tests.crypto.secagg.refusals import make_refusals
 from tests.crypto.vectors import FOLDER
 
 SOURCE = (
     "Computed for Cloister, protocol version 1, by "
-    "tests/crypto/secagg/references.py, which shares no code with crypto/."
+    "tests/crypto/secagg/reference_run.py, which shares no code with crypto/."
 )
 
 
@@ -101,6 +102,69 @@ def slot_cases() -> list[dict]:
     ]
 
 
+def given_run() -> dict:
+    """Four silos, threshold three, two slots, with every secret that they draw.
+
+    In slot 0 silo 3 is lost before its upload. In slot 1 the vector is dealt in two
+    parts, silo 3 contributes to none, and silo 1 is lost before REVEAL.
+    """
+    return {
+        "num_silos": 4,
+        "threshold": 3,
+        "min_cohort": 3,
+        "max_colluding": 1,
+        "slots_per_setup": 2,
+        "trust": "malicious",
+        "run": secret("run")[:16].hex(),
+        "setup": 7,
+        "aggregator_key": secret("aggregator").hex(),
+        "silos": [given_silo(silo) for silo in range(4)],
+        "slots": [
+            {
+                "slot": 0,
+                "round_number": 1,
+                "model_digest": secret("model of round 1").hex(),
+                "cohort": [0, 1, 2, 3],
+                "lost_before": {"masked": [3], "confirm": [], "reveal": []},
+                "parts": [{"num_words": 3, "contributors": [0, 1, 2, 3]}],
+                "words": [given_words(silo, 0, 3) for silo in range(4)],
+            },
+            {
+                "slot": 1,
+                "round_number": 2,
+                "model_digest": secret("model of round 2").hex(),
+                "cohort": [0, 1, 2, 3],
+                "lost_before": {"masked": [], "confirm": [], "reveal": [1]},
+                "parts": [
+                    {"num_words": 2, "contributors": [0, 1, 2]},
+                    {"num_words": 3, "contributors": [0, 1, 2]},
+                ],
+                "words": [*(given_words(silo, 1, 5) for silo in range(3)), []],
+            },
+        ],
+    }
+
+
+def given_silo(silo: int) -> dict:
+    """What a silo draws in one setup, and its identity key."""
+    agreement = [secret(f"agreement {silo} {slot}").hex() for slot in range(2)]
+    return {
+        "identity_key": secret(f"silo {silo}").hex(),
+        "channel_key": secret(f"channel {silo}").hex(),
+        "mask_seeds": [secret(f"mask seed {silo} {slot}").hex() for slot in range(2)],
+        "agreement_keys": agreement,
+        "dealing_seed": secret(f"dealing seed {silo}").hex(),
+    }
+
+
+def given_words(silo: int, slot: int, num_words: int) -> list[str]:
+    """Packed words of one silo, as decimal numbers."""
+    return [
+        str(int.from_bytes(secret(f"word {silo} {slot} {word}")[:8], "big"))
+        for word in range(num_words)
+    ]
+
+
 def save(name: str, cases: list[dict]) -> None:
     """Write one file of cases."""
     content = {"source": SOURCE, "cases": cases}
@@ -111,6 +175,9 @@ def save(name: str, cases: list[dict]) -> None:
 def main() -> None:
     """Write every file."""
     save("generate", slot_cases())
+    whole_run = reference_run.play(given_run())
+    save("whole_run", [whole_run])
+    save("invalid", make_refusals(whole_run))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from crypto.errors import InvalidShare, ProtocolViolation
 from crypto.secagg import checks
@@ -44,3 +46,13 @@ def test_a_call_out_of_order_is_the_callers_bug():
 def test_naming_keeps_the_type():
     with pytest.raises(InvalidShare, match=r"^silo 3: wrong"), checks.naming(3):
         raise InvalidShare("wrong")
+
+
+@given(st.lists(st.lists(st.binary(min_size=2, max_size=2), min_size=1), min_size=1))
+def test_twins_are_found_wherever_they_are(groups):
+    """Keys of few different bytes, zeros at either end among them."""
+    padded = [[key.rjust(17, b"\x00").ljust(32, b"\x00") for key in g] for g in groups]
+    flat = [key for group in padded for key in group]
+    assert checks.has_twins(b"".join(group) for group in padded) == (
+        len(set(flat)) < len(flat)
+    )

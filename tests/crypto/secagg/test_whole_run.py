@@ -9,6 +9,7 @@ from crypto.secagg.aggregator_side import AggregatorSide
 from crypto.secagg.config import SecAggConfig
 from crypto.secagg.parts import Part
 from crypto.secagg.silo_side import SiloSide
+from crypto.secagg.silo_state import pairs_of
 from tests.crypto import references
 from tests.crypto.secagg.federation import STAGES, Federation
 
@@ -203,7 +204,7 @@ def test_parts_are_summed_by_their_contributors(lost):
 def test_secrets_are_gone_from_the_state_when_they_have_served():
     federation = Federation(SEVEN).reach("confirms")
     state = federation.silos[3]._state
-    own, held = state.secrets[0], state.held[0]
+    own, held = state.secrets[0], pairs_of(state, 0)
     assert state.channel is None
     assert own.mask_seed in federation.silos[3].to_bytes()
     federation.reveal(federation.everyone)
