@@ -27,6 +27,7 @@ from protocol.records import (
     RoundOpened,
     Survivors,
 )
+from protocol.settings import UpdateConfig
 from protocol.version import SOFTWARE
 
 Table = dict[str, Any]
@@ -117,9 +118,10 @@ def _plan_in_brief(plan: RunPlan) -> list[list[str]]:
     shape = f"{model.channels} × {model.image_size} × {model.image_size}"
     return [
         ["Model", f"{model.architecture} UNet for images of {shape}"],
-        ["What is federated", f"{update.selection} ({update.value_bits} bits a value)"],
+        ["What is federated", f"{update.selection} ({_form(update)})"],
         ["Training in a round", f"{amount} of {training.examples_per_step} examples"],
-        ["Clipping norm of an update", f"{update.clipping_norm:g}"],
+        ["Clipping norm of an update", _clipping(update)],
+        ["Weights in the mean", _weights(update)],
         ["Protection", masks],
         ["Threshold", f"{protection.threshold_for(len(plan.silos))} silos"],
         ["Smallest cohort", f"{protection.min_cohort} silos"],
@@ -127,6 +129,32 @@ def _plan_in_brief(plan: RunPlan) -> list[list[str]]:
         ["Rounds", f"{plan.num_rounds:,}"],
         ["Digest of the plan", plan.digest.hex()],
     ]
+
+
+def _form(update: UpdateConfig) -> str:
+    """Say in which form values leave a silo."""
+    rotated = "rotated, " if update.rotation else ""
+    return f"{rotated}{update.value_bits} bits a value, {update.rounding} rounding"
+
+
+def _clipping(update: UpdateConfig) -> str:
+    """Say how long an update may be."""
+    if update.clipping == "fixed":
+        return f"{update.clipping_norm:g}"
+    return (
+        f"three times the norm of the mean update before, at most "
+        f"{update.clipping_norm:g}"
+    )
+
+
+def _weights(update: UpdateConfig) -> str:
+    """Say what each silo counts for, and who knows it."""
+    return {
+        "equal": "all silos count alike",
+        "declared": "as the plan declares",
+        "secret": f"each silo's number of examples, at most {update.max_weight:,}; the "
+        "aggregator learns their sum",
+    }[update.weights]
 
 
 def _rounds(audit: Audit) -> list[Table]:
