@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from aggregator.slot_store import SlotStore
+from crypto.errors import ProtocolViolation
 from crypto.secagg.aggregator_side import AggregatorSide
 from crypto.secagg.aggregator_slot import AggregatorSlot
 from crypto.secagg.config import SecAggConfig
@@ -96,9 +97,7 @@ class AggregatorOnDisk:
     def set_up(self) -> AggregatorSide:
         side, everyone = self.side, self.f.everyone
         if not side.members:
-            self.ask("advertise", dict.fromkeys(everyone, b""), self.take_advertise)
-            keys = side.keys()
-            self.store.save_setup(1, side.to_bytes())
+            keys = self.keys()
             self.ask("shares", dict.fromkeys(everyone, keys), side.add_shares)
             side.envelopes(0)
             self.store.save_setup(1, side.to_bytes())
@@ -106,9 +105,16 @@ class AggregatorOnDisk:
         self.ask("envelopes", envelopes, lambda reply: None)
         return side
 
-    def take_advertise(self, reply: bytes) -> None:
-        """Take an ADVERTISE, which changes nothing where KEYS was saved."""
-        self.side.add_advertisement(reply)
+    def keys(self) -> bytes:
+        """Return KEYS, of the setup on disk if it came so far."""
+        try:
+            return self.side.keys()
+        except ProtocolViolation:  # Nobody has advertised yet.
+            asked = dict.fromkeys(self.f.everyone, b"")
+            self.ask("advertise", asked, self.side.add_advertisement)
+            keys = self.side.keys()
+            self.store.save_setup(1, self.side.to_bytes())
+            return keys
 
     def open_slot(self, side: AggregatorSide) -> AggregatorSlot:
         saved = self.store.load_slot(1)
@@ -129,6 +135,7 @@ class Play:
         self.f.parts = (Part(5, (0, 1, 2, 3)), Part(4, (0, 1, 2)))
         self.lives, self.finished = 1, b""
         self.asked: Counter[str] = Counter()
+        self.asked_again: set[str] = set()
         self.child = Child(self.work, folder, die_at, way)
 
     def work(self, disk: Disk, line: Line) -> None:
@@ -167,6 +174,7 @@ class Play:
                 self.finished, reply = request, b"seen"
             else:
                 self.asked[stage] += 1
+                self.asked_again |= {stage} if self.lives == 2 else set()
                 reply = self.answer(stage, silo, request)
             self.child.line.send(reply)
 
@@ -219,4 +227,6 @@ def test_killed_restarted_and_finished(tmp_path, point, way):
     assert play.lives == 2
     survivors = play.check()
     assert survivors in ((0, 1, 2), (0, 1, 2, 3))
+    died_at = STAGES.index(point.partition(":")[0])
+    assert play.asked_again <= {*STAGES[died_at:], "envelopes"}
     assert play.asked["reveal"] <= len(survivors) + 1  # What was saved is not asked.
