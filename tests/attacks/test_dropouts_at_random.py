@@ -76,6 +76,7 @@ class Play:
         f.advertise(self.rest("advertise"))
         self.reached = "advertise"
         f.share(self.rest("shares"))
+        f.aggregator.envelopes(min(self.left, default=0))  # Refuses if all are lost.
         self.reached = "shares"
         for i in self.left:
             f.silos[i].receive_shares(f.frames["envelopes"][i])
