@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-BENCHMARKS = ("federation", "fd_small", "digits_recipe", "secagg_fuzz")
+BENCHMARKS = ("federation", "fd_small", "digits_recipe", "secagg", "secagg_fuzz")
 
 
 def main() -> None:
