@@ -85,7 +85,7 @@ def naming(silo: int) -> Iterator[None]:
     try:
         yield
     except CryptoError as error:
-        raise type(error)(f"silo {silo}: {error}") from None
+        raise type(error)(f"silo {silo}: {error}", silo=error.silo) from None
 
 
 def require_call(is_in_order: bool, message: str) -> None:

@@ -13,7 +13,7 @@ Source: Bonawitz et al., "Practical Secure Aggregation", CCS 2017, section 4; th
 binding of every mask to T3 and part is ours (docs/protocol.md).
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,14 +57,48 @@ def pairwise_mask_seed(
     return derive(shared_secret, labels.PAIRWISE_MASK, associated, MASK_SEED_BYTES)
 
 
-def mask(
-    words: Words,
+@dataclass(frozen=True, repr=False)
+class PartMasks:
+    """The seeds of one silo's masks on one stretch of its vector."""
+
+    place: slice
+    add: tuple[bytes, ...]
+    subtract: tuple[bytes, ...]
+
+
+def derive_masks(
     own: SlotSecrets,
     silo: int,
     publics: Mapping[int, bytes],
     slot_digest: bytes,
     parts: Parts,
-) -> None:
+) -> list[PartMasks]:
+    """Return the seeds of a silo's masks, for each of its parts.
+
+    Args:
+        publics: the slot's public agreement keys of the whole cohort, by silo.
+        parts: with their contributors in the cohort.
+
+    Raises:
+        ProtocolViolation: a peer's key is of low order.
+    """
+    mine = [(index, place) for index, place, _ in own_places(parts, silo)]
+    peers = {peer for index, _ in mine for peer in parts[index].contributors} - {silo}
+    shared = {peer: _exchange(own.agreement, peer, publics[peer]) for peer in peers}
+    masks = []
+    for index, place in mine:
+        add = [self_mask_seed(own.mask_seed, slot_digest, index, silo)]
+        subtract: list[bytes] = []
+        for peer in parts[index].contributors:
+            if peer != silo:
+                pair = {silo, peer}
+                seed = pairwise_mask_seed(shared[peer], slot_digest, index, pair)
+                (add if silo < peer else subtract).append(seed)
+        masks.append(PartMasks(place, tuple(add), tuple(subtract)))
+    return masks
+
+
+def add_masks(words: Words, masks: Iterable[PartMasks]) -> None:
     """Add a silo's masks to its packed vector, in place.
 
     Guarantees: to whoever lacks the silo's mask seed, and lacks its agreement key and
@@ -73,25 +107,25 @@ def mask(
 
     Args:
         words: uint64 ``[w]``, the silo's parts in a row; overwritten.
-        publics: the slot's public agreement keys of the whole cohort, by silo.
-        parts: with their contributors in the cohort.
+    """
+    for part in masks:
+        add_keystreams(words[part.place], part.add, part.subtract)
+
+
+def mask(
+    words: Words,
+    own: SlotSecrets,
+    silo: int,
+    publics: Mapping[int, bytes],
+    slot_digest: bytes,
+    parts: Parts,
+) -> None:
+    """Derive a silo's masks and add them; see the two functions above.
 
     Raises:
         ProtocolViolation: a peer's key is of low order; ``words`` is unchanged.
     """
-    mine = [(index, place) for index, place, _ in own_places(parts, silo)]
-    peers = {peer for index, _ in mine for peer in parts[index].contributors} - {silo}
-    shared = {peer: _exchange(own.agreement, peer, publics[peer]) for peer in peers}
-    for index, place in mine:
-        add = [self_mask_seed(own.mask_seed, slot_digest, index, silo)]
-        subtract: list[bytes] = []
-        for peer in parts[index].contributors:
-            if peer != silo:
-                seed = pairwise_mask_seed(
-                    shared[peer], slot_digest, index, {silo, peer}
-                )
-                (add if silo < peer else subtract).append(seed)
-        add_keystreams(words[place], add, subtract)
+    add_masks(words, derive_masks(own, silo, publics, slot_digest, parts))
 
 
 def unmask(

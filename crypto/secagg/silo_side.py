@@ -18,9 +18,9 @@ Rules (docs/protocol.md):
 
 What is promised in a slot is in the journal, on disk, before it is done: rules 2, 3 and
 5 hold even if the other state is lost or goes back in time. The caller saves
-``to_bytes()`` before any reply leaves. A method called before its
-predecessor is the caller's bug: ``RuntimeError``. A message that may not be answered is
-the aggregator's fault: a ``CryptoError``, and the state is unchanged.
+``to_bytes()`` before any reply leaves. A method called before its predecessor is the
+caller's bug: ``RuntimeError``. A message that may not be answered is the aggregator's
+fault: a ``CryptoError``, and state and journal are unchanged.
 """
 
 from collections.abc import Sequence
@@ -34,6 +34,7 @@ from crypto.keys import IdentityKey
 from crypto.secagg.checks import check_same, require_call
 from crypto.secagg.config import SecAggConfig
 from crypto.secagg.journal import Journal, Promise, Stage, check_journal
+from crypto.secagg.masks import add_masks
 from crypto.secagg.messages import (
     DIGEST_BYTES,
     Active,
@@ -53,7 +54,7 @@ from crypto.secagg.silo_slot import (
     check_upload,
     choose_shares,
     expected_ready,
-    mask_in_place,
+    own_masks,
 )
 from crypto.secagg.silo_state import (
     SlotProgress,
@@ -167,9 +168,10 @@ class SiloSide(SiloSetup):
             check_same(same, "ACTIVE or vector", f"slot {before.slot}")
         if before.slot not in state.secrets:
             raise ProtocolViolation(f"slot {before.slot} has been revealed")
-        self._promise(Stage.MASKED, progress, progress.slot_digest + content)
         own = state.secrets[before.slot]
-        mask_in_place(self._setup, self._index, state.keys, own, progress, upload.words)
+        masks = own_masks(self._setup, self._index, state.keys, own, progress)
+        self._promise(Stage.MASKED, progress, progress.slot_digest + content)
+        add_masks(upload.words, masks)
         self._state = replace(state, progress=progress)
         header = self._setup.silo_header(Kind.MASKED, self._index, before.slot)
         return upload.seal(self._identity, header, progress.slot_digest)

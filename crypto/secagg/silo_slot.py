@@ -8,9 +8,6 @@ learns one sum of one cohort for one slot.
 from collections.abc import Mapping
 from dataclasses import replace
 
-import numpy as np
-import numpy.typing as npt
-
 from crypto.errors import ProtocolViolation
 from crypto.frame import Kind
 from crypto.secagg.checks import (
@@ -20,7 +17,7 @@ from crypto.secagg.checks import (
     check_threshold,
 )
 from crypto.secagg.digests import keys_digest, members_digest, slot_digest
-from crypto.secagg.masks import SlotSecrets, mask
+from crypto.secagg.masks import PartMasks, SlotSecrets, derive_masks
 from crypto.secagg.messages import (
     Active,
     Confirms,
@@ -41,8 +38,6 @@ from crypto.secagg.setup import Setup
 from crypto.secagg.silo_state import SiloState, SlotProgress
 from crypto.secagg.upload import Upload
 from crypto.shamir import SHARE_BYTES
-
-Words = npt.NDArray[np.uint64]
 
 
 def check_new_slot(
@@ -124,21 +119,16 @@ def check_upload(upload: Upload, parts: Parts, index: int) -> None:
         )
 
 
-def mask_in_place(
-    setup: Setup,
-    index: int,
-    keys: bytes,
-    own: SlotSecrets,
-    progress: SlotProgress,
-    words: Words,
-) -> None:
-    """Mask a vector where it stands.
+def own_masks(
+    setup: Setup, index: int, keys: bytes, own: SlotSecrets, progress: SlotProgress
+) -> list[PartMasks]:
+    """Return the masks of this silo's vector in a slot whose cohort stands.
 
     Raises:
-        ProtocolViolation: a peer's public key is of low order; nothing is changed.
+        ProtocolViolation: a peer's public key is of low order.
     """
     publics = setup.slot_publics(keys, progress.slot, progress.cohort)
-    mask(words, own, index, publics, progress.slot_digest, progress.parts)
+    return derive_masks(own, index, publics, progress.slot_digest, progress.parts)
 
 
 def accept_survivors(
