@@ -4,7 +4,9 @@ Whatever the point: the same parameters as without a crash, no silo trains twice
 round, no slot masks two vectors, and the audit finds nothing wrong.
 """
 
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,7 +23,14 @@ from audits.evidence import load_evidence
 from audits.findings import Severity
 from crypto.frame import Kind as SecAggKind
 from protocol.envelope import Kind
-from tests.end_to_end.conftest import Crash, Harness, equal_parameters
+from protocol.settings import UpdateConfig
+from simulation.federation import Federation
+from tests.end_to_end.conftest import (
+    Crash,
+    Harness,
+    equal_parameters,
+    tiny_draft,
+)
 
 STAGES = [
     Kind.OPEN_SETUP,
@@ -159,6 +168,35 @@ def test_a_run_that_dies_again_and_again_still_ends(
     else:
         pytest.fail("the run never ended")
     check_good_end(crashed, undisturbed)
+
+
+def test_a_rotated_weighted_run_that_dies_gives_the_same_parameters(
+    harness: Callable[..., Harness], tmp_path: Path
+) -> None:
+    """The rotation's float32 products come out alike when they are made again.
+
+    Its signs follow from the plan's digest: both runs need the very same plan.
+    """
+    update = UpdateConfig(
+        rounding="nearest",
+        rotation=True,
+        clipping="previous-mean",
+        weights="secret",
+        max_weight=1000,
+    )
+    crashed, asked = harness(tiny_draft(update=update)), 0
+    copied = shutil.copytree(crashed.federation.root, tmp_path / "copy")
+    whole = Harness(Federation(copied), crashed.plan).run()
+
+    def fault(when: str, kind: int, silo_index: int) -> None:
+        nonlocal asked
+        asked += kind == SecAggKind.CONFIRMS and when == "after"
+        if asked == 5:
+            raise Crash
+
+    with pytest.raises(Crash):
+        crashed.run(fault)
+    check_good_end(crashed, whole)
 
 
 def test_a_run_that_dies_between_its_last_record_and_its_model(
