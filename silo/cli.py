@@ -344,8 +344,12 @@ def _use_threads(threads: int) -> None:
 
 
 def _end_with_parent() -> None:
-    """End this process when the one that started it does, however it ends."""
-    sys.stdin.buffer.read()
+    """End this process when the one that started it does, however it ends.
+
+    ``sys.stdin`` would be locked meanwhile, and Python aborts at its own end if it is.
+    """
+    while os.read(sys.stdin.fileno(), 1):
+        pass
     os._exit(EXIT_INTERRUPTED)
 
 

@@ -58,6 +58,7 @@ def test_simulate_writes_everything_and_is_audited(tmp_path: Path) -> None:
     assert "FAIL" not in done.stdout
     secret = [*root.rglob("identity.key"), *root.rglob("secagg-*.state")]
     assert {oct(path.stat().st_mode & 0o777) for path in secret} == {"0o600"}
+    assert [path.read_text() for path in root.rglob("log.txt")] == [""] * 3
 
 
 def test_silos_as_processes_and_in_memory_give_the_same_parameters(
