@@ -120,9 +120,7 @@ class SecureUpload:
         self._save()
         return reply, side.latest_slot
 
-    def reveal(
-        self, request: BytesLike
-    ) -> tuple[bytes, SlotProgress, tuple[int, ...]]:
+    def reveal(self, request: BytesLike) -> tuple[bytes, SlotProgress, tuple[int, ...]]:
         """Reveal shares for the survivors; the round's update is destroyed.
 
         Returns:
