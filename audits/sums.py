@@ -309,8 +309,8 @@ def _same_sum(accounts: Accounts) -> list[Finding]:
     return settle(
         "same-sum",
         found,
-        f"{count(len(sums), 'sum')}, each with one digest for all of "
-        f"{len(told)} parties.",
+        f"{count(len(sums), 'sum')}, each with one digest for all who were told of it; "
+        f"{len(told)} parties were.",
     )
 
 
