@@ -92,13 +92,20 @@ def add_keystreams(
         (number, words[start // 8 : (start + SEGMENT_BYTES) // 8])
         for number, start in enumerate(range(0, words.nbytes, SEGMENT_BYTES))
     ]
-    num_threads = min(len(os.sched_getaffinity(0)), len(segments))
+    num_threads = min(_num_processors(), len(segments))
     if num_threads < 2 or not (add or subtract):
         _add_to_segments(segments, add, subtract)
         return
     shares = [segments[first::num_threads] for first in range(num_threads)]
     with ThreadPoolExecutor(num_threads) as threads:
         list(threads.map(lambda share: _add_to_segments(share, add, subtract), shares))
+
+
+def _num_processors() -> int:
+    """Return how many processors this process may use, or how many there are."""
+    if hasattr(os, "sched_getaffinity"):  # Linux alone has it.
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _add_to_segments(
