@@ -25,7 +25,9 @@ def consistent_shares(
         threshold: coefficients of the polynomial.
 
     Returns:
-        None if more than half of the shares beyond the threshold are wrong.
+        None if they are fewer than the threshold, or if no polynomial fits. Where more
+        than half of the shares beyond the threshold are wrong, None or another
+        polynomial's: the caller compares what they give with a commitment.
     """
     points = {
         index + 1: value

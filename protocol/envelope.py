@@ -50,8 +50,8 @@ class RoundRequest:
 
     ``parameters`` are the shared parameters as little-endian float32 in the order of
     the layout; ``ranges`` the public numbers of the grid, float32 (``protocol.grids``).
-    ``head`` is the aggregator's newest transcript head. ``sum_notice`` is
-    the SUM frame of the slot before, empty when there was no sum.
+    ``head`` is the aggregator's newest transcript head; ``sum_notice`` the SUM frame of
+    the slot before, empty when there was no sum.
     """
 
     round_number: int

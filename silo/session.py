@@ -18,6 +18,9 @@ CONFIRMS   REVEAL              shares of the masks; the update is destroyed
 END        END_SEEN            the run is over; nothing else is answered from now on
 ========== =================== ==================================================
 
+With ``trust = "semi-honest"`` SURVIVORS itself is answered with REVEAL. OPEN_SETUP,
+ROUND and END also bring SUM, the digest of the sum before.
+
 What happens in a slot belongs to the round that the slot was made ready for, whatever
 the aggregator asked for in between.
 """
