@@ -107,28 +107,27 @@ def pack_blocks(
 
 
 def unpack_blocks(
-    words: Words, field_bits: int, length: int, stop: int | None = None
+    words: Words, field_bits: int, length: int
 ) -> Iterator[tuple[int, Fields]]:
     """Yield (start, fields) of packed words, or of a sum of them, block by block.
 
-    Guarantees: the elements 0 … stop - 1 are yielded once each; blocks that lie within
+    Guarantees: the elements 0 … length - 1 are yielded once each; blocks that lie within
     one plane follow the order of the words. Fields may be a view of the words, or a
     buffer that the next block overwrites.
 
     Args:
         length: the number of fields that were packed.
-        stop: the number of elements to yield; all of them by default.
 
     Raises:
         ValueError: the number of words is not that of ``length`` fields.
     """
     _check_words(words, field_bits, length)
-    size, stop = min(_BLOCK_WORDS, words.size), length if stop is None else stop
+    size = min(_BLOCK_WORDS, words.size)
     fields: Fields = np.empty(size, _field_type(field_bits))
     wide, lowest = np.empty(size, np.uint64), np.uint64((1 << field_bits) - 1)
     for start, block in _blocks(words):
         lanes = _lanes(block, field_bits)
-        for plane, first, count in _planes(start, block.size, words.size, stop):
+        for plane, first, count in _planes(start, block.size, words.size, length):
             if lanes is not None:
                 yield first, lanes[:count, plane]
                 continue
@@ -180,25 +179,6 @@ def unpack(words: Words, field_bits: int, length: int) -> Fields:
     for start, part in unpack_blocks(words, field_bits, length):
         fields[start : start + part.size] = part
     return fields
-
-
-def unpack_range(
-    words: Words, field_bits: int, length: int, start: int, stop: int
-) -> Fields:
-    """Return the fields of a few elements, start … stop - 1, as uint64.
-
-    Raises:
-        ValueError: the number of words is not that of ``length`` fields, or the range
-            does not lie in 0 … length.
-    """
-    _check_words(words, field_bits, length)
-    if not 0 <= start <= stop <= length:
-        raise ValueError(f"start, stop: {start} to {stop} of {length} fields")
-    if start == stop:
-        return np.empty(0, np.uint64)
-    plane, word = np.divmod(np.arange(start, stop, dtype=np.uint64), words.size)
-    fields: Words = words[word] >> (plane * np.uint64(field_bits))
-    return fields & np.uint64((1 << field_bits) - 1)
 
 
 def add_into(total: Words, words: Words) -> None:

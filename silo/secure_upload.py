@@ -36,15 +36,12 @@ class SecureUpload:
     ) -> None:
         self._plan, self._store = plan, store
         self._identity, self._silo = identity, silo
-        owner = plan.digest + silo.to_bytes(2, "big")
+        self._journal = _open_journal(store, plan.digest + silo.to_bytes(2, "big"))
         try:
-            self._journal = Journal(store.journal, owner)
-        except MalformedMessage as error:
-            raise StateBroken(
-                f"{error}; this silo cannot take part in the run any more: what it "
-                "has promised in it is not known"
-            ) from None
-        self._side = self._load()
+            self._side = self._load()
+        except BaseException:
+            self._journal.close()
+            raise
 
     def close(self) -> None:
         """Close the journal."""
@@ -147,6 +144,7 @@ class SecureUpload:
         with self._in_order("sum") as side:
             side.close_slot(notice)
         self._save()
+        self._store.destroy_update(side.latest_slot.round_number)
         return side.latest_slot if is_news else None
 
     def _signers(self, request: BytesLike) -> tuple[int, ...]:
@@ -176,7 +174,10 @@ class SecureUpload:
         try:
             return SiloSide.from_bytes(state, *self._arguments(setup))
         except MalformedMessage as error:
-            raise StateBroken(f"{self._store.folder}: {error}") from None
+            raise StateBroken(
+                f"{self._store.folder}: {error}; put the newest files of this run "
+                f"back ({self._store.journal}), or begin a new run with a new plan"
+            ) from None
 
     def _arguments(
         self, setup: int
@@ -200,3 +201,26 @@ class SecureUpload:
         """Put the state on disk, before a reply leaves."""
         if self._side is not None:
             self._store.save_secagg(self._side.setup_number, self._side.to_bytes())
+
+
+def _open_journal(store: RunStore, owner: bytes) -> Journal:
+    """Return the journal of a run, which is made anew only where nothing has begun.
+
+    Raises:
+        StateBroken: it is missing, damaged, or held by another process.
+    """
+    if store.has_begun() and not store.journal.exists():
+        raise StateBroken(
+            f"{store.journal}: is missing; without it this silo does not know what it "
+            "has promised. Put it back, or begin a new run with a new plan"
+        )
+    try:
+        return Journal(store.journal, owner)
+    except BlockingIOError as error:
+        raise StateBroken(f"{store.journal}: {error.strerror}") from None
+    except MalformedMessage as error:
+        raise StateBroken(
+            f"{error}; this silo cannot take part in the run any more: what it has "
+            "promised in it is not known. Put the newest journal back, or begin a new "
+            "run with a new plan"
+        ) from None

@@ -116,6 +116,7 @@ class SiloSession:
     def __init__(
         self, plan: RunPlan, store: RunStore, resources: LocalResources
     ) -> None:
+        store.remove_leftovers()
         check_plan(resources.policy, plan)
         self._plan, self._store = plan, store
         self._identity = resources.identity
@@ -131,9 +132,13 @@ class SiloSession:
         trained = store.load_trained()
         self._asked_round = trained.round_number if trained else 0
         self._secure = SecureUpload(plan, store, self._identity, self._silo)
-        self._evidence = Evidence(
-            store.transcript, plan, self._silo, resources.identity
-        )
+        try:
+            self._evidence = Evidence(
+                store.transcript, plan, self._silo, resources.identity
+            )
+        except BaseException:
+            self._secure.close()
+            raise
 
     @property
     def is_finished(self) -> bool:

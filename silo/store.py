@@ -32,6 +32,7 @@ from protocol.errors import EncodingError
 from protocol.files import (
     check_secret,
     load_secret,
+    remove_leftovers,
     save_bytes,
     save_secret,
     sync_folder,
@@ -84,12 +85,24 @@ class RunStore:
         """The file of the finished model."""
         return self.folder / MODEL_FILE
 
+    def has_begun(self) -> bool:
+        """Return whether anything of the run was ever saved here."""
+        return bool(self._states() or self._rounds()) or self.transcript.exists()
+
+    def remove_leftovers(self) -> None:
+        """Remove what processes left that were killed while they saved something.
+
+        Only one process at a time may have the folder open.
+        """
+        remove_leftovers(self.folder)
+
     def is_finished(self) -> bool:
         """Return whether this silo has seen the end of the run."""
         return (self.folder / FINISHED_FILE).exists()
 
     def save_finished(self, last_reply: bytes) -> None:
         """Remove what only a running run needs; note that it has ended, and how."""
+        self.remove_leftovers()
         for number in self._rounds():
             self.destroy_update(number)
         for _, path in self._states():

@@ -126,11 +126,6 @@ class AggregatorSlot:
         return self._broadcast(Kind.ACTIVE, state.active)
 
     @property
-    def ready_silos(self) -> tuple[int, ...]:
-        """The silos whose READY was taken so far."""
-        return tuple(sorted(self._state.ready))
-
-    @property
     def cohort(self) -> tuple[int, ...]:
         """A: the silos that are to send a vector; empty before :meth:`active`."""
         return tuple(sorted(self._state.ready)) if self._state.active else ()

@@ -8,18 +8,21 @@ same request gets the same answer again and another one is refused:
 * one promise for each slot and stage, ever: READY for one round and model, MASKED for
   one T3 and one vector, CONFIRM and REVEAL for one list of survivors;
 * slots only go up, over all setups of the run;
-* after REVEAL of a round no further slot serves that round or an earlier one.
+* after REVEAL or SUM of a round no further slot serves that round or an earlier one.
 
 Keep the file apart from the state it guards, so that one backup does not restore both.
-Records are 77 bytes::
+It begins with 32 random bytes; records are 77 bytes::
 
     stage 1 | setup 4 | slot 4 | round 4 | digest 32 | link 32
 
 ``link`` is a digest over the link before it and the record: a record that was changed,
-left out or moved is noticed. A last record that was cut off by a crash was never
-relied on, and is removed.
+left out or moved is noticed. The state holds the last link of its time, so that a
+journal that is older than the state, or was begun anew, is noticed too. A last record
+that was cut off by a crash was never relied on, and is removed.
 """
 
+import errno
+import fcntl
 import os
 from dataclasses import dataclass
 from enum import IntEnum
@@ -29,20 +32,27 @@ from typing import Self
 from crypto import labels
 from crypto.encoding import Reader, Writer, digest
 from crypto.errors import MalformedMessage, ProtocolViolation
-from crypto.secagg.silo_state import SlotProgress
 
 DIGEST_BYTES = 32
+NAME_BYTES = 32
 RECORD_BYTES = 13 + 2 * DIGEST_BYTES
+SECTOR_BYTES = 512
+"""What a disk writes whole; of a record across two, the second may be missing."""
 _JOURNAL_MODE = 0o600
 
 
 class Stage(IntEnum):
-    """The four promises of a slot, in their order."""
+    """The promises of a slot, in their order. SUM ends its round for this silo."""
 
     READY = 1
     MASKED = 2
     CONFIRM = 3
     REVEAL = 4
+    SUM = 5
+
+
+CLOSING = (Stage.REVEAL, Stage.SUM)
+"""After these no further slot serves the round."""
 
 
 @dataclass(frozen=True)
@@ -77,24 +87,31 @@ class Journal:
     """The promises of one silo in one run.
 
     Args:
-        path: the file; it is made, readable by its owner alone, where it is missing.
-            None keeps the promises in memory only, where nothing outlives the process.
+        path: the file; it is made, readable by its owner alone, where it is missing,
+            and held by one journal at a time. None keeps the promises in memory only,
+            where nothing outlives the process.
         owner: what the journal belongs to, e.g. run and silo.
 
     Raises:
         MalformedMessage: damaged, or another owner's.
-        OSError: the file cannot be read or written.
+        OSError: the file cannot be read or written, or another process holds it.
     """
 
     def __init__(self, path: Path | None, owner: bytes) -> None:
-        self._link = digest(labels.JOURNAL, owner)
+        self._owner = owner
         self._promises: dict[tuple[int, int, Stage], Promise] = {}
         self._latest = (-1, -1)
-        self._revealed_round = 0
+        self._closed_round = 0
         self._descriptor: int | None = None
-        if path is not None:
-            self._descriptor = _open(path)
+        if path is None:
+            self._begin(os.urandom(NAME_BYTES))
+            return
+        self._descriptor = _open(path)
+        try:
             self._read(path)
+        except BaseException:
+            self.close()
+            raise
 
     def __enter__(self) -> Self:
         """Return the journal."""
@@ -105,15 +122,31 @@ class Journal:
         self.close()
 
     def close(self) -> None:
-        """Close the file; no further promise can be made."""
-        if self._descriptor is not None:
+        """Close the file; no further promise can be made. Closed again, stays so."""
+        if self._descriptor is not None and self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
 
     @property
-    def revealed_round(self) -> int:
-        """The highest round of which a share was revealed; 0 for none."""
-        return self._revealed_round
+    def closed_round(self) -> int:
+        """The highest round that no further slot serves; 0 for none."""
+        return self._closed_round
+
+    @property
+    def link(self) -> bytes:
+        """The link of the last promise: it stands for the journal up to now."""
+        return self._link
+
+    def check_link(self, link: bytes) -> None:
+        """Return if this journal, now or at an earlier time, had a last link.
+
+        Raises:
+            MalformedMessage: it never had.
+        """
+        if link not in self._links:
+            raise MalformedMessage(
+                "the journal is older than the saved state, or another one"
+            )
 
     def has(self, stage: Stage, setup: int, slot: int) -> bool:
         """Whether a stage of a slot was promised."""
@@ -126,7 +159,7 @@ class Journal:
 
         Raises:
             ProtocolViolation: the stage was promised otherwise, the slot is below a
-                later one, or a share of the round was revealed.
+                later one, or the round is closed.
             OSError: the disk refuses; nothing was promised then.
         """
         key = (promise.setup, promise.slot, promise.stage)
@@ -150,77 +183,96 @@ class Journal:
                 "has begun"
             )
         is_new_slot = promise.stage == Stage.READY
-        if is_new_slot and promise.round_number <= self._revealed_round:
+        if is_new_slot and promise.round_number <= self._closed_round:
             raise ProtocolViolation(
-                f"round {promise.round_number}: shares of round "
-                f"{self._revealed_round} have been revealed, no further slot serves it"
+                f"round {promise.round_number}: shares of round {self._closed_round} "
+                "were revealed, or its sum announced; no further slot serves it"
             )
+
+    def _begin(self, name: bytes) -> None:
+        """Start the chain of links with the journal's name."""
+        self._name = name
+        self._link = digest(labels.JOURNAL, self._owner, name)
+        self._links = {self._link}
 
     def _keep(self, promise: Promise, link: bytes) -> None:
         """Remember a promise that is on disk."""
         self._link = link
+        self._links.add(link)
         self._promises[promise.setup, promise.slot, promise.stage] = promise
         self._latest = max(self._latest, (promise.setup, promise.slot))
-        if promise.stage == Stage.REVEAL:
-            self._revealed_round = max(self._revealed_round, promise.round_number)
+        if promise.stage in CLOSING:
+            self._closed_round = max(self._closed_round, promise.round_number)
 
     def _append(self, record: bytes) -> None:
         """Write a record behind the last whole one, and wait for the disk."""
+        self._write(record, NAME_BYTES + len(self._promises) * RECORD_BYTES)
+
+    def _write(self, data: bytes, offset: int) -> None:
+        """Write at a place, and wait for the disk."""
         if self._descriptor is None:
             return
-        offset = len(self._promises) * RECORD_BYTES
-        if os.pwrite(self._descriptor, record, offset) != len(record):
+        if os.pwrite(self._descriptor, data, offset) != len(data):
             raise OSError("the journal could not be written whole")
         os.fsync(self._descriptor)
 
     def _read(self, path: Path) -> None:
         """Read every whole record; what a crash cut off is removed."""
         data = path.read_bytes()
-        whole = len(data) - len(data) % RECORD_BYTES
-        if whole and not any(data[whole - RECORD_BYTES : whole]):
-            whole -= RECORD_BYTES  # The file grew, but the record never arrived.
-        for start in range(0, whole, RECORD_BYTES):
-            record = data[start : start + RECORD_BYTES]
+        name = data[:NAME_BYTES]
+        if len(name) < NAME_BYTES or not any(data):
+            data = name = os.urandom(NAME_BYTES)
+            self._write(name, 0)
+        self._begin(name)
+        end = NAME_BYTES
+        while end + RECORD_BYTES <= len(data):
+            record = data[end : end + RECORD_BYTES]
             body, link = record[:-DIGEST_BYTES], record[-DIGEST_BYTES:]
             if digest(labels.JOURNAL, self._link, body) != link:
+                if end + 2 * RECORD_BYTES > len(data) and _is_torn(record, end):
+                    break
+                number = len(self._promises) + 1
                 raise MalformedMessage(
-                    f"{path}: record {start // RECORD_BYTES + 1} is damaged, or the "
-                    "journal belongs to another run or silo"
+                    f"{path}: record {number} is damaged, or the journal belongs to "
+                    "another run or silo"
                 )
             self._keep(Promise.from_bytes(body), link)
-        if self._descriptor is not None and whole < len(data):
-            os.ftruncate(self._descriptor, whole)
+            end += RECORD_BYTES
+        if self._descriptor is not None and end < len(data):
+            os.ftruncate(self._descriptor, end)
             os.fsync(self._descriptor)
 
 
-def check_journal(journal: Journal, setup: int, progress: SlotProgress | None) -> None:
-    """Refuse a journal that lacks what a slot's state says was promised.
+def _is_torn(record: bytes, offset: int) -> bool:
+    """Whether the last record never arrived whole: zeros from a sector's edge on.
 
-    Raises:
-        MalformedMessage: naming stage and slot.
+    The file grew, but not all of its sectors were written before the power failed.
     """
-    if progress is None:
-        return
-    reached = {
-        Stage.READY: True,
-        Stage.MASKED: bool(progress.slot_digest),
-        Stage.REVEAL: bool(progress.reveal),
-    }
-    for stage, is_reached in reached.items():
-        if is_reached and not journal.has(stage, setup, progress.slot):
-            raise MalformedMessage(
-                f"the journal lacks {stage.name} of slot {progress.slot}, setup "
-                f"{setup}: it is older than the saved state"
-            )
+    edges = [e - offset for e in range(0, offset + len(record), SECTOR_BYTES)]
+    return any(not any(record[max(0, edge) :]) for edge in edges if edge < len(record))
 
 
 def _open(path: Path) -> int:
-    """Return a descriptor of the file, whose name is on disk too."""
+    """Return a descriptor of the file, held by nobody else; its name is on disk too.
+
+    Raises:
+        OSError: it cannot be opened, or another process holds it.
+    """
     flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
     descriptor = os.open(path, flags, _JOURNAL_MODE)
-    folder = os.open(path.parent, os.O_RDONLY)
     try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise BlockingIOError(
+            errno.EWOULDBLOCK, "another process holds this journal", str(path)
+        ) from None
+    except BaseException:
+        os.close(descriptor)
+        raise
     return descriptor

@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from crypto.encoding import BytesLike, Reader, Writer
-from crypto.errors import ProtocolViolation
+from crypto.errors import MalformedMessage, ProtocolViolation
 from crypto.secagg.config import MAX_PARTS, MAX_WORDS
 from crypto.secagg.messages import bitmap_bytes, decode_silos, encode_silos
 
@@ -25,10 +25,11 @@ class Part:
 
     Attributes:
         num_words: its length in 64-bit words, at least 1.
-        contributors: indices of silos, ascending, each once.
+        contributors: indices of silos, ascending, each once. There may be none: so
+            :func:`within` says that nobody is left; :func:`check_groups` refuses it.
 
     Raises:
-        ValueError: empty, out of order, or without contributors.
+        ValueError: no words or too many, or contributors out of order.
     """
 
     num_words: int
@@ -133,12 +134,15 @@ def decode_parts(data: BytesLike, num_silos: int) -> Parts:
     """Return the parts of :func:`encode_parts`.
 
     Raises:
-        MalformedMessage: other bytes.
+        MalformedMessage: other bytes, or a part of no words or too many.
     """
     reader, parts = Reader(data), []
     for _ in range(reader.integer(2)):
         num_words = reader.integer(8)
-        bitmap = reader.view(bitmap_bytes(num_silos))
-        parts.append(Part(num_words, decode_silos(bitmap, num_silos)))
+        silos = decode_silos(reader.view(bitmap_bytes(num_silos)), num_silos)
+        try:
+            parts.append(Part(num_words, silos))
+        except ValueError as error:
+            raise MalformedMessage(f"part {len(parts)}: {error}") from None
     reader.end()
     return tuple(parts)

@@ -14,7 +14,8 @@ Rules (docs/protocol.md):
    earlier ones; REVEAL destroys those of its own.
 4. Of one silo, only one kind of share is ever revealed in a slot, and only after enough
    of the cohort have signed the same list of survivors.
-5. Once a share was revealed in a round, no further slot serves that round.
+5. Once a share was revealed in a round, or its sum announced, no further slot serves
+   that round.
 
 What is promised in a slot is in the journal, on disk, before it is done: rules 2, 3 and
 5 hold even if the other state is lost or goes back in time. The caller saves
@@ -33,7 +34,7 @@ from crypto.frame import Kind, make_frame, read_header
 from crypto.keys import IdentityKey
 from crypto.secagg.checks import check_same, require_call
 from crypto.secagg.config import SecAggConfig
-from crypto.secagg.journal import Journal, Promise, Stage, check_journal
+from crypto.secagg.journal import Journal, Promise, Stage
 from crypto.secagg.masks import add_masks
 from crypto.secagg.messages import (
     DIGEST_BYTES,
@@ -233,7 +234,8 @@ class SiloSide(SiloSetup):
     def close_slot(self, notice: BytesLike) -> bytes:
         """Take note of SUM; return the digest that the aggregator gives the sum.
 
-        The REVEAL frame, kept for a resend, is deleted: the slot is over.
+        The REVEAL frame, kept for a resend, is deleted: the slot is over, and so is its
+        round, whether this silo has revealed its shares or not.
 
         Raises:
             CryptoError: SUM of another slot, cohort or survivors than this silo's, or
@@ -245,6 +247,7 @@ class SiloSide(SiloSetup):
             self._open(notice, header), self._config.num_silos
         )
         progress = check_sum(progress, message)
+        self._promise(Stage.SUM, progress, message.to_bytes(self._config.num_silos))
         self._state = forget_before(
             progress.slot + 1, replace(self._state, progress=progress)
         )
@@ -302,7 +305,8 @@ class SiloSide(SiloSetup):
 
     def to_bytes(self) -> bytes:
         """Return the whole state. SECRET: keys, seeds and shares."""
-        return encode_state(self._state, self._owner(), self._config.num_silos)
+        state = replace(self._state, journal_link=self._journal.link)
+        return encode_state(state, self._owner(), self._config.num_silos)
 
     @classmethod
     def from_bytes(
@@ -321,14 +325,14 @@ class SiloSide(SiloSetup):
 
         Raises:
             ValueError: the arguments do not fit together.
-            MalformedMessage: torn, the state of other arguments, or of promises that
-                the journal does not hold: an older journal was put in its place.
+            MalformedMessage: torn, the state of other arguments, or newer than the
+                journal: an older journal, or an empty one, was put in its place.
         """
         side = cls(
             config, roster, aggregator_public, identity, index, run, setup, journal
         )
         side._state = decode_state(data, side._owner(), config.num_silos)
-        check_journal(journal, setup, side._state.progress)
+        journal.check_link(side._state.journal_link)
         return side
 
     def __repr__(self) -> str:

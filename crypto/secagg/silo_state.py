@@ -70,6 +70,7 @@ class SiloState:
         held: by silo, the pairs of shares held of its secrets, own ones included: of
             the mask seed and of the agreement key, for every slot that is left.
         progress: the latest slot.
+        journal_link: the journal's last link when the state was written.
     """
 
     advertisement: bytes = b""
@@ -82,6 +83,7 @@ class SiloState:
     members: tuple[int, ...] = ()
     held: dict[int, bytes] = field(default_factory=dict)
     progress: SlotProgress | None = None
+    journal_link: bytes = b""
 
 
 def pairs_of(state: SiloState, slot: int) -> dict[int, bytes]:
@@ -121,6 +123,7 @@ def encode_state(state: SiloState, owner: bytes, num_silos: int) -> bytes:
         encode_silos(state.members, num_silos),
     ):
         writer.prefixed(data, MAX_STATE_FIELD_BYTES)
+    writer.fixed(state.journal_link, DIGEST_BYTES)
     _write_secrets(writer, state)
     _write_held(writer, state, num_silos)
     _write_progress(writer, state.progress, num_silos)
@@ -143,6 +146,7 @@ def decode_state(data: bytes, owner: bytes, num_silos: int) -> SiloState:
     advertisement, channel, dealing_seed, keys, shares, envelopes, members = (
         reader.prefixed(MAX_STATE_FIELD_BYTES) for _ in range(7)
     )
+    journal_link = reader.fixed(DIGEST_BYTES)
     secrets = _read_secrets(reader)
     state = SiloState(
         advertisement=advertisement,
@@ -152,6 +156,7 @@ def decode_state(data: bytes, owner: bytes, num_silos: int) -> SiloState:
         shares=shares,
         envelopes_digest=envelopes,
         members=decode_silos(members, num_silos),
+        journal_link=journal_link,
         secrets=secrets,
         held=_read_held(reader, num_silos, len(secrets)),
         progress=_read_progress(reader, num_silos),

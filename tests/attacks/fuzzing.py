@@ -73,6 +73,7 @@ class Snapshot:
     def __init__(self, f: Federation) -> None:
         self.frames = {name: dict(frames) for name, frames in f.frames.items()}
         self.silos = [f.silo_state(silo) for silo in f.everyone]
+        self.names = [journal._name for journal in f.journals]
         self.setup = f.aggregator.to_bytes()
         self.slot, self.total = None, None
         if f.aggregator.has_slot:
@@ -85,6 +86,7 @@ class Snapshot:
         """Put a silo back."""
         state, promises = self.silos[index]
         journal = Journal(None, b"silo %d" % index)
+        journal._begin(self.names[index])
         for promise in promises.values():
             journal.promise(promise)
         f.journals[index] = journal
@@ -106,6 +108,10 @@ class Snapshot:
             self.silo(f, index)
         self.aggregator(f)
         return f
+
+
+class WrongSum(AssertionError):
+    """A run was played on to a sum that is not that of its survivors."""
 
 
 @dataclass
@@ -215,9 +221,16 @@ class Fuzzer:
     def send(self, random: Random, *, play_on: float, measure: bool = False) -> None:
         """Send one message and check what becomes of it.
 
+        Whatever that is, the next message meets an honest victim.
+
         Args:
             play_on: the share of accepted messages after which the run is played on.
             measure: whether memory is measured.
+
+        Raises:
+            WrongSum: the run was played on to another sum.
+            AssertionError: another guarantee is broken.
+            Exception: whatever else comes out of a victim is against the rules, too.
         """
         victim, method, frame, who = self.draw(random)
         before = victim.memory()
@@ -227,21 +240,23 @@ class Fuzzer:
             else:
                 victim.hand(method, frame)
         except CryptoError as error:
-            assert victim.memory() == before or _burnt(victim, method, error)
-            self.counts[f"{who}: {type(error).__name__}"] += 1
             if victim.memory() != before:
                 victim.put_back()
+                assert _burnt(victim, method, error), f"{method}: {error}"
+            self.counts[f"{who}: {type(error).__name__}"] += 1
             return
         except BaseException:
-            victim.put_back()  # The next message meets an honest victim again.
+            victim.put_back()
             raise
         if victim.memory() == before:
             self.counts[f"{who}: accepted, nothing new"] += 1
             return
         self.counts[f"{who}: accepted"] += 1
         if random.random() < play_on:
-            self.counts[f"played on: {play_on_from(victim, method, frame)}"] += 1
-            victim.f = victim.snapshot.everything()
+            try:
+                self.counts[f"played on: {play_on_from(victim, method, frame)}"] += 1
+            finally:
+                victim.f = victim.snapshot.everything()
         else:
             victim.put_back()
 
@@ -304,7 +319,8 @@ def play_on_from(victim: Victim, method: str, frame: bytes) -> str:
         assert not is_of_silo_1 or method == "add_shares", f"{method}: {error}"
         return type(error).__name__
     summed = f.aggregator.slot.survivor_indices
-    assert (f.aggregator.slot.total == f.plain_sum(summed)).all()
+    if (f.aggregator.slot.total != f.plain_sum(summed)).any():
+        raise WrongSum(f"{method}: of {summed}")
     return "the sum is exact"
 
 

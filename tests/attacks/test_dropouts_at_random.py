@@ -138,7 +138,7 @@ def federation(config: SecAggConfig, parts: Parts, setup: int = 1) -> Federation
 
 def nobody_has_revealed(f: Federation) -> bool:
     """Whether no silo has promised, let alone made, a REVEAL."""
-    return all(journal.revealed_round == 0 for journal in f.journals)
+    return all(journal.closed_round == 0 for journal in f.journals)
 
 
 def play_and_check(f: Federation, lost: dict[str, set[int]]) -> str:

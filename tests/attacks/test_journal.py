@@ -6,19 +6,25 @@ crash: nothing had been done yet in reliance on it.
 
 import pytest
 
-from crypto.errors import MalformedMessage, ProtocolViolation
-from crypto.secagg.journal import RECORD_BYTES, Journal, Promise, Stage
+from crypto.errors import MalformedMessage
+from crypto.secagg.journal import (
+    NAME_BYTES,
+    RECORD_BYTES,
+    Journal,
+    Promise,
+    Stage,
+)
 from crypto.secagg.silo_side import SiloSide
 from tests.attacks.remembering import Remembering, revealed
-from tests.attacks.test_rollback import confirm_others
 from tests.crypto.secagg.federation import Federation
 
 OWNER = b"silo 0"
 
 
 def journal_file(tmp_path, f: Remembering) -> bytes:
-    """Write silo 0's promises to a file of their own; return its content."""
+    """Write silo 0's promises to a file with their links; return its content."""
     path = tmp_path / "journal"
+    path.write_bytes(f.journals[0]._name)
     with Journal(path, OWNER) as journal:
         for promise in f.journals[0]._promises.values():
             journal.promise(promise)
@@ -35,42 +41,85 @@ def load(tmp_path, data: bytes, state: bytes, f: Federation) -> SiloSide:
 
 
 OLDER = [
-    ("reveal", 3, "REVEAL"),
-    ("reveal", 0, "READY"),
-    ("confirm", 1, "MASKED"),
-    ("masked", 1, "MASKED"),
-    ("masked", 0, "READY"),
-    ("ready", 0, "READY"),
+    ("reveal", 3),
+    ("reveal", 0),
+    ("confirm", 2),
+    ("confirm", 1),
+    ("masked", 1),
+    ("masked", 0),
+    ("ready", 0),
 ]
 
 
-@pytest.mark.parametrize(("state", "records", "lacks"), OLDER)
-def test_a_journal_that_is_older_than_the_state_is_refused(
-    tmp_path, state, records, lacks
-):
+@pytest.mark.parametrize(("state", "records"), OLDER)
+def test_a_journal_that_is_older_than_the_state_is_refused(tmp_path, state, records):
     f = revealed()
     data = journal_file(tmp_path, f)
-    older = data[: records * RECORD_BYTES]
-    with pytest.raises(MalformedMessage, match=f"journal lacks {lacks} of slot 0"):
+    older = data[: NAME_BYTES + records * RECORD_BYTES]
+    with pytest.raises(MalformedMessage, match="older than the saved state"):
         load(tmp_path, older, f.saved[state], f)
     assert load(tmp_path, data, f.saved[state], f)
 
 
-def test_without_the_record_of_confirm_the_state_still_binds(tmp_path):
-    """Semi-honest slots have no such record; of CONFIRM the state itself is proof."""
+@pytest.mark.parametrize("state", ["advertise", "shares", "ready", "reveal"])
+def test_a_journal_that_was_begun_anew_is_refused(tmp_path, state):
+    """Even in a setup that has no slot yet: what was promised before it is lost."""
     f = revealed()
-    older = journal_file(tmp_path, f)[: 2 * RECORD_BYTES]
-    f.silos[0] = load(tmp_path, older, f.saved["confirm"], f)
-    before = f.silos[0].to_bytes()
-    with pytest.raises(ProtocolViolation, match="differ"):
-        confirm_others(f)
-    assert f.silos[0].to_bytes() == before
+    data = journal_file(tmp_path, f)
+    for other in (b"", bytes(NAME_BYTES), bytes(range(NAME_BYTES))):
+        with pytest.raises(MalformedMessage, match="or another one"):
+            load(tmp_path, other, f.saved[state], f)
+    assert load(tmp_path, data, f.saved[state], f)
+
+
+def test_a_journal_that_is_older_than_a_new_setup_is_refused(tmp_path):
+    """The state of setup 2 has no slot; the journal lacks the REVEAL of setup 1."""
+    f = revealed()
+    data = journal_file(tmp_path, f)
+    config, roster, aggregator, identity, index, run, _, journal = f.silo_arguments(0)
+    arguments = (config, roster, aggregator, identity, index, run, 2)
+    side = SiloSide(*arguments, journal)
+    side.advertise()
+    state = side.to_bytes()
+    path = tmp_path / "other"
+    path.write_bytes(data[:-RECORD_BYTES])
+    with (
+        Journal(path, OWNER) as older,
+        pytest.raises(MalformedMessage, match="older than the saved state"),
+    ):
+        SiloSide.from_bytes(state, *arguments, older)
+
+
+def test_one_process_holds_a_journal(tmp_path):
+    path = tmp_path / "journal"
+    with (
+        Journal(path, OWNER),
+        pytest.raises(BlockingIOError, match="another process holds"),
+    ):
+        Journal(path, OWNER)
+    Journal(path, OWNER).close()
+
+
+def test_a_record_of_which_a_sector_is_missing_was_never_relied_on(tmp_path):
+    path = tmp_path / "journal"
+    with Journal(path, OWNER) as journal:
+        for slot in range(7):
+            promise = Promise(Stage.READY, 1, slot, slot + 1, bytes([7]) * 32)
+            journal.promise(promise)
+    data = path.read_bytes()
+    assert len(data) - RECORD_BYTES < 512 < len(data)
+    path.write_bytes(data[:512] + bytes(len(data) - 512))
+    with Journal(path, OWNER) as journal:
+        assert not journal.has(Stage.READY, 1, 6) and journal.has(Stage.READY, 1, 5)
+    path.write_bytes(data[:513] + bytes(len(data) - 513))
+    with pytest.raises(MalformedMessage, match="record 7 is damaged"):
+        Journal(path, OWNER)
 
 
 def test_a_journal_with_any_bit_changed_is_refused(tmp_path):
     f = revealed()
     data = journal_file(tmp_path, f)
-    assert len(data) == 4 * RECORD_BYTES
+    assert len(data) == NAME_BYTES + 4 * RECORD_BYTES
     path = tmp_path / "damaged"
     for place in range(len(data)):
         changed = bytearray(data)
@@ -92,7 +141,7 @@ DAMAGES = {
     "one twice": lambda data: data[:77] + data,
     "two of zeros in front": lambda data: bytes(154) + data,
     "the last one overwritten": lambda data: data[:-77] + data[:77],
-    "an unknown stage": lambda data: b"\x05" + data[1:],
+    "an unknown stage": lambda data: b"\x06" + data[1:],
 }
 
 
@@ -100,7 +149,7 @@ DAMAGES = {
 def test_a_journal_in_another_order_is_refused(tmp_path, damage):
     data = journal_file(tmp_path, revealed())
     path = tmp_path / "damaged"
-    path.write_bytes(damage(data))
+    path.write_bytes(data[:NAME_BYTES] + damage(data[NAME_BYTES:]))
     with pytest.raises(MalformedMessage, match="damaged"):
         Journal(path, OWNER)
 
@@ -127,13 +176,13 @@ def test_a_torn_last_record_was_never_relied_on(tmp_path, left):
     assert promise.stage == Stage.REVEAL
     with Journal(path, OWNER) as journal:
         assert path.read_bytes() == kept
-        assert not journal.has(Stage.REVEAL, 1, 0) and journal.revealed_round == 0
+        assert not journal.has(Stage.REVEAL, 1, 0) and journal.closed_round == 0
         journal.promise(promise)
     assert path.read_bytes() == data
 
 
 def test_a_journal_is_readable_by_its_owner_alone(tmp_path):
-    journal_file(tmp_path, revealed())
+    Journal(tmp_path / "journal", OWNER).close()
     assert (tmp_path / "journal").stat().st_mode & 0o777 == 0o600
 
 

@@ -98,7 +98,7 @@ ROWS = [
         "envelopes",
         "READY of slot 1 for the revealed round",
         lambda f: f.silos[0].ready(1, 1, MODEL),
-        "have been revealed",
+        "were revealed",
     ),
     Rollback(
         "ready",
@@ -116,7 +116,7 @@ ROWS = [
         "ready",
         "READY of slot 1 for the revealed round",
         lambda f: f.silos[0].ready(1, 1, MODEL),
-        "have been revealed",
+        "were revealed",
     ),
     Rollback(
         "masked",
@@ -154,7 +154,7 @@ ROWS = [
         "envelopes",
         "READY of slot 2 for round 1, after slot 1 has begun round 2",
         lambda f: f.silos[0].ready(2, 1, MODEL),
-        "have been revealed",
+        "were revealed",
         before=pass_over_slot_0,
     ),
 ]
@@ -170,7 +170,8 @@ def test_an_older_state_gives_no_second_answer(row):
         row.ask(f)
     assert f.silo_state(0) == before
     restart_silo(f, 0, f.saved["reveal"])
-    finish_honestly(f, "sum")
+    if row.before is not pass_over_slot_0:  # A slot that is spent takes no SUM.
+        finish_honestly(f, "sum")
 
 
 def test_a_slot_given_up_cannot_be_revealed_from_an_older_state():

@@ -55,7 +55,7 @@ class Adversary:
         self.left: dict[str, dict[int, set[bytes]]] = defaultdict(
             lambda: defaultdict(set)
         )
-        self.latest_slot, self.revealed_round = -1, 0
+        self.latest_slot, self.closed_round = -1, 0
         self.rounds: dict[int, int] = {}
 
     # -------------------------------------------------------------- requests
@@ -84,7 +84,7 @@ class Adversary:
             round_number = self.random.choice(ROUNDS)
         frame = self.f.silos[0].ready(slot, round_number, model)
         is_new = frame not in self.left["ready"][slot]
-        assert not is_new or round_number > self.revealed_round
+        assert not is_new or round_number > self.closed_round
         self.rounds[slot] = round_number
         return slot, frame
 
@@ -154,7 +154,7 @@ class Adversary:
         self.left[name][slot].add(frame)
         self.latest_slot = max(self.latest_slot, slot)
         if name == "reveal":
-            self.revealed_round = max(self.revealed_round, self.rounds[slot])
+            self.closed_round = max(self.closed_round, self.rounds[slot])
 
     def check(self) -> None:
         """One answer for each slot and stage, one round for each slot."""

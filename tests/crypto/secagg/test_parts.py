@@ -78,3 +78,17 @@ def test_bytes_by_hand_and_back():
     for other in (b"", data[:-1], data + b"\x00", b"\x00\x01" + data[2:]):
         with pytest.raises(MalformedMessage):
             p.decode_parts(other, 9)
+
+
+def test_a_part_may_have_nobody_left_but_is_refused_as_a_group():
+    nobody = p.within(DEALT, ())
+    assert [part.contributors for part in nobody] == [()] * 3
+    with pytest.raises(ProtocolViolation, match="part 0 has 0 contributors"):
+        p.check_groups(DEALT, (), 1, "X")
+
+
+@pytest.mark.parametrize("num_words", [0, MAX_WORDS + 1])
+def test_bytes_of_a_part_that_cannot_be_are_malformed(num_words):
+    data = b"\x00\x01" + num_words.to_bytes(8, "big") + b"\x03"
+    with pytest.raises(MalformedMessage, match="part 0: num_words: must be 1"):
+        p.decode_parts(data, 8)
