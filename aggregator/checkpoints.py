@@ -31,7 +31,7 @@ from diffusion.ema import ExponentialMovingAverage
 from diffusion.errors import DiffusionError
 from protocol.encoding import decode, encode, from_table, to_table
 from protocol.errors import EncodingError
-from protocol.files import save_bytes, whole_folder
+from protocol.files import remove_leftovers, save_bytes, whole_folder
 from protocol.plan import RunPlan
 
 GLOBAL_FILE = "global.safetensors"
@@ -128,10 +128,20 @@ class CheckpointStore:
     def finish(self, state: RoundState) -> None:
         """Write the finished model, the moving average of the global parameters.
 
-        What only a running run needs is removed.
+        What only a running run needs is removed before: where the model is, the run is
+        not started again.
         """
-        save_checkpoint(self.model, self._checkpoint(state.average.parameters, state))
+        self.remove_leftovers()
         SlotStore(self.folder).clear()
+        save_checkpoint(self.model, self._checkpoint(state.average.parameters, state))
+
+    def remove_leftovers(self) -> None:
+        """Remove what processes left that were killed while they saved something.
+
+        Files of secure aggregation are among it (:mod:`aggregator.slot_store`). Only
+        one process at a time may have the folder open.
+        """
+        remove_leftovers(self.folder)
 
     def _checkpoint(
         self, parameters: Mapping[str, Tensor], state: RoundState

@@ -28,4 +28,4 @@ class AggregatorFolder:
 
     def run(self, plan: RunPlan) -> Path:
         """The folder of one run: transcript, checkpoints, the finished model."""
-        return self.root / RUNS_FOLDER / f"{plan.name}-{plan.run.hex()[:12]}"
+        return self.root / RUNS_FOLDER / f"{plan.name}-{plan.run.hex()}"

@@ -63,6 +63,7 @@ class Run:
         device: torch.device,
         watcher: Watcher,
     ) -> None:
+        store.remove_leftovers()
         self._exchanges, self._store = exchanges, store
         self._plan, self._transcript = exchanges.plan, exchanges.transcript
         self._reference, self._device, self._watcher = reference, device, watcher

@@ -11,11 +11,12 @@ def save_atomically(path: Path, content: bytes) -> None:
     Guarantees:
         The content is on the disk before the name points to it: a temporary file in
         the same folder is written, flushed and renamed, then the folder is flushed.
+        A killed process leaves a name that ``protocol.files.remove_leftovers`` knows.
 
     Raises:
         OSError: the folder is missing or not writable; the old file is untouched.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
         with temporary.open("xb") as file:
             file.write(content)

@@ -206,11 +206,14 @@ def save_safetensors(
 ) -> None:
     """Save parameters and text about them, whole or not at all.
 
+    There may be no parameters, or no text: both are loaded as empty.
+
     Raises:
         OSError: the folder is missing or not writable.
     """
     tensors = {name: p.detach().cpu().contiguous() for name, p in parameters.items()}
-    content = safetensors.torch.save(tensors, metadata=dict(metadata))
+    # safetensors 0.8.0 writes a broken header for no tensors with empty metadata.
+    content = safetensors.torch.save(tensors, metadata=dict(metadata) or None)
     save_atomically(path, content)
 
 

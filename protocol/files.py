@@ -14,6 +14,8 @@ from crypto.keys import IdentityKey
 from protocol.errors import FolderInUse, KeyFileRejected
 
 SECRET_MODE = 0o600
+TEMPORARY_SUFFIX, PARTIAL_SUFFIX = ".tmp", ".partial"
+"""How hidden names end while a file or a folder is made."""
 PUBLIC_MODE = 0o644
 
 
@@ -21,12 +23,15 @@ def save_bytes(path: Path, data: BytesLike, *, mode: int = PUBLIC_MODE) -> None:
     """Write a file whole or not at all.
 
     Guarantees: after a crash or a full disk at any point the path holds either its
-    former content or the new one (temporary file beside it, ``fsync``, rename).
+    former content or the new one (temporary file beside it, ``fsync``, rename). What a
+    killed process leaves beside it is found by :func:`remove_leftovers`.
 
     Raises:
         OSError: the file system refuses; nothing is changed.
     """
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    descriptor, name = tempfile.mkstemp(
+        prefix=f".{path.name}.", suffix=TEMPORARY_SUFFIX, dir=path.parent
+    )
     try:
         with os.fdopen(descriptor, "wb") as file:
             os.fchmod(file.fileno(), mode)
@@ -54,12 +59,12 @@ def whole_folder(path: Path) -> Iterator[Path]:
     """Lend a folder to fill, readable by its owner alone; it appears whole or not.
 
     The files in it must be on disk when the block ends; what an earlier crash left of
-    the same folder is removed.
+    the same folder is removed; :func:`remove_leftovers` removes that of any.
 
     Raises:
         OSError: the file system refuses, or the folder exists and is not empty.
     """
-    partial = path.with_name(f".{path.name}.partial")
+    partial = path.with_name(f".{path.name}{PARTIAL_SUFFIX}")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(mode=0o700)
     try:
@@ -70,6 +75,25 @@ def whole_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
         raise
     sync_folder(path.parent)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed processes left in a folder while they wrote files or folders.
+
+    It may hold secrets that the finished files no longer do. Only who holds the folder
+    alone (:func:`locked`) may call this: it would take another's work away.
+
+    Raises:
+        OSError: the file system refuses; the rest may stay.
+    """
+    files = [path for path in folder.glob(f".*{TEMPORARY_SUFFIX}") if path.is_file()]
+    folders = [path for path in folder.glob(f".*{PARTIAL_SUFFIX}") if path.is_dir()]
+    for path in files:
+        path.unlink()
+    for path in folders:
+        shutil.rmtree(path)
+    if files or folders:
+        sync_folder(folder)
 
 
 def save_secret(path: Path, data: BytesLike) -> None:

@@ -26,7 +26,6 @@ from typing import Protocol, Self, TypeAlias
 from crypto.encoding import BytesLike
 from crypto.errors import CryptoError
 from crypto.keys import IdentityKey
-from protocol.envelope import MAX_MESSAGE_BYTES
 from protocol.errors import ProtocolError, SpoolFailed, TransportFailed
 from protocol.handshake import greet
 from protocol.plan import RunPlan
@@ -34,11 +33,11 @@ from protocol.wire import check_spool, receive_message, send_message
 
 logger = logging.getLogger(__name__)
 
-MAX_PAYLOAD_BYTES = MAX_MESSAGE_BYTES
-"""The longest request that a silo reads: no longer one could be opened."""
 MAX_DELIVERIES = 8
 """How often a silo that reconnects is given one and the same request."""
 GRACE_SECONDS = 15.0
+ACCEPT_PAUSE_SECONDS = 0.5
+"""How long the listener waits when the system gives it no connection."""
 
 
 class Transport(Protocol):
@@ -186,10 +185,10 @@ class LocalSockets:
 
     def close(self) -> None:
         """Close all connections and remove the socket."""
-        _shut(self._listener)
-        self._listener.close()
         with self._changed:
             self._is_closed = True
+            _shut(self._listener)
+            self._listener.close()
             for seat in self._seats.values():
                 if seat.connection is not None:
                     _shut(seat.connection)
@@ -207,12 +206,18 @@ class LocalSockets:
         )
 
     def _accept(self) -> None:
-        """Let silos in, one handshake after the other."""
+        """Let silos in, one handshake after the other, until the transport is closed.
+
+        What the system refuses for a while (too many open files, a connection that is
+        gone again) is logged and tried again.
+        """
         while True:
             try:
                 connection, _ = self._listener.accept()
-            except OSError:
-                return
+            except OSError as error:
+                if self._wait_after(error):
+                    return
+                continue
             try:
                 silo = greet(connection, self._plan, self._identity)
             except (OSError, ProtocolError, CryptoError) as error:
@@ -220,6 +225,14 @@ class LocalSockets:
                 connection.close()
                 continue
             self._seat(silo, connection)
+
+    def _wait_after(self, error: OSError) -> bool:
+        """Log what failed and wait a little; return whether the transport is closed."""
+        with self._changed:
+            if not self._is_closed:
+                logger.warning("no connection could be accepted: %s", error)
+                self._changed.wait_for(lambda: self._is_closed, ACCEPT_PAUSE_SECONDS)
+            return self._is_closed
 
     def _seat(self, silo: int, connection: socket.socket) -> None:
         """Give a silo its seat; an older connection of it is closed."""

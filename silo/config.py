@@ -134,8 +134,12 @@ class SiloFolder:
 
 
 def _run_name(plan: RunPlan) -> str:
-    """Return the name of a run in a silo's folders."""
-    return f"{plan.name}-{plan.run.hex()[:12]}"
+    """Return the name of a run in a silo's folders.
+
+    It holds all 128 bits that name the run: with fewer, somebody could search two plans
+    that share one journal and one state.
+    """
+    return f"{plan.name}-{plan.run.hex()}"
 
 
 def load_config(folder: SiloFolder) -> SiloConfig:

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from crypto.errors import CryptoError
 from crypto.keys import IdentityKey
+from protocol.envelope import MAX_MESSAGE_BYTES
 from protocol.errors import ProtocolError, TransportFailed
 from protocol.handshake import connect
 from protocol.plan import RunPlan
-from protocol.transport import MAX_PAYLOAD_BYTES
 from protocol.wire import receive_message, send_message
 from silo.session import SiloSession
 
@@ -57,7 +57,7 @@ def serve(
 def _answer_next(session: SiloSession, connection: socket.socket, spool: Path) -> bool:
     """Answer one request; return whether the connection still stands."""
     try:
-        number, request = receive_message(connection, MAX_PAYLOAD_BYTES, spool)
+        number, request = receive_message(connection, MAX_MESSAGE_BYTES, spool)
     except OSError as error:
         logger.info("the connection ended: %s", error)
         return False

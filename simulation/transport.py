@@ -111,7 +111,9 @@ def silo_processes(
     folder = Path(tempfile.mkdtemp(prefix="cloister-"))
     path = folder / "socket"
     identity = load_identity(federation.aggregator.identity)
-    transport = LocalSockets(path, plan, identity, spool=federation.aggregator.root)
+    spool = federation.aggregator.run(plan)
+    spool.mkdir(parents=True, exist_ok=True, mode=0o700)
+    transport = LocalSockets(path, plan, identity, spool=spool)
     processes: dict[str, subprocess.Popen[str]] = {}
     try:
         for silo in plan.silos:

@@ -108,11 +108,12 @@ def _plan_in_brief(plan: RunPlan) -> list[list[str]]:
         if training.local_steps
         else f"{training.local_epochs:,} epochs"
     )
+    silos = "silo" if protection.max_colluding == 1 else "silos"
     masks = (
         "none: updates in the clear"
         if protection.method == "none"
         else f"masked sums ({protection.trust} aggregator, up to "
-        f"{protection.max_colluding} colluding silos)"
+        f"{protection.max_colluding} colluding {silos})"
     )
     model = plan.model
     shape = f"{model.channels} × {model.image_size} × {model.image_size}"

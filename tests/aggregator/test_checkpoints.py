@@ -3,13 +3,16 @@
 import errno
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+import aggregator.checkpoints
 import protocol.files
 from aggregator.averaging import apply
 from aggregator.checkpoints import CheckpointStore
+from aggregator.config import AggregatorFolder
 from aggregator.errors import StateBroken
 from aggregator.slot_store import SlotStore
 from aggregator.state import RoundState, initial_state, shared_layout
@@ -121,3 +124,46 @@ def test_the_finished_model_is_the_average(
     assert checkpoint.notes["round"] == "2 of 2"
     for name, value in state.average.parameters.items():
         assert np.array_equal(checkpoint.parameters[name], value)
+
+
+def leave_halves(folder: Path) -> None:
+    """Leave what a killed process leaves."""
+    for name in (".secagg-000001-00.sum.x1.tmp", ".model.safetensors.x2.tmp"):
+        (folder / name).write_bytes(b"secret")
+    (folder / ".checkpoint-000003.partial").mkdir()
+    (folder / ".checkpoint-000003.partial" / "global.safetensors").write_bytes(b"x")
+
+
+def test_leftovers_are_removed_and_nothing_else(
+    store: CheckpointStore, plan: RunPlan
+) -> None:
+    store.save(later(plan, 1))
+    before = sorted(store.folder.rglob("*"))
+    leave_halves(store.folder)
+    store.remove_leftovers()
+    assert sorted(store.folder.rglob("*")) == before
+
+
+def test_nothing_of_secure_aggregation_is_left_beside_the_model(
+    store: CheckpointStore, plan: RunPlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even where the process dies as soon as the model is there."""
+    state = later(plan, 1)
+    SlotStore(store.folder).save_slot(1, 0, b"slot")
+    leave_halves(store.folder)
+    save = aggregator.checkpoints.save_checkpoint
+
+    def save_and_die(*arguments: Any) -> None:
+        save(*arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(aggregator.checkpoints, "save_checkpoint", save_and_die)
+    with pytest.raises(KeyboardInterrupt):
+        store.finish(state)
+    assert [path.name for path in store.folder.iterdir()] == ["model.safetensors"]
+
+
+def test_the_name_of_the_folder_holds_the_whole_name_of_the_run(plan: RunPlan) -> None:
+    folder = AggregatorFolder(Path("x")).run(plan)
+    assert folder.name == f"{plan.name}-{plan.run.hex()}"
+    assert len(plan.run) == 16

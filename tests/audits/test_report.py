@@ -1,6 +1,7 @@
 import base64
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -9,12 +10,13 @@ import pytest
 from audits.audit import run_audit
 from audits.errors import UnreadableSamples
 from audits.evidence import load_evidence
-from audits.report.content import make_content
+from audits.report.content import _plan_in_brief, make_content
 from audits.report.page import MAX_ROUNDS_SHOWN, render_html, shorten, write_report
 from audits.report.samples import MAX_SAMPLES_BYTES, load_samples
 from audits.report.units import format_bytes, format_share
 from protocol import records as r
 from protocol.encoding import decode
+from protocol.settings import ProtectionConfig
 from tests.audits.evidence_builder import (
     AGGREGATOR,
     Script,
@@ -237,3 +239,14 @@ def test_bytes_and_shares_in_words() -> None:
     assert format_share(9_999_999, 10_000_000) == "99.9 %"
     assert (format_share(1, 1), format_share(0, 0)) == ("100 %", "0 %")
     assert (format_share(1, 9_999), format_share(1, 3)) == ("< 0.1 %", "33.3 %")
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [(0, "up to 0 colluding silos)"), (1, "up to 1 colluding silo)")],
+)
+def test_colluding_silos_are_counted_in_good_english(number, words):
+    protection = ProtectionConfig(max_colluding=number, min_cohort=number + 2)
+    plan = replace(make_parties().plan, protection=protection)
+    rows = dict(_plan_in_brief(plan))
+    assert words in rows["Protection"]

@@ -1,9 +1,12 @@
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from diffusion.files import save_atomically
+from protocol.files import remove_leftovers
 
 
 def test_a_file_is_replaced_whole(tmp_path):
@@ -39,3 +42,16 @@ def test_the_content_is_flushed_before_it_gets_its_name(tmp_path, monkeypatch):
     )
     save_atomically(tmp_path / "a", b"x")
     assert calls in (["f", "r", "f"], ["f", "r"])
+
+
+def test_what_a_killed_process_left_has_a_name_that_is_recognised(tmp_path):
+    program = (
+        "import os, sys; from pathlib import Path; from diffusion import files\n"
+        "Path.replace = lambda old, new: os._exit(9)\n"
+        "files.save_atomically(Path(sys.argv[1]), b'parameters')"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path / "a.safetensors")]
+    assert subprocess.run(command, check=False).returncode == 9
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"parameters"]
+    remove_leftovers(tmp_path)
+    assert list(tmp_path.iterdir()) == []

@@ -174,6 +174,12 @@ def test_a_saved_file_comes_back_with_its_metadata(tmp_path):
     assert torch.equal(parameters["b"], PARAMETERS["b"])  # independent of the file
 
 
+@pytest.mark.parametrize("metadata", [{}, {"round": "3"}])
+def test_no_parameters_at_all_come_back(tmp_path, metadata):
+    save_safetensors(tmp_path / "none.safetensors", {}, metadata)
+    assert load_safetensors(tmp_path / "none.safetensors") == ({}, metadata)
+
+
 @pytest.mark.parametrize("kept", [0, 4, 60, -1])
 def test_a_cut_file_is_one_clear_line(tmp_path, kept):
     path = tmp_path / "model.safetensors"

@@ -218,3 +218,26 @@ def test_a_run_that_dies_between_its_last_record_and_its_model(
     assert len(crashed.wire) == passed
     folder = crashed.federation.aggregator.run(crashed.plan)
     assert (folder / "model.safetensors").is_file()
+
+
+def test_what_a_killed_process_left_is_gone_when_the_next_one_begins(
+    harness: Callable[..., Harness], undisturbed: RoundState
+) -> None:
+    """Secrets in files that never got their names, at the aggregator and a silo."""
+    made = harness()
+    folders = [
+        made.federation.aggregator.run(made.plan),
+        made.federation.silo(made.plan.silos[1].name).run(made.plan),
+    ]
+    for folder in folders:
+        (folder / ".round-000001.partial").mkdir(parents=True)
+        (folder / ".round-000001.partial" / "update.words").write_bytes(b"secret")
+        (folder / ".secagg-000001.state.x.tmp").write_bytes(b"secret")
+    left: list[str] = []
+
+    def look(moment: str, kind: int, silo_index: int) -> None:
+        left.extend(path.name for folder in folders for path in folder.glob(".*"))
+
+    check = made.run(look)
+    assert left == []
+    assert equal_parameters(check, undisturbed)

@@ -24,7 +24,7 @@ from diffusion.parameters import load_safetensors
 from protocol.envelope import Kind
 from protocol.plan import SiloParty
 from protocol.records import Dropped, Revealed, RoundLost, Traffic
-from protocol.settings import ProtectionConfig, UpdateConfig
+from protocol.settings import ProtectionConfig, TrainingConfig, UpdateConfig
 from protocol.transcript import read_records
 from tests.end_to_end.conftest import Harness, equal_parameters, tiny_draft
 
@@ -303,3 +303,25 @@ def test_a_silo_that_lies_costs_a_round_and_not_the_run(
     assert [r.round_number for r in lost] == [2]
     assert "larger than" in lost[0].reason
     assert findings(made, Severity.FAIL) == []
+
+
+def test_two_rounds_with_a_fresh_optimizer_and_no_parts_of_ones_own(
+    harness: Make,
+) -> None:
+    """Nothing is left then for the next round: the file of it holds no tensors."""
+    training = TrainingConfig(
+        local_steps=1,
+        examples_per_step=4,
+        learning_rate=1e-2,
+        optimizer_state="fresh",
+    )
+    assert UpdateConfig().selection == "full"
+    made = harness(tiny_draft(training=training))
+    state = made.run()
+    assert state.round_number == 2
+    assert not [r for r in records_of(made) if isinstance(r, RoundLost | Dropped)]
+    assert findings(made, Severity.FAIL) == []
+    for party in made.plan.silos:
+        folder = made.federation.silo(party.name).run(made.plan)
+        (path,) = folder.rglob("training.safetensors")
+        assert load_safetensors(path) == ({}, {})

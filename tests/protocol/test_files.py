@@ -1,5 +1,6 @@
 import errno
 import os
+import signal
 import stat
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from protocol.files import (
     load_secret,
     locked,
     parse_key,
+    remove_leftovers,
     save_bytes,
     save_identity,
     save_secret,
@@ -193,6 +195,54 @@ def test_the_rest_of_a_crash_is_removed(tmp_path):
     with whole_folder(tmp_path / "round") as folder:
         (folder / "file").write_bytes(b"x")
     assert [entry.name for entry in (tmp_path / "round").iterdir()] == ["file"]
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from protocol.files import save_secret, whole_folder
+
+def die(*arguments):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+root = Path(sys.argv[1])
+if sys.argv[2] == "file":
+    Path.replace = die
+    save_secret(root / "secagg-000001.state", b"secret")
+Path.rename = die
+with whole_folder(root / "round-000001") as folder:
+    save_secret(folder / "update.words", b"secret")
+    if sys.argv[2] == "file in a folder":
+        Path.replace = die
+        save_secret(folder / "update.words", b"secret")
+"""
+"""Is killed between ``fsync`` and the new name."""
+
+
+@pytest.mark.parametrize("what", ["file", "folder", "file in a folder"])
+def test_what_a_killed_process_left_is_found_and_removed(what, tmp_path):
+    (tmp_path / "kept.tmp").write_bytes(b"x")
+    (tmp_path / ".kept").write_bytes(b"x")
+    (tmp_path / "kept.partial").mkdir()
+    kept = sorted(tmp_path.rglob("*"))
+    command = [sys.executable, "-c", KILLED, str(tmp_path), what]
+    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    left = {path for path in tmp_path.rglob("*") if path.is_file()} - set(kept)
+    assert b"secret" in {path.read_bytes() for path in left}
+    remove_leftovers(tmp_path)
+    assert sorted(tmp_path.rglob("*")) == kept
+    remove_leftovers(tmp_path)
+
+
+def test_the_removal_of_leftovers_is_synced(tmp_path, monkeypatch):
+    (tmp_path / ".a.tmp").write_bytes(b"x")
+    left_at_sync = []
+    monkeypatch.setattr(
+        files, "sync_folder", lambda folder: left_at_sync.append([*folder.iterdir()])
+    )
+    remove_leftovers(tmp_path)
+    remove_leftovers(tmp_path)  # Nothing to do.
+    assert left_at_sync == [[]]
 
 
 def test_an_existing_folder_is_not_replaced(tmp_path):

@@ -1,4 +1,5 @@
 import contextlib
+import errno
 import gc
 import mmap
 import os
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+import protocol.transport
 import protocol.wire
 from crypto.errors import InvalidSignature
 from crypto.frame import AGGREGATOR
@@ -765,3 +767,49 @@ def test_memory_of_the_aggregator_does_not_grow_with_the_silos(tmp_path):
             connection.close()
     grown = int(output)
     assert UPLOAD_BYTES < grown < 1.5 * UPLOAD_BYTES  # One is the running total.
+
+
+def test_a_listener_survives_what_the_system_refuses_for_a_while(
+    path, transport, start, monkeypatch, caplog
+):
+    monkeypatch.setattr(protocol.transport, "ACCEPT_PAUSE_SECONDS", 0.01)
+    refusals = [errno.EMFILE, errno.ECONNABORTED, errno.ENOBUFS]
+    accept = socket.socket.accept
+
+    def accept_later(listener):
+        if refusals:
+            code = refusals.pop(0)
+            raise OSError(code, os.strerror(code))
+        return accept(listener)
+
+    start(0)  # The listener waits in the real accept() for this one.
+    monkeypatch.setattr(socket.socket, "accept", accept_later)
+    start(1)
+    start(2)
+    assert transport.wait_for_silos(SOON) == []
+    assert refusals == []
+    assert len(caplog.records) == 3
+    assert "could be accepted: [Errno 24] Too many open files" in caplog.text
+
+
+def test_a_listener_that_is_closed_ends_without_a_word(path, caplog, monkeypatch):
+    monkeypatch.setattr(protocol.transport, "ACCEPT_PAUSE_SECONDS", 0.01)
+    before = set(threading.enumerate())
+    with LocalSockets(path, PLAN, AGGREGATOR_IDENTITY, spool=path.parent):
+        (listener,) = set(threading.enumerate()) - before
+    listener.join(SOON)
+    assert not listener.is_alive()
+    assert "accepted" not in caplog.text
+
+
+def test_a_listener_that_waits_is_closed_at_once(path, monkeypatch):
+    def refuse(listener):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(socket.socket, "accept", refuse)
+    monkeypatch.setattr(protocol.transport, "ACCEPT_PAUSE_SECONDS", 10 * SOON)
+    before = set(threading.enumerate())
+    with LocalSockets(path, PLAN, AGGREGATOR_IDENTITY, spool=path.parent):
+        (listener,) = set(threading.enumerate()) - before
+    listener.join(SOON)
+    assert not listener.is_alive()

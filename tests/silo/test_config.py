@@ -47,3 +47,11 @@ def test_each_run_has_a_folder_of_its_own(tmp_path):
     assert folder.run(plan) != folder.run(again)
     assert folder.approval(plan) != folder.approval(again)
     assert folder.run(plan).name.startswith("tiny-")
+
+
+def test_the_whole_name_of_a_run_is_in_its_paths(tmp_path):
+    """Of part of it a birthday search finds two plans with one state and journal."""
+    folder, plan = SiloFolder(tmp_path), tiny_plan()
+    assert len(plan.run) == 16
+    assert folder.run(plan).name == f"tiny-{plan.run.hex()}"
+    assert folder.journal(plan).name == f"tiny-{plan.run.hex()}.journal"

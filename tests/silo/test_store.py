@@ -1,5 +1,8 @@
 import os
+import signal
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -221,6 +224,45 @@ class TestFinished:
         assert not store.is_finished()
         store.save_finished(b"reply")
         assert listing(store.folder) == {"finished"}
+
+
+class TestKilled:
+    """A process that SIGKILL ends between ``fsync`` and the new name."""
+
+    PROGRAM = """
+import os, signal, sys
+from pathlib import Path
+import numpy as np
+from silo.store import RunStore, TrainedRound
+from silo.training import TrainingState
+
+def die(*arguments):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+store = RunStore(Path(sys.argv[1]))
+if sys.argv[2] == "state":
+    Path.replace = die
+    store.save_secagg(1, b"secret")
+Path.rename = die
+trained = TrainedRound(round_number=1, model="ab" * 32)
+store.save_round(trained, np.arange(5, dtype=np.uint64), TrainingState(), {})
+"""
+
+    @pytest.fixture(params=["state", "round"])
+    def killed(self, store, request):
+        command = [sys.executable, "-c", self.PROGRAM, store.folder, request.param]
+        done = subprocess.run(command, check=False)
+        assert done.returncode == -signal.SIGKILL
+        assert any(path.name.startswith(".") for path in store.folder.iterdir())
+        return store
+
+    def test_nothing_is_left_when_the_next_begins(self, killed):
+        killed.remove_leftovers()
+        assert listing(killed.folder) == set()
+
+    def test_nothing_is_left_at_the_end(self, killed):
+        killed.save_finished(b"reply")
+        assert listing(killed.folder) == {"finished"}
 
 
 class TestDamaged:
