@@ -7,13 +7,13 @@ import numpy.typing as npt
 
 from aggregator.state import RoundState
 from crypto.prg import SecretRandom
-from crypto.ring import unpack_blocks, unpack_range
+from crypto.ring import unpack_blocks
 from diffusion.parameters import ParameterLayout, flatten, unflatten
 from privacy.clipping import Vector
 from privacy.grids import Grid
 from privacy.quantization import dequantize_sum
 from privacy.rotation import rotate_back
-from privacy.weights import decode_weights
+from privacy.weights import total_weight
 from protocol.grids import next_numbers, numbers_after_loss, sign_seed
 from protocol.plan import RunPlan
 
@@ -33,32 +33,28 @@ def mean_update(
     Args:
         words: the unmasked sum, packed.
         survivors: whose updates it holds; their declared weights divide it, or the sum
-            of their secret ones, which it tells.
+            of their secret ones, which is its last word.
 
     Raises:
-        Overflow: the sum is larger than the survivors' fields can be, or their weights
-            are.
+        Overflow: the sum is larger than survivors of these weights can make it, or the
+            sum of their weights is.
     """
-    num_silos, num_parameters = len(plan.silos), layout.size
-    field_bits = plan.update.field_bits(round_number, num_silos)
-    length = plan.update.num_fields(round_number, num_silos, num_parameters)
+    field_bits = plan.update.field_bits(round_number, len(plan.silos))
     if plan.update.weights == "secret":
-        digits = unpack_range(words, field_bits, length, grid.length, length)
-        most = plan.update.max_weight
-        total = decode_weights(digits.tolist(), most, grid.value_bits, len(survivors))
-        total_weight = total / most
+        most, words, last = plan.update.max_weight, words[:-1], int(words[-1])
+        relative = total_weight(last, most, len(survivors)) / most
     else:
         weights = plan.relative_weights()
-        total_weight = sum(weights[silo] for silo in survivors)
+        relative = sum(weights[silo] for silo in survivors)
     mean = dequantize_sum(
-        unpack_blocks(words, field_bits, length, grid.length),
+        unpack_blocks(words, field_bits, grid.length),
         grid,
         num_contributors=len(survivors),
-        total_weight=total_weight,
+        total_weight=relative,
     )
     if plan.update.rotation:
         rotate_back(mean, SecretRandom(sign_seed(plan, round_number)))
-    return mean[:num_parameters]
+    return mean[: layout.size]
 
 
 def apply(

@@ -19,6 +19,8 @@ logger = logging.getLogger(__name__)
 
 MAX_REPLY_BYTES = 1 << 26
 """The longest reply of a stage that sets no limit of its own."""
+ENVELOPES = "envelopes"
+"""The stage at which a silo may accuse another: what it sealed does not open."""
 MAX_REFUSAL_BYTES = 1 << 13
 """No limit of a stage is lower: a refusal, with a reason of 400 characters, fits."""
 
@@ -44,7 +46,7 @@ class Exchanges:
 
     A silo that answers wrongly, refuses, or does not answer in time is left out of
     the stage and recorded as dropped; the others go on. ``accusations`` are, by silo,
-    those that refused because of it.
+    those that refused what it had sealed for them.
     """
 
     def __init__(
@@ -74,7 +76,7 @@ class Exchanges:
             answered.add(silo)
             request, vector_bytes = requests[silo], 0
             try:
-                self._check_origin(silo, reply)
+                self._check_origin(stage, silo, request, reply)
                 vector_bytes = accept(silo, reply)
                 accepted.append(silo)
             except (CryptoError, ProtocolError) as error:
@@ -101,7 +103,9 @@ class Exchanges:
         """Return the names of silos, in the order of the plan."""
         return tuple(self.plan.silos[silo].name for silo in sorted(silos))
 
-    def _check_origin(self, silo: int, reply: BytesLike) -> None:
+    def _check_origin(
+        self, stage: Stage, silo: int, request: BytesLike, reply: BytesLike
+    ) -> None:
         """Refuse a reply of somebody else, and one that says no.
 
         A silo's words reach the operator's terminal: nothing in them may steer it.
@@ -114,7 +118,8 @@ class Exchanges:
                 self.plan, reply, sender=silo, kinds=(Kind.REFUSED,)
             )
             refusal = Refusal.from_body(body)
-            self._note_accusation(silo, refusal.accused)
+            if stage.name == ENVELOPES and header.setup == read_header(request).setup:
+                self._note_accusation(silo, refusal.accused)
             shown = "".join(c if c.isprintable() else "?" for c in refusal.check)
             raise ProtocolViolation(f"refused: {shown}")
 

@@ -7,11 +7,12 @@ identical bytes.
 
 import hashlib
 from collections.abc import Callable, Iterable
+from typing import TypeVar
 
 from aggregator.errors import CohortTooSmall, RoundAborted
-from aggregator.exchanges import Accept, Exchanges, Stage
+from aggregator.exchanges import ENVELOPES, Accept, Exchanges, Stage
 from aggregator.membership import Membership
-from aggregator.slot_store import SlotStore
+from aggregator.slot_store import SlotStore, load_side
 from aggregator.sums import Sum, Task
 from crypto.encoding import BytesLike
 from crypto.errors import InvalidShare, ProtocolViolation
@@ -22,11 +23,11 @@ from crypto.secagg.parts import whole
 from crypto.secagg.setup import max_frame_bytes
 from protocol import records
 from protocol.envelope import Kind, open_envelope
+from protocol.errors import EnvelopeRejected
 
 MAX_ATTEMPTS = 3
 
-Closer = Callable[[], bytes]
-"""Closes a stage of secure aggregation and returns what is sent next."""
+T = TypeVar("T")
 
 
 def taking(add: Callable[[BytesLike], None]) -> Accept:
@@ -46,7 +47,7 @@ class SecureSum:
         excluded: silos that are left out of every setup, after a restart.
 
     Raises:
-        MalformedMessage, StateBroken: the saved state is damaged.
+        StateBroken: the saved state is damaged.
     """
 
     def __init__(
@@ -58,13 +59,19 @@ class SecureSum:
         self._members = Membership(
             len(self._plan.silos), self._config.max_colluding, excluded
         )
-        self._setup, self._side = self._load_side()
+        self._setup, self._side = load_side(store, self._plan, exchanges.identity)
         self._given_up: tuple[int, int] | None = None
         self._last_notice = b""
         self._joined: set[int] = set()
+        self._is_dead = False
 
     def sum_round(self, task: Task) -> Sum:
-        """Return the sum of a round; a failed attempt is repeated in the next slot."""
+        """Return the sum of a round; a failed attempt is repeated in the next slot.
+
+        Raises:
+            CohortTooSmall: three attempts have failed; nothing was revealed.
+            RoundAborted: the round is closed without a sum.
+        """
         reason = ""
         for attempt in range(1, MAX_ATTEMPTS + 1):
             try:
@@ -95,7 +102,12 @@ class SecureSum:
             self._given_up = (self._setup, side.slot.slot)
 
     def _prepare_slot(self, task: Task, attempt: int) -> AggregatorSlot:
-        """Return the open slot of this round."""
+        """Return the open slot of this round.
+
+        Raises:
+            CohortTooSmall: too few silos for a setup.
+            RoundAborted: shares were asked for in a slot that was not finished.
+        """
         side, digest = self._side, task.model_digest()
         latest = side.slot if side is not None and side.has_slot else None
         if latest is not None and latest.round_number == task.round_number:
@@ -106,25 +118,31 @@ class SecureSum:
                 raise RoundAborted(
                     "shares were asked for, and the slot was not finished"
                 )
-        self._last_notice = self.sum_notice()
+        self._last_notice = self.sum_notice() or self._last_notice
         self._exclude_accused()
         number = latest.slot + 1 if latest else 0
         if side is None or self._is_used_up(side, number, task.round_number, attempt):
             side, number = self._open_setup(task.round_number), 0
-        self._deliver_envelopes(side)
         parts = whole(task.num_words, side.members)
         return side.open_slot(number, task.round_number, digest, parts)
 
     def _is_used_up(
         self, side: AggregatorSide, slot: int, round_number: int, attempt: int
     ) -> bool:
-        """Return whether a setup has no such slot, or should be made anew."""
-        is_over = slot >= self._plan.protection.slots_per_setup
-        return is_over or self._members.wants_setup(side.members, round_number, attempt)
+        """Return whether a setup has no such slot, or should be made anew.
+
+        Whoever was lost when the sealed shares went out is asked for once more first.
+        """
+        if slot >= self._plan.protection.slots_per_setup or self._is_dead:
+            return True
+        self._deliver_envelopes(side)
+        return self._members.wants_setup(self._joined, round_number, attempt)
 
     def _open_setup(self, round_number: int) -> AggregatorSide:
         """Exchange keys and shares for the slots of a new setup."""
         self._setup += 1
+        self._side, self._joined, self._is_dead = None, set(), False
+        self._exchanges.accusations.clear()
         plan, ask = self._plan, self._exchanges.ask
         side = AggregatorSide(
             self._config,
@@ -148,10 +166,9 @@ class SecureSum:
             dict.fromkeys(silos, keys),
             taking(side.add_shares),
         )
-        self._closing(lambda: side.envelopes(min(side.sharers, default=-1)))
+        self._closing(side.close_members)
         self._store.save_setup(self._setup, side.to_bytes())
-        self._side, self._joined = side, set()
-        self._members.note_setup(side.members, round_number)
+        self._side = side
         self._exchanges.transcript.append(
             records.SetupOpened(
                 setup=self._setup,
@@ -159,29 +176,39 @@ class SecureSum:
                 advertisements=hashlib.sha256(keys).hexdigest(),
             )
         )
+        self._deliver_envelopes(side)
+        self._members.note_setup(self._joined, round_number)
         return side
 
     def _deliver_envelopes(self, side: AggregatorSide) -> None:
         """Hand every member what the others sealed to it, unless it has said so.
 
-        After a restart all are asked again; whoever has joined says just that. Members
-        that cannot join are not waited for: they will not be ready.
+        After a restart all are asked again; whoever has joined says just that. The
+        longest answer is a refusal.
+
+        Raises:
+            CohortTooSmall: too few can join; the setup is dead.
         """
         missing = set(side.members) - self._joined
         if not missing:
             return
 
         def take(silo: int, reply: BytesLike) -> int:
-            open_envelope(self._plan, reply, sender=silo, kinds=(Kind.JOINED,))
+            header, _ = open_envelope(
+                self._plan, reply, sender=silo, kinds=(Kind.JOINED,)
+            )
+            if header.setup != self._setup:
+                raise EnvelopeRejected(f"JOINED of setup {header.setup}")
             self._joined.add(silo)
             return 0
 
         self._exchanges.ask(
-            self._stage(SecAggKind.READY, "envelopes", 0),
+            self._stage(SecAggKind.READY, ENVELOPES, 0),
             {silo: side.envelopes(silo) for silo in sorted(missing)},
             take,
         )
         if len(self._joined) < self._config.min_survivors:
+            self._is_dead = True
             raise CohortTooSmall(
                 f"the shares of the others reached {len(self._joined)} silos, at least "
                 f"{self._config.min_survivors} are needed"
@@ -345,33 +372,13 @@ class SecureSum:
             max_reply_bytes=max_frame_bytes(kind, self._config, num_words),
         )
 
-    def _closing(self, close: Closer) -> bytes:
+    def _closing(self, close: Callable[[], T]) -> T:
         """Close a stage; too few silos are a :class:`CohortTooSmall`."""
         try:
             return close()
-        except (ProtocolViolation, RuntimeError) as error:
+        except ProtocolViolation as error:
             raise CohortTooSmall(str(error)) from None
 
     def _save(self, slot: AggregatorSlot) -> None:
         """Put the slot's state on disk before anything that depends on it leaves."""
         self._store.save_slot(self._setup, slot.slot, slot.to_bytes())
-
-    def _load_side(self) -> tuple[int, AggregatorSide | None]:
-        """Return the newest saved setup and take up its slot, if any."""
-        saved = self._store.load_setup()
-        if saved is None:
-            return 0, None
-        setup, data = saved
-        plan = self._plan
-        side = AggregatorSide.from_bytes(
-            data,
-            self._config,
-            plan.roster,
-            self._exchanges.identity,
-            plan.run,
-            setup,
-        )
-        slot = self._store.load_slot(setup)
-        if slot is not None:
-            side.resume_slot(*slot)
-        return setup, side

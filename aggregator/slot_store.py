@@ -15,7 +15,11 @@ import numpy as np
 import numpy.typing as npt
 
 from aggregator.errors import StateBroken
+from crypto.errors import MalformedMessage
+from crypto.keys import IdentityKey
+from crypto.secagg.aggregator_side import AggregatorSide
 from protocol.files import save_secret
+from protocol.plan import RunPlan
 
 WORD_BYTES = 8
 _PREFIX = "secagg-"
@@ -97,6 +101,32 @@ class SlotStore:
             for numbers in self._numbers(f"{_PREFIX}*.{kind}"):
                 if numbers < (setup, slot):
                     (self.folder / name(*numbers)).unlink()
+
+
+def load_side(
+    store: SlotStore, plan: RunPlan, identity: IdentityKey
+) -> tuple[int, AggregatorSide | None]:
+    """Return the newest saved setup, its slot taken up again; 0 and None before any.
+
+    Raises:
+        StateBroken: the files are damaged.
+    """
+    saved = store.load_setup()
+    if saved is None:
+        return 0, None
+    setup, state = saved
+    try:
+        side = AggregatorSide.from_bytes(
+            state, plan.secagg_config(), plan.roster, identity, plan.run, setup
+        )
+        if (slot := store.load_slot(setup)) is not None:
+            side.resume_slot(*slot)
+    except MalformedMessage as error:
+        raise StateBroken(
+            f"{store.folder}: the files of setup {setup}: {error}; put the newest ones "
+            "back, or begin a new run with a new plan"
+        ) from None
+    return setup, side
 
 
 def _setup_file(setup: int) -> str:

@@ -97,7 +97,7 @@ def _weights_sentence(update: UpdateConfig) -> str:
         "declared": "Weights: the numbers that the plan declares, for all to read.",
         "secret": f"Weights: each silo's number of examples, at most "
         f"{update.max_weight:,}; the aggregator learns their sum in each round, and so "
-        "this silo's number if the silos of two rounds differ by this one.",
+        "exactly this silo's number if the silos of two rounds differ by this one.",
     }[update.weights]
 
 

@@ -156,12 +156,12 @@ class SiloSession:
         Guarantees: whatever the request holds, the answer is a reply of the protocol
         or a signed refusal that names the failed check; nothing else leaves.
         """
-        stage, vector_bytes = "unknown", 0
+        stage, header, vector_bytes = "unknown", None, 0
         try:
             stage, header, body = self._open(request)
             reply, vector_bytes = self._answer(stage, header, body, request)
         except Refusable as error:
-            reply = self._refuse(stage, error)
+            reply = self._refuse(stage, header, error)
         number = self._round_number(stage)
         self._evidence.exchange(number, stage, request, reply, vector_bytes)
         if stage == "end" and self.is_finished:
@@ -214,8 +214,11 @@ class SiloSession:
         if self._plan.protection.method == "none" and stage not in WITHOUT_MASKS:
             raise PolicyViolation(f"{stage} in a run without secure aggregation")
 
-    def _refuse(self, stage: str, error: Exception) -> bytes:
-        """Record a refusal; return the signed envelope that says so."""
+    def _refuse(self, stage: str, header: Header | None, error: Exception) -> bytes:
+        """Record a refusal; return the signed envelope that says so.
+
+        It carries setup and slot of the request, where that could be read.
+        """
         check = str(error)[:400]
         if isinstance(error, LocalTrouble):
             logger.warning("refused at %s: %s", stage, error)
@@ -227,7 +230,8 @@ class SiloSession:
         refusal = Refusal(
             stage=stage, check=check, accused=-1 if accused is None else accused
         )
-        return self._envelope(Kind.REFUSED, refusal.to_body())
+        place = {"setup": header.setup, "slot": header.slot} if header else {}
+        return self._envelope(Kind.REFUSED, refusal.to_body(), **place)
 
     def _round_number(self, stage: str) -> int:
         """Return the round that a stage's records belong to, if any, else 0."""

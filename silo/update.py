@@ -12,7 +12,6 @@ from diffusion.parameters import ParameterLayout, difference
 from privacy.clipping import clip
 from privacy.quantization import Quantizer
 from privacy.rotation import rotate
-from privacy.weights import encode_weight
 from protocol.grids import RoundGrid, sign_seed
 from protocol.plan import RunPlan
 from silo.errors import DataError
@@ -22,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 def check_weight(plan: RunPlan, num_examples: int) -> None:
-    """Refuse to take part with a weight that the plan's fields do not hold.
+    """Refuse to take part with a weight that the plan does not permit.
 
     Raises:
         DataError: secret weights, and not 1 to the plan's ``max_weight`` examples.
@@ -52,18 +51,21 @@ def make_update(
 
     difference → clip → rotate → weight, quantize and pack, block by block. Rounding is
     dithered from the operating system's generator unless the plan says ``nearest``.
-    With secret weights the digits of ``num_examples`` are packed behind the values.
+    With secret weights ``num_examples`` is one more word, behind those of the values.
 
     Guarantees: the L2 norm before the rotation is at most the round's clipping norm,
-    and the sum over all silos of the plan cannot leave its fields. Beside the update
-    and the words no memory of their length is used.
+    and the sum over all silos of the plan cannot leave its fields; secret weights sum
+    up to at most n W < 2^64. Beside the update and the words no memory of their length
+    is used.
 
     Raises:
         PrivacyError: NaN or infinity, or a grid that does not fit.
         DataError: the number of examples is not a weight of the plan.
     """
     numbers.check_headroom(plan, field_bits)
-    grid, (weight, digits) = numbers.grid, _weight(plan, silo, num_examples, numbers)
+    check_weight(plan, num_examples)
+    grid = numbers.grid
+    words = np.empty(plan.num_words(round_number, layout.size), np.uint64)
     vector = np.zeros(grid.length, np.float32)
     update = difference(local, global_, layout, vector[: layout.size])
     clip(update, numbers.clipping_norm)
@@ -72,18 +74,12 @@ def make_update(
     random = None
     if plan.update.rounding == "stochastic":
         random = SecretRandom(os.urandom(MASK_SEED_BYTES))
-    quantizer = Quantizer(vector, grid, random, weight=weight, tail=digits)
-    words = pack_blocks(quantizer.fill, quantizer.length, field_bits)
+    if plan.update.weights == "secret":
+        weight, values = num_examples / plan.update.max_weight, words[:-1]
+        words[-1] = num_examples
+    else:
+        weight, values = plan.relative_weights()[silo], words
+    quantizer = Quantizer(vector, grid, random, weight=weight)
+    pack_blocks(quantizer.fill, grid.length, field_bits, values)
     logger.info("%d of %d values clamped", quantizer.num_clamped, grid.length)
     return words
-
-
-def _weight(
-    plan: RunPlan, silo: int, num_examples: int, numbers: RoundGrid
-) -> tuple[float, npt.NDArray[np.uint32]]:
-    """Return the silo's factor in the sum, and the digits that tell it to the sum."""
-    if plan.update.weights != "secret":
-        return plan.relative_weights()[silo], np.empty(0, np.uint32)
-    check_weight(plan, num_examples)
-    most, value_bits = plan.update.max_weight, numbers.grid.value_bits
-    return num_examples / most, encode_weight(num_examples, most, value_bits)

@@ -7,6 +7,7 @@ stages are ``aggregator_side``'s.
 from crypto.errors import ProtocolViolation
 from crypto.keys import AgreementKey
 from crypto.secagg.aggregator_state import SetupState
+from crypto.secagg.checks import are_canonical
 from crypto.secagg.digests import keys_digest
 from crypto.secagg.messages import (
     Advertise,
@@ -39,8 +40,11 @@ def check_publics(known: set[bytes], message: Advertise) -> None:
     """Refuse keys that would make every other silo refuse the setup.
 
     Raises:
-        ProtocolViolation: a key that occurs twice, or a point of low order.
+        ProtocolViolation: a key that occurs twice or is not canonical, or a point of
+            low order.
     """
+    if not are_canonical(b"".join(message.publics)):
+        raise ProtocolViolation("a public key that is not canonical")
     own = set(message.publics)
     if len(own) < len(message.publics) or own & known:
         raise ProtocolViolation("a public key that occurs twice")

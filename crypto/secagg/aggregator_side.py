@@ -2,18 +2,18 @@
 
 ::
 
-    add_advertisement … keys → add_shares … envelopes          once for the setup
-    open_slot → AggregatorSlot                                 for each slot
+    add_advertisement … keys → add_shares … close_members → envelopes    for the setup
+    open_slot → AggregatorSlot                                          for each slot
 
 ``add_…`` takes one silo's frame. A bad frame raises a ``CryptoError`` that names the
 silo and leaves the state as it was: the caller goes on without that silo. The same
 frame a second time changes nothing; a different one for the same stage, and one that
 comes after its stage was closed, are refused.
 
-``keys``, ``envelopes``, and in a slot ``active``, ``survivors`` and ``confirms`` close
-a stage. They raise ``ProtocolViolation`` when too few silos have answered, and give the
-same bytes whenever they are called again. The caller saves ``to_bytes()`` before they
-leave.
+``keys``, ``close_members``, and in a slot ``active``, ``survivors`` and ``confirms``
+close a stage. They raise ``ProtocolViolation`` when too few silos have answered, and
+give the same bytes whenever they are called again. The caller saves ``to_bytes()``
+before they leave.
 
 Every method raises ``RuntimeError`` when it is called before its predecessor: that is
 the caller's bug.
@@ -129,18 +129,28 @@ class AggregatorSide:
                 check_shares(self._setup, state, body)
                 state.shares[silo] = body
 
+    def close_members(self) -> tuple[int, ...]:
+        """Return the members; no further SHARES are taken.
+
+        Raises:
+            ProtocolViolation: fewer members than a cohort needs.
+        """
+        state, config = self._state, self._config
+        require_call(bool(state.keys), "close_members() before keys()")
+        if not state.members:
+            check_enough(config, state.shares, "ENVELOPES")
+            state.members = encode_silos(state.shares, config.num_silos)
+        return self.members
+
     def envelopes(self, silo: int) -> bytes:
-        """Return the ENVELOPES frame for one member; no further SHARES are taken.
+        """Return the ENVELOPES frame for one member, after :meth:`close_members`.
 
         Raises:
             RuntimeError: for a silo that is no member.
             ProtocolViolation: fewer members than a cohort needs.
         """
-        state, config = self._state, self._config
-        require_call(bool(state.keys), "envelopes() before keys()")
-        if not state.members:
-            check_enough(config, state.shares, "ENVELOPES")
-            state.members = encode_silos(state.shares, config.num_silos)
+        state = self._state
+        self.close_members()
         require_call(silo in self.members, f"envelopes() for silo {silo}, no member")
         body = make_envelopes(self._setup, state, self.members, silo)
         header = self._setup.aggregator_header(Kind.ENVELOPES, recipient=silo)
@@ -148,13 +158,8 @@ class AggregatorSide:
 
     @property
     def members(self) -> tuple[int, ...]:
-        """U2: the silos of the setup; empty before :meth:`envelopes`."""
+        """U2: the silos of the setup; empty before :meth:`close_members`."""
         return tuple(sorted(self._state.shares)) if self._state.members else ()
-
-    @property
-    def sharers(self) -> tuple[int, ...]:
-        """The silos whose SHARES were taken so far; the next members."""
-        return tuple(sorted(self._state.shares))
 
     def open_slot(
         self, slot: int, round_number: int, model_digest: bytes, parts: Parts
@@ -168,7 +173,7 @@ class AggregatorSide:
             parts: of the vector, with their contributors; every silo computes the same.
 
         Raises:
-            RuntimeError: before :meth:`envelopes`; a slot that is spent or does not
+            RuntimeError: before :meth:`close_members`; a slot that is spent or does not
                 exist; or a round in which CONFIRMS was sent: that slot can only be
                 completed, or the round closed without a sum.
             ValueError: the vector is empty or too long.
@@ -176,7 +181,7 @@ class AggregatorSide:
         """
         last = self._slot
         first = 0 if last is None else last.slot + 1
-        require_call(bool(self._state.members), "open_slot() before envelopes()")
+        require_call(bool(self._state.members), "open_slot() before close_members()")
         require_call(
             first <= slot < self._config.slots_per_setup,
             f"slot {slot} is spent or none",

@@ -79,6 +79,17 @@ def has_twins(keys: Iterable[bytes]) -> bool:
     return bool((sorted_keys[1:] == sorted_keys[:-1]).any())
 
 
+def are_canonical(keys: bytes) -> bool:
+    """Whether all of these X25519 keys, 32 bytes each, are below 2^255 - 19.
+
+    X25519 takes every other number for one of them: a key could occur twice in two
+    spellings, and a key that was opened would not equal the one that was advertised.
+    """
+    limit = 2**255 - 19
+    places = range(0, len(keys), 32)
+    return all(int.from_bytes(keys[i : i + 32], "little") < limit for i in places)
+
+
 @contextmanager
 def naming(silo: int) -> Iterator[None]:
     """Put the silo's index before the message of a ``CryptoError``."""

@@ -20,7 +20,7 @@ from crypto.frame import (
     verify_frame,
 )
 from crypto.keys import KEY_BYTES
-from crypto.secagg.checks import check_enough, has_twins
+from crypto.secagg.checks import are_canonical, check_enough, has_twins
 from crypto.secagg.config import SecAggConfig
 from crypto.secagg.digests import setup_digest
 from crypto.secagg.messages import (
@@ -127,7 +127,8 @@ class Setup:
         Raises:
             MalformedMessage: not a canonical message.
             InvalidSignature: an advertisement was not made by its silo for this setup.
-            ProtocolViolation: too few silos, or a public key that occurs twice.
+            ProtocolViolation: too few silos, a public key that occurs twice, or one
+                that is not canonical.
         """
         config = self.config
         message = Keys.from_bytes(body, config.num_silos, config.slots_per_setup)
@@ -136,6 +137,9 @@ class Setup:
             signatures = {silo: signed.signature}
             self.verify_all(Kind.ADVERTISE, NO_SLOT, signed.body, signatures)
         entries = dict(self._entries(body))
+        for silo, entry in entries.items():
+            if not are_canonical(public_keys(entry)):
+                raise ProtocolViolation(f"KEYS of silo {silo} are not canonical")
         if has_twins(public_keys(entry) for entry in entries.values()):
             raise ProtocolViolation("KEYS holds one public key twice")
         return entries

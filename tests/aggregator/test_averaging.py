@@ -10,13 +10,12 @@ from aggregator.averaging import apply, mean_update, skip
 from aggregator.state import initial_state, shared_layout
 from crypto.keys import IdentityKey
 from crypto.prg import SecretRandom
-from crypto.ring import pack_blocks
+from crypto.ring import pack, pack_blocks
 from diffusion.parameters import flatten
 from privacy.clipping import clip
 from privacy.errors import Overflow
 from privacy.quantization import Quantizer
 from privacy.rotation import rotate
-from privacy.weights import encode_weight
 from protocol.grids import round_grid, sign_seed
 from protocol.plan import RunPlan, SiloParty, make_plan
 from protocol.settings import AggregationConfig, ProtectionConfig, UpdateConfig
@@ -45,12 +44,10 @@ def packed(plan, layout, grid, update, factor, weight=None):
     vector[: layout.size] = clip(update.copy(), plan.update.clipping_norm).vector
     if plan.update.rotation:
         rotate(vector, SecretRandom(sign_seed(plan, 1)))
-    tail = None
-    if weight is not None:
-        tail = encode_weight(weight, plan.update.max_weight, grid.value_bits)
-    quantizer = Quantizer(vector, grid, None, weight=factor, tail=tail)
+    quantizer = Quantizer(vector, grid, None, weight=factor)
     bits = plan.update.field_bits(1, len(plan.silos))
-    return pack_blocks(quantizer.fill, quantizer.length, bits)
+    words = pack_blocks(quantizer.fill, grid.length, bits)
+    return words if weight is None else np.append(words, np.uint64(weight))
 
 
 @pytest.mark.parametrize("rotation", [False, True])
@@ -100,23 +97,56 @@ def test_the_mean_is_the_weighted_mean_of_the_survivors(
     assert np.abs(mean - plain).max() < bound * (5 if rotation else 1) + 1e-8
 
 
-@pytest.mark.parametrize("digits", [[2, 0], [0, 0], [255 * 3 - 1, 3], [1020, 0]])
-def test_weights_that_cannot_be_are_refused(digits: list[int]) -> None:
+@pytest.mark.parametrize("word", [2, 0, 901, 2**64 - 1, 2**32 + 3])
+def test_weights_that_cannot_be_are_refused(word: int) -> None:
     """Three silos with 1 to 300 examples each: their sum is 3 to 900."""
     update = UpdateConfig(weights="secret", max_weight=300, rotation=True, value_bits=8)
     plan = make([1.0, 1.0, 1.0], update=update)
     state, layout = initial_state(plan), shared_layout(plan)
     grid = grid_after(plan, layout, state)
 
-    def words(tail: list[int]) -> np.ndarray:
-        vector = np.zeros(grid.length, np.float32)
-        quantizer = Quantizer(vector, grid, None, tail=np.array(tail, np.uint32))
-        return pack_blocks(quantizer.fill, quantizer.length, 10)
+    def words(weight: int) -> np.ndarray:
+        fields = np.full(grid.length, 3 * grid.max_level + 1, np.uint32)
+        return np.append(pack(fields, 10), np.uint64(weight))
 
-    assert mean_update(plan, layout, grid, words([3, 0]), (0, 1, 2), 1).any()
-    mean_update(plan, layout, grid, words([900 - 768, 3]), (0, 1, 2), 1)
+    assert mean_update(plan, layout, grid, words(3), (0, 1, 2), 1).any()
+    mean_update(plan, layout, grid, words(900), (0, 1, 2), 1)
     with pytest.raises(Overflow, match="the sum of the weights"):
-        mean_update(plan, layout, grid, words(digits), (0, 1, 2), 1)
+        mean_update(plan, layout, grid, words(word), (0, 1, 2), 1)
+
+
+@pytest.mark.parametrize("kind", ["equal", "declared", "secret"])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_light_silo_that_fills_its_fields_is_refused(kind: str, sign: int) -> None:
+    """Weights 30, 20 and 1 of at most 60; the last one sends levels of ± M.
+
+    The weights permit 51 / 60 M, or 51 / 30 M where they are declared and the heaviest
+    counts whole. With equal weights a full field is any silo's right.
+    """
+    update = UpdateConfig(
+        value_bits=8,
+        rotation=True,
+        weights=kind,  # type: ignore[arg-type]
+        max_weight=60 if kind == "secret" else 0,
+    )
+    plan = make([30.0, 20.0, 1.0], update=update)
+    state, layout = initial_state(plan), shared_layout(plan)
+    grid = grid_after(plan, layout, state)
+    most = {"equal": 3 * 127, "declared": 215 + 3, "secret": 107 + 3}[kind]
+
+    def mean_of(level: int) -> np.ndarray:
+        fields = np.full(grid.length, 3 * 127, np.uint32)
+        fields[5] = 3 * 127 + sign * level
+        words = pack(fields, 10)
+        if kind == "secret":
+            words = np.append(words, np.uint64(51))
+        return mean_update(plan, layout, grid, words, (0, 1, 2), 1)
+
+    mean_of(most)
+    if sign < 0 and kind == "equal":
+        return  # Below is no field.
+    with pytest.raises(Overflow, match="larger than"):
+        mean_of(most + 1)
 
 
 def test_a_sum_that_cannot_be_is_refused() -> None:

@@ -8,6 +8,7 @@ import pytest
 from aggregator.exchanges import MAX_REFUSAL_BYTES, Exchanges, Stage
 from crypto.encoding import BytesLike
 from crypto.errors import MalformedMessage
+from crypto.frame import AGGREGATOR as AGGREGATOR_INDEX
 from crypto.keys import IdentityKey
 from protocol.envelope import Kind, Refusal, make_envelope
 from protocol.plan import RunPlan, SiloParty, make_plan
@@ -183,3 +184,38 @@ def test_a_reply_may_be_anything_that_holds_bytes(
     assert accepted == (0,)
     assert dropped[0].reason == "refused: no"
     assert traffic[0].sent_bytes == 97
+
+
+@pytest.mark.parametrize(
+    ("stage", "setup", "accused", "noted"),
+    [
+        ("envelopes", 2, 1, {1: {0}}),
+        ("ready", 2, 1, {}),
+        ("envelopes", 1, 1, {}),
+        ("envelopes", 2, 0, {}),
+        ("envelopes", 2, 3, {}),
+        ("envelopes", 2, -1, {}),
+    ],
+    ids=["noted", "other stage", "replayed", "itself", "a stranger", "nobody"],
+)
+def test_accusations_count_where_envelopes_are_opened(
+    tmp_path: Path,
+    plan: RunPlan,
+    keys: list[IdentityKey],
+    stage: str,
+    setup: int,
+    accused: int,
+    noted: dict[int, set[int]],
+) -> None:
+    body = Refusal(stage="envelopes", check="does not open", accused=accused).to_body()
+    refusal = make_envelope(plan, keys[0], Kind.REFUSED, body, sender=0, setup=setup)
+    request = make_envelope(
+        plan, keys[3], Kind.ROUND, b"", sender=AGGREGATOR_INDEX, setup=2
+    )
+    with TranscriptWriter(
+        tmp_path / "t", party="aggregator", plan_digest=plan.digest, identity=keys[3]
+    ) as transcript:
+        exchanges = Exchanges(plan, keys[3], Scripted({0: refusal}), transcript)
+        asked = Stage(name=stage, round_number=0, deadline_seconds=1.0)
+        exchanges.ask(asked, {0: request}, lambda silo, reply: 0)
+    assert exchanges.accusations == noted

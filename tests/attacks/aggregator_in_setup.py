@@ -52,6 +52,15 @@ def copied_key(f):
     return sign_keys(f, {2: Signed(body, resign(f, 2, body, Kind.ADVERTISE, NO_SLOT))})
 
 
+def another_spelling_of_a_key(f):
+    """Silo 2's slot key with the bit set that X25519 leaves out: the same point."""
+    message = Advertise.from_bytes(f.frames["advertise"][1][BODY], 3)
+    theirs = Advertise.from_bytes(f.frames["advertise"][2][BODY], 3).slot_publics[0]
+    spelt = theirs[:31] + bytes([theirs[31] | 0x80])
+    body = replace(message, slot_publics=(spelt, *message.slot_publics[1:])).to_bytes()
+    return sign_keys(f, {1: Signed(body, resign(f, 1, body, Kind.ADVERTISE, NO_SLOT))})
+
+
 def one_key_for_two_slots(f):
     message = Advertise.from_bytes(f.frames["advertise"][1][BODY], 3)
     first = (message.slot_publics[0],) * 3
@@ -200,6 +209,13 @@ KEYS_ROWS = [
     ),
     in_keys(AGGREGATOR, "one silo as two", one_silo_as_two, FORGED, "silo 2"),
     in_keys(COALITION, "a copied key", copied_key, FORBIDDEN, "twice"),
+    in_keys(
+        COALITION,
+        "another spelling of a key",
+        another_spelling_of_a_key,
+        FORBIDDEN,
+        "silo 1 are not canonical",
+    ),
     in_keys(
         COALITION, "one key for two slots", one_key_for_two_slots, FORBIDDEN, "twice"
     ),

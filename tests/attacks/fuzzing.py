@@ -337,7 +337,7 @@ def finish(f: Federation, stage: str, senders: list[int]) -> None:
         for i in senders:
             side.add_shares(f.silos[i].share(keys))
     if at <= 2:
-        f.frames["envelopes"] = {i: side.envelopes(i) for i in side.sharers}
+        f.frames["envelopes"] = {i: side.envelopes(i) for i in side.close_members()}
         slot = side.slot if side.has_slot else side.open_slot(0, 1, f.model, f.parts)
         for i in senders:
             f.silos[i].receive_shares(f.frames["envelopes"][i])

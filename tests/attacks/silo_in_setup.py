@@ -64,6 +64,14 @@ def slot_key_of_low_order(f):
     return sign(f, Kind.ADVERTISE, message.to_bytes())
 
 
+def another_spelling_of_a_key(f):
+    """Silo 0's slot key with the bit set that X25519 leaves out: the same point."""
+    theirs = Advertise.from_bytes(f.silos[0].advertise()[BODY], 2).slot_publics[0]
+    spelt = theirs[:31] + bytes([theirs[31] | 0x80])
+    message = replace(fresh(f), slot_publics=(fresh(f).slot_publics[0], spelt))
+    return sign(f, Kind.ADVERTISE, message.to_bytes())
+
+
 def too_many_slots(f):
     body = fresh(f).to_bytes()
     return sign(f, Kind.ADVERTISE, body + body[-64:])
@@ -157,6 +165,13 @@ ROWS = [
         channel_key_of_low_order,
         FORBIDDEN,
         "silo 1: .*low order",
+    ),
+    in_advertise(
+        SILO,
+        "another spelling of silo 0's slot key",
+        another_spelling_of_a_key,
+        FORBIDDEN,
+        "silo 1: .*not canonical",
     ),
     in_advertise(
         SILO,

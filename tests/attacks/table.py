@@ -127,7 +127,9 @@ def share(f: Federation, silos: list[int]) -> None:
 
 
 def send_envelopes(f: Federation) -> None:
-    f.frames["envelopes"] = {i: f.aggregator.envelopes(i) for i in f.aggregator.sharers}
+    f.frames["envelopes"] = {
+        i: f.aggregator.envelopes(i) for i in f.aggregator.close_members()
+    }
 
 
 def await_replies(f: Federation, stage: str) -> None:

@@ -119,6 +119,47 @@ def test_a_restart_does_not_bring_a_cheat_back(harness: Make) -> None:
     assert kinds == {Kind.END}
 
 
+def test_a_setup_that_too_few_can_join_is_given_up(harness: Make) -> None:
+    """Silo 0 loses what it knows of setup 1 just before the envelopes come."""
+    made, lost = harness(num_silos=3), 0
+
+    def fault(moment: str, kind: int, silo: int) -> bool:
+        nonlocal lost
+        is_it = (moment, kind, silo) == ("before", SecAggKind.ENVELOPES, 0)
+        if is_it and not lost:
+            lost += 1
+            name = made.plan.silos[0].name
+            (state,) = (made.federation.silo(name).run(made.plan)).glob("secagg-*")
+            state.unlink()
+            raise Crash
+        return False
+
+    with pytest.raises(Crash):
+        made.run(fault)
+    made.run()
+    setups = [record.setup for record in aggregator_records(made, SetupOpened)]
+    assert setups == [1, 2]
+    assert closed_rounds(made) == [1, 2]
+
+
+def test_a_member_that_cannot_join_is_invited_again(harness: Make) -> None:
+    """Four silos, of whom one loses its state: the setup goes on, and is made anew."""
+    protection = ProtectionConfig(slots_per_setup=16)
+    made, lost = harness(tiny_draft(num_rounds=3, protection=protection), 4), 0
+
+    def fault(moment: str, kind: int, silo: int) -> bool:
+        nonlocal lost
+        if (moment, kind, silo) != ("before", SecAggKind.ENVELOPES, 0) or lost:
+            return False
+        lost += 1
+        return True
+
+    made.run(fault)
+    setups = [record.setup for record in aggregator_records(made, SetupOpened)]
+    survivors = [len(r.survivors) for r in aggregator_records(made, RoundClosed)]
+    assert setups == [1] and survivors == [3, 4, 4]
+
+
 @pytest.mark.usefixtures("dealing_wrong_shares")
 def test_whose_shares_are_wrong_costs_a_round_and_is_left_out(harness: Make) -> None:
     made = harness(tiny_draft(num_rounds=3), num_silos=7)

@@ -10,7 +10,8 @@ import aggregator.averaging
 import aggregator.rounds
 import silo.trainer
 import silo.update
-from aggregator.state import RoundState
+from aggregator.state import RoundState, shared_layout
+from crypto.ring import pack
 from privacy.clipping import norm
 from protocol.records import RoundLost
 from protocol.settings import ProtectionConfig, UpdateConfig
@@ -124,11 +125,11 @@ def check_means(made: Harness, observed: dict[str, Any]) -> None:
             factors = [count / update.max_weight for count in images]
         total = np.zeros(mean.size)
         for silo_index, factor in enumerate(factors):
-            own = factor * observed["updates"][number, silo_index].astype(np.float64)
+            own = observed["updates"][number, silo_index].astype(np.float64)
             if not update.rotation:
                 ranges = np.repeat(grid.ranges, grid.segments)
                 own = np.clip(own, -ranges, ranges)
-            total += own
+            total += factor * own
         exact = total / sum(factors)
         steps = np.repeat(grid.steps, grid.segments)
         bound = 0.5 * 3 / sum(factors) * np.linalg.norm(steps)
@@ -153,10 +154,58 @@ def test_the_clipping_norm_is_three_times_that_of_the_mean_before(
     assert means[1] < 5.0 / 3
 
 
+def lying_in_round_2(
+    monkeypatch: pytest.MonkeyPatch, lie: Callable[[Any, Any], None]
+) -> None:
+    """Have silo 1 send other words in round 2 than it should."""
+    update = silo.trainer.RoundTrainer.update
+
+    def changed(self: Any, round_number: int) -> Any:
+        upload = update(self, round_number)
+        if round_number == 2 and self._silo == 1:
+            lie(upload.words, self._plan)
+        return upload
+
+    monkeypatch.setattr(silo.trainer.RoundTrainer, "update", changed)
+
+
+def lost_rounds(made: Harness) -> list[RoundLost]:
+    """Return the aggregator's records of lost rounds."""
+    folder = made.federation.aggregator.run(made.plan) / "transcript"
+    records = [entry.record for entry in read_records(folder)]
+    return [record for record in records if isinstance(record, RoundLost)]
+
+
+@pytest.mark.parametrize("name", ["secret", "both"])
+def test_a_claimed_weight_of_1_with_full_fields_costs_a_round_and_not_the_run(
+    harness: Make,
+    observed: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+) -> None:
+    """Divided by so small a weight, full fields would be a mean beyond any range."""
+    made = harness(tiny_draft(update=OPTIONS[name], num_rounds=3))
+    uneven(made)
+
+    def lie(words: Any, plan: Any) -> None:
+        num_values = plan.update.num_values(shared_layout(plan).size)
+        bits, most = plan.update.field_bits(2, 3), 2**plan.update.value_bits - 2
+        words[:-1] = pack(np.full(num_values, most, np.uint32), bits)
+        words[-1] = 1
+
+    lying_in_round_2(monkeypatch, lie)
+    after = made.run()
+    assert after.round_number == 3
+    lost = lost_rounds(made)
+    assert [record.round_number for record in lost] == [2]
+    assert "larger than" in lost[0].reason
+    assert sorted(observed["means"]) == [1, 3]
+
+
 def test_after_a_lost_round_the_last_known_norm_holds(
     harness: Make, observed: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A silo whose digits cannot be costs round 2, as any other lie does."""
+    """A silo whose weight cannot be costs round 2, as any other lie does."""
     made = harness(
         tiny_draft(
             update=OPTIONS["all"],
@@ -164,22 +213,13 @@ def test_after_a_lost_round_the_last_known_norm_holds(
             protection=ProtectionConfig(method="none"),
         )
     )
-    encode = silo.update.encode_weight
-    asked = []
 
-    def lie(*arguments: Any) -> Any:
-        asked.append(arguments)
-        digits = encode(*arguments)
-        return digits + np.uint32(60_000) if len(asked) == 5 else digits
+    def lie(words: Any, plan: Any) -> None:
+        words[-1] += np.uint64(60_000)
 
-    monkeypatch.setattr(silo.update, "encode_weight", lie)
+    lying_in_round_2(monkeypatch, lie)
     made.run()
-    folder = made.federation.aggregator.run(made.plan) / "transcript"
-    lost = [
-        entry.record
-        for entry in read_records(folder)
-        if isinstance(entry.record, RoundLost)
-    ]
+    lost = lost_rounds(made)
     assert [record.round_number for record in lost] == [2]
     assert "the sum of the weights" in lost[0].reason
     norms = {number: observed["norms"][number, 0] for number in (1, 2, 3)}

@@ -59,7 +59,7 @@ def check_sums(harness: Harness, kept: dict[str, Any]) -> None:
     num_silos = len(harness.plan.silos)
     for number, (words, survivors) in kept["sums"].items():
         bits = update.field_bits(number, num_silos)
-        length = update.num_fields(number, num_silos, size)
+        length = update.num_values(size)
         plain = np.zeros(length, dtype=np.uint64)
         for index in survivors:
             vector = kept["vectors"][number, harness.plan.silos[index].name]

@@ -75,8 +75,8 @@ class TestExplain:
             (
                 {"weights": "secret", "max_weight": 2000},
                 "Weights: each silo's number of examples, at most 2,000; the "
-                "aggregator learns their sum in each round, and so this silo's number "
-                "if the silos of two rounds differ by this one.",
+                "aggregator learns their sum in each round, and so exactly this silo's "
+                "number if the silos of two rounds differ by this one.",
             ),
         ],
     )

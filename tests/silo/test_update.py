@@ -44,10 +44,11 @@ def slow_update(plan, layout, local, global_):
 
 
 def fields_of(plan, layout, words, round_number=1):
-    """Return the fields of the vector, padding included, without a weight's digits."""
+    """Return the fields of the vector, padding included, without a secret weight."""
     bits = plan.update.field_bits(round_number, len(plan.silos))
-    length = plan.update.num_fields(round_number, len(plan.silos), layout.size)
-    return unpack(words, bits, length)[: plan.update.num_values(layout.size)]
+    if plan.update.weights == "secret":
+        words = words[:-1]
+    return unpack(words, bits, plan.update.num_values(layout.size))
 
 
 def made(plan, local, global_, *, silo=0, round_number=1, ranges=NO_RANGES, **other):
@@ -247,7 +248,7 @@ class TestClipping:
 
 class TestSecretWeights:
     @pytest.mark.parametrize("rotation", [False, True])
-    def test_the_update_is_weighed_and_the_weight_is_in_the_digits(
+    def test_the_update_is_weighed_and_the_weight_is_the_last_word(
         self, global_, rotation
     ):
         plan = plan_with(
@@ -257,15 +258,37 @@ class TestSecretWeights:
         ranges = first(plan)
         if not rotation:
             ranges = np.full(len(layout.segments), 0.05, np.float32)
-        bits = plan.update.field_bits(2, 3)
-        length = plan.update.num_fields(2, 3, layout.size)
         levels = {}
         for num_examples in (250, 1000):
             place = {"round_number": 2, "ranges": ranges, "num_examples": num_examples}
             words = made(plan, local, global_, **place)
             assert words.size == plan.num_words(2, layout.size)
-            fields = unpack(words, bits, length)
-            assert fields[-2] + 256 * int(fields[-1]) == num_examples
-            levels[num_examples] = fields[:-2].astype(float) - 127
+            assert words[-1] == num_examples
+            fields = fields_of(plan, layout, words, 2)
+            levels[num_examples] = fields.astype(float) - 127
         assert np.abs(levels[250] - levels[1000] / 4).max() <= 0.5 + 0.125
         assert np.abs(levels[1000]).max() > 20
+
+    def test_sums_of_words_tell_the_sum_of_the_weights_alone(self, global_):
+        """255 + 257 and 256 + 256 examples: other digits in base 256, the same sum.
+
+        Without a move every field is the middle of the grid, whatever the weight.
+        """
+        plan = plan_with(weights="secret", max_weight=1000, rotation=True, value_bits=8)
+        sums = []
+        for pair in ((255, 257), (256, 256)):
+            first_words, second_words = (
+                made(plan, global_, global_, num_examples=weight, ranges=first(plan))
+                for weight in pair
+            )
+            sums.append(first_words + second_words)
+        assert np.array_equal(*sums)
+        assert sums[0][-1] == 512
+
+    def test_the_heaviest_weights_do_not_touch_the_values(self, global_):
+        """The word of the weights may use all of its bits; no field changes."""
+        plan = plan_with(weights="secret", max_weight=2**32, rotation=True)
+        words = made(plan, global_, global_, num_examples=2**32, ranges=first(plan))
+        total = words * np.uint64(3)
+        assert total[-1] == 3 * 2**32
+        assert set(fields_of(plan, shared_layout(plan), total).tolist()) == {3 * 32767}

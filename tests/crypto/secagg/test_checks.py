@@ -56,3 +56,20 @@ def test_twins_are_found_wherever_they_are(groups):
     assert checks.has_twins(b"".join(group) for group in padded) == (
         len(set(flat)) < len(flat)
     )
+
+
+@pytest.mark.parametrize(
+    ("number", "is_canonical"),
+    [
+        (0, True),
+        (2**255 - 20, True),
+        (2**255 - 19, False),
+        (2**255 - 18, False),
+        (2**255 + 9, False),
+        (2**256 - 1, False),
+    ],
+)
+def test_keys_above_the_prime_are_not_canonical(number, is_canonical):
+    key, good = number.to_bytes(32, "little"), (9).to_bytes(32, "little")
+    assert checks.are_canonical(key) is is_canonical
+    assert checks.are_canonical(good + key + good) is is_canonical
