@@ -173,7 +173,7 @@ def quantising(sizes: Sizes) -> Rows:
 def quantise_and_pack(vector: Vector, grid: Grid, dither_seed: bytes) -> Words:
     """Round an update at random and pack it, as ``silo/update.py`` does."""
     quantizer = Quantizer(vector, grid, prg.SecretRandom(dither_seed))
-    return pack_blocks(quantizer.fill, quantizer.length, FIELD_BITS)
+    return pack_blocks(quantizer.fill, vector.size, FIELD_BITS)
 
 
 def random_words(num_values: int) -> Words:

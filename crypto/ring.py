@@ -111,9 +111,9 @@ def unpack_blocks(
 ) -> Iterator[tuple[int, Fields]]:
     """Yield (start, fields) of packed words, or of a sum of them, block by block.
 
-    Guarantees: the elements 0 … length - 1 are yielded once each; blocks that lie within
-    one plane follow the order of the words. Fields may be a view of the words, or a
-    buffer that the next block overwrites.
+    Guarantees: the elements 0 … length - 1 are yielded once each; blocks that lie
+    within one plane follow the order of the words. Fields may be a view of the words,
+    or a buffer that the next block overwrites.
 
     Args:
         length: the number of fields that were packed.

@@ -6,6 +6,10 @@ M = 2^(q-1) - 1, in grid steps r / M, and is stored as the field level + M. The 
 such fields is at most 2 M n, which the grid compares with the field before anything is
 summed. The grid itself follows from public numbers and is in ``privacy.grids``.
 
+A silo of relative weight w (1 for the heaviest there may be) clamps its values to the
+range and multiplies them by w: its levels are at most w M, rounded up. Whoever reads
+the sum holds it to that (:func:`largest_deviation`).
+
 Both directions work block by block, on what fits the processor's cache: fields are
 made when they are packed and read when they are unpacked; there is never an array of
 them.
@@ -26,6 +30,10 @@ from privacy.rotation import RandomBytes
 BLOCK = 1 << 15
 NARROW_VALUE_BITS = 16
 """Up to so many value bits a level is reckoned in float32 and 32-bit integers."""
+
+_WEIGHT_TOLERANCE = 2.0**-40
+"""More than float64 loses of a relative weight and of the sum of 1,000 of them: each
+step a relative 2^-53, together below 2^-42."""
 
 Fields = npt.NDArray[np.unsignedinteger[Any]]
 
@@ -52,9 +60,10 @@ _WIDE = _FixedPoint(np.float64, np.int64, np.uint64, np.uint32, 32)
 class Quantizer:
     """One clipped update as fields on a grid, made when they are asked for.
 
-    Guarantees: every field is 0 … 2 M. Values beyond their range are clamped to it and
-    counted. With ``random`` rounding is stochastic: of w · x / step the field's level
-    is one of the two neighbours, and its expectation is w · x / step to within
+    Guarantees: every field is M - ⌈w M⌉ … M + ⌈w M⌉, within 0 … 2 M. Values beyond
+    their range are clamped to it, whatever the weight, and counted. With ``random``
+    rounding is stochastic: of w · x / step the field's level is one of the two
+    neighbours, and its expectation is w · x / step to within
 
     - 2^-17 steps and 2^-22 of the value itself, for up to 16 value bits,
     - 2^-33 steps and 2^-51 of the value itself, above,
@@ -63,7 +72,7 @@ class Quantizer:
     to 16 or 32 bits of fraction, floor(t + u) with u uniform on {k / 2^16} or
     {k / 2^32} has the expectation t exactly) and the second the rounding of the one
     product in float32 or float64. Without ``random`` a value goes to the nearest level
-    (ties to even), the same on every machine.
+    (ties to even), the same on every machine; none is beyond w M rounded likewise.
 
     Two bytes of ``random`` are used a value for up to 16 value bits, four above.
 
@@ -71,8 +80,7 @@ class Quantizer:
         vector: float32 ``[d]``, read while fields are made and never written.
         grid: the cohort's grid, of the same length.
         random: secret random words, or None for nearest.
-        weight: the silo's factor in the sum, in (0, 1].
-        tail: fields that follow those of the vector as they are.
+        weight: the silo's factor w in the sum, in (0, 1].
 
     Raises:
         GridTooCoarse: the grid belongs to a vector of another length.
@@ -85,29 +93,23 @@ class Quantizer:
         random: RandomBytes | None,
         *,
         weight: float = 1.0,
-        tail: npt.NDArray[np.uint32] | None = None,
     ) -> None:
         if vector.size != grid.length:
             raise GridTooCoarse(
                 f"a vector of {vector.size:,} values on a grid for {grid.length:,}"
             )
         self._vector, self._grid, self._random = vector, grid, random
-        self._tail = np.empty(0, np.uint32) if tail is None else tail
         is_narrow = grid.value_bits <= NARROW_VALUE_BITS and random is not None
         self._type = _NARROW if is_narrow else _WIDE
         fraction_bits = self._type.fraction_bits if random is not None else 0
-        self._limit = self._type.real(grid.max_level << fraction_bits)
+        # Rounding is monotone and ⌈w M⌉ a float: the limit is at most ⌈w M⌉.
+        self._limit = self._type.real(weight * float(grid.max_level << fraction_bits))
         self._middle = self._type.whole(grid.max_level << fraction_bits)
-        self._factors = _factors(grid.ranges, weight, self._limit)
+        self._factors = _factors(grid.ranges, self._limit)
         self._reals = np.empty(BLOCK, self._type.real)
         self._wholes = np.empty(BLOCK, self._type.whole)
         self._words = np.empty(BLOCK * self._type.half().itemsize // 8, np.uint64)
         self._num_clamped = 0
-
-    @property
-    def length(self) -> int:
-        """The number of fields, those of the tail included."""
-        return self._vector.size + self._tail.size
 
     @property
     def num_clamped(self) -> int:
@@ -123,13 +125,10 @@ class Quantizer:
         Raises:
             NotFinite: a value is NaN or infinite.
         """
-        stop = min(start + target.size, self._vector.size)
+        stop = start + target.size
         for first in range(start, stop, BLOCK):
             last = min(first + BLOCK, stop)
             self._fill_block(first, target[first - start : last - start])
-        first = max(start, self._vector.size)
-        tail = self._tail[first - self._vector.size :][: start + target.size - first]
-        np.copyto(target[first - start :], tail, casting="unsafe")
 
     def _fill_block(self, start: int, target: Fields) -> None:
         """Write the fields of at most a block of values."""
@@ -152,7 +151,7 @@ class Quantizer:
         np.copyto(target, wholes, casting="unsafe")
 
     def _clamp(self, start: int, reals: npt.NDArray[np.floating[Any]]) -> None:
-        """Clamp a block's levels, and count those that were beyond."""
+        """Clamp a block's levels at ± w M, and count those that were beyond."""
         limit = self._limit
         if reals.min() >= -limit and reals.max() <= limit:
             return
@@ -163,17 +162,29 @@ class Quantizer:
 
 
 def _factors(
-    ranges: npt.NDArray[np.float32], weight: float, limit: np.floating[Any]
+    ranges: npt.NDArray[np.float32], limit: np.floating[Any]
 ) -> npt.NDArray[np.floating[Any]]:
-    """Return what a value of each segment is multiplied with: weight · limit / range.
+    """Return what a value of each segment is multiplied with: limit / range.
 
     Rounded down where a value at its range would come out above the limit.
     """
     real = type(limit)
-    factors = (weight * float(limit) / ranges.astype(np.float64)).astype(real)
+    factors = (float(limit) / ranges.astype(np.float64)).astype(real)
     while (beyond := factors * ranges.astype(real) > limit).any():
         factors[beyond] = np.nextafter(factors[beyond], real(0))
     return factors
+
+
+def largest_deviation(grid: Grid, num_contributors: int, total_weight: float) -> int:
+    """Return how far an honest sum of fields may lie from n M, in grid steps.
+
+    Guarantees: no sum of fields that n :class:`Quantizer` made deviates more, if
+    ``total_weight`` is the sum of their weights to a relative 2^-41. A level is below
+    w M + 1, so n of them are at most ⌊M Σ w⌋ + n; nor are they above n M, which is the
+    smaller one when all weights are equal.
+    """
+    by_weight = grid.max_level * total_weight * (1 + _WEIGHT_TOLERANCE)
+    return min(grid.max_level * num_contributors, int(by_weight) + num_contributors)
 
 
 def dequantize_sum(
@@ -186,30 +197,32 @@ def dequantize_sum(
     """Return the mean update, float32 ``[d]``, of a sum of fields.
 
     Guarantees: every value is (sum - n M) · step / total weight, of which the product
-    alone is rounded, to a relative 2^-22.
+    alone is rounded, to a relative 2^-22. None is beyond its range by more than
+    n / total weight steps, whoever lied; with equal weights, none at all.
 
     Args:
         blocks: (start, sums of ``num_contributors`` fields), in any order, which
             together are the vector once.
-        total_weight: the sum of the contributors' weights.
+        total_weight: the sum of the contributors' relative weights.
 
     Raises:
         GridTooCoarse: the grid belongs to a vector of another length.
-        Overflow: a sum is larger than so many fields can be: somebody lied, or the
-            masks did not cancel.
+        Overflow: a sum is further from the middle than contributors of this total
+            weight can bring it: somebody lied, or the masks did not cancel.
     """
-    largest, mean = 2 * grid.max_level * num_contributors, np.empty(grid.length, "f4")
+    deviation = largest_deviation(grid, num_contributors, total_weight)
+    center, mean = grid.max_level * num_contributors, np.empty(grid.length, "f4")
     # Up to 2^24 a whole number is exact in float32.
-    real = np.float32 if largest <= 1 << 24 else np.float64
-    middle = real(grid.max_level * num_contributors)
+    real = np.float32 if 2 * center <= 1 << 24 else np.float64
+    middle = real(center)
     factors = (grid.steps / total_weight).astype(real)
     num_values = 0
     for start, fields in blocks:
         num_values += fields.size
         if start + fields.size > grid.length or num_values > grid.length:
             raise GridTooCoarse(f"a sum of more than {grid.length:,} values")
-        if fields.size and int(fields.max()) > largest:
-            raise Overflow("the sum is larger than its contributors' fields can be")
+        if fields.size:
+            _check_sum(fields, center - deviation, center + deviation)
         for part, segment in grid.parts(start, start + fields.size):
             values = fields[part.start - start : part.stop - start].astype(real)
             np.subtract(values, middle, out=values)
@@ -219,3 +232,9 @@ def dequantize_sum(
             f"a sum of {num_values:,} values on a grid for {grid.length:,}"
         )
     return mean
+
+
+def _check_sum(fields: Fields, smallest: int, largest: int) -> None:
+    """Refuse sums of fields outside of smallest … largest."""
+    if int(fields.max()) > largest or (smallest and int(fields.min()) < smallest):
+        raise Overflow("the sum is larger than its contributors' fields can be")

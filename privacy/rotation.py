@@ -7,8 +7,8 @@ H₄₀₉₆ = H₆₄ ⊗ H₆₄, entries ± 1/64. A column takes its values 
 that large and small tensors are mixed. What was a tensor ten times larger than the rest
 becomes noise of one size everywhere, for which one grid range is enough.
 
-The signs are public: they need not be secret, only independent of the updates, so that
-no update happens to be the one that a rotation concentrates on few values.
+The signs are public: they need not be secret, only independent of honest updates, so
+that none happens to be the one that a rotation concentrates on few values.
 
 Source: A. T. Suresh et al., Distributed mean estimation with limited communication
 (2017), section 3; for the factored transform, vec(A X Aᵀ) = (A ⊗ A) vec(X).

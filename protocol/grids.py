@@ -35,7 +35,6 @@ from privacy.grids import (
     next_ranges,
     rounded_down,
 )
-from privacy.weights import check_headroom
 from protocol.errors import EnvelopeRejected
 from protocol.plan import RunPlan
 from protocol.settings import MIN_CLIPPING_NORM
@@ -54,10 +53,7 @@ class RoundGrid:
 
     def check_headroom(self, plan: RunPlan, field_bits: int) -> None:
         """Raise ``Overflow`` if a sum over all silos could leave a field."""
-        num_silos = len(plan.silos)
-        self.grid.check_headroom(field_bits, num_silos)
-        if plan.update.weights == "secret":
-            check_headroom(self.grid.value_bits, field_bits, num_silos)
+        self.grid.check_headroom(field_bits, len(plan.silos))
 
 
 def round_grid(
@@ -137,10 +133,12 @@ def numbers_after_loss(
 def sign_seed(plan: RunPlan, round_number: int) -> bytes:
     """Return the public seed of a round's rotation, the same for every party.
 
-    It follows from the plan's digest, which was fixed before any training: nobody can
-    choose signs for an update or an update for its signs, and that is all that the
-    rotation needs of them. Every round has signs of its own. Expanded by
-    ``crypto.prg.SecretRandom``, whose stream looks as random when its seed is known.
+    It follows from the plan's digest, which was fixed before any training: honest
+    updates do not depend on the signs, and that is all that the rotation needs of them.
+    A silo knows them before it trains, and whoever makes a plan can try nonces; but a
+    dishonest silo can spoil the mean in easier ways. Every round has signs of its own.
+    Expanded by ``crypto.prg.SecretRandom``, whose stream looks as random when its seed
+    is known.
 
     Source: SHA-256 of label, digest and round number.
     """

@@ -198,13 +198,12 @@ class RunPlan(PlanDraft):
     def num_words(self, round_number: int, num_parameters: int) -> int:
         """Return the length of a round's packed vector: values, padding and weight.
 
-        Everything that is sent, allocated, stored or accounted for has this length.
+        Everything that is sent, allocated, stored or accounted for has this length. A
+        secret weight is the last word, after the fields of the values.
         """
-        num_silos = len(self.silos)
-        return words_needed(
-            self.update.num_fields(round_number, num_silos, num_parameters),
-            self.update.field_bits(round_number, num_silos),
-        )
+        num_values = self.update.num_values(num_parameters)
+        field_bits = self.update.field_bits(round_number, len(self.silos))
+        return words_needed(num_values, field_bits) + (self.update.weights == "secret")
 
     def vector_bytes(self, round_number: int, num_parameters: int) -> int:
         """Return the bytes of one silo's packed update, exactly."""

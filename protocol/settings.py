@@ -13,7 +13,6 @@ from crypto.ring import field_bits_for
 from crypto.secagg.config import SecAggConfig
 from diffusion.config import SamplerConfig
 from privacy.rotation import padded_length
-from privacy.weights import num_digits
 from protocol.encoding import check_hex
 
 FIRST_ROUND_FIELD_BITS = 32
@@ -145,12 +144,6 @@ class UpdateConfig:
     def num_values(self, num_parameters: int) -> int:
         """Return the length of the vector of so many parameters, with its padding."""
         return padded_length(num_parameters) if self.rotation else num_parameters
-
-    def num_fields(self, round_number: int, num_silos: int, num_parameters: int) -> int:
-        """Return how many fields are packed: the vector, and the digits of a weight."""
-        value_bits = self.value_bits_in(round_number, num_silos)
-        digits = num_digits(self.max_weight, value_bits)
-        return self.num_values(num_parameters) + digits
 
 
 @dataclass(frozen=True, kw_only=True)

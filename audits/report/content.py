@@ -154,8 +154,8 @@ def _weights(update: UpdateConfig) -> str:
         "equal": "all silos count alike",
         "declared": "as the plan declares",
         "secret": f"each silo's number of examples, at most {update.max_weight:,}; the "
-        "aggregator learns their sum in each round, and so a silo's number if the "
-        "survivors of two rounds differ by that silo",
+        "aggregator learns their sum in each round, and so exactly a silo's number if "
+        "the survivors of two rounds differ by that silo",
     }[update.weights]
 
 

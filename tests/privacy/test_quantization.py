@@ -21,7 +21,13 @@ from crypto.ring import (
 from privacy.clipping import clip
 from privacy.errors import GridTooCoarse, NotFinite, Overflow
 from privacy.grids import Grid, first_grid
-from privacy.quantization import BLOCK, NARROW_VALUE_BITS, Quantizer, dequantize_sum
+from privacy.quantization import (
+    BLOCK,
+    NARROW_VALUE_BITS,
+    Quantizer,
+    dequantize_sum,
+    largest_deviation,
+)
 
 
 def floats(*values):
@@ -34,11 +40,11 @@ class Quantized:
     num_clamped: int
 
 
-def quantize(values, grid, random, *, weight=1.0, tail=None):
+def quantize(values, grid, random, *, weight=1.0):
     """Return all fields of a vector at once."""
     vector = np.asarray(values, np.float32)
-    quantizer = Quantizer(vector, grid, random, weight=weight, tail=tail)
-    fields = np.empty(quantizer.length, np.uint32)
+    quantizer = Quantizer(vector, grid, random, weight=weight)
+    fields = np.empty(vector.size, np.uint32)
     quantizer.fill(0, fields)
     return Quantized(fields, quantizer.num_clamped)
 
@@ -178,9 +184,9 @@ def reference(values, grid, weight, dither):
     ]
     levels, num_clamped, parts = [], 0, 1 << fraction_bits(grid)
     for index, (value, step) in enumerate(zip(values, steps, strict=True)):
-        real = Fraction(float(value)) * Fraction(weight) / step
+        real = Fraction(float(value)) / step
         num_clamped += abs(real) > grid.max_level
-        real = max(-grid.max_level, min(grid.max_level, real))
+        real = Fraction(weight) * max(-grid.max_level, min(grid.max_level, real))
         if dither is None:
             level = round(real)  # Python rounds ties to even.
         else:
@@ -479,6 +485,148 @@ def test_weights_give_the_weighted_mean():
     assert np.abs(mean - expected).max() <= 1.5 * step / sum(weights) + 1e-6
 
 
+def test_a_light_silo_clamps_at_the_range_and_not_at_the_largest_level():
+    """Weight 1/4: a value of four ranges counts as one range, in a quarter of M."""
+    grid = exact_grid(6, (0,), (6,))  # M = 31; one step is 1.
+    values = [31.0, -31.0, 32.0, -124.0, 8.0, 1e30]
+    floor, ceil = constant(0), constant(2**16 - 1)
+    for random, low, high in ((None, -8, 8), (floor, -8, 7), (ceil, -7, 8)):
+        integers = quantize(values, grid, random, weight=0.25)  # 31 / 4 = 7.75
+        assert levels_of(integers, grid) == [high, low, high, low, 2, high]
+        assert integers.num_clamped == 3
+
+
+def extremes(grid):
+    """Return every value at, or far beyond, an end of its range, and in between."""
+    ends = np.array([-1, 1, -1e9, 1e9, 0, 1 - 2**-24, -0.3, 0.7], np.float32)
+    return (np.repeat(grid.ranges, grid.segments).reshape(-1, 8) * ends).ravel()
+
+
+@st.composite
+def weighted_cohorts(draw):
+    """A grid, relative weights, a rounding; weights as the plan and secret ones are."""
+    value_bits = draw(st.sampled_from([2, 3, 4, 8, 12, 15, 16, 17, 20, 24, 30]))
+    ranges = draw(st.lists(st.floats(1e-20, 1e6), min_size=1, max_size=3))
+    grid = Grid(value_bits, floats(*ranges), (8,) * len(ranges))
+    num_silos, kind = draw(st.integers(1, 40)), draw(st.sampled_from("esdw"))
+    if kind == "e":
+        weights = [1.0] * num_silos
+    elif kind == "d":  # As declared: numbers of any size, over the heaviest.
+        numbers = draw(st.lists(st.floats(1e-9, 1e9), min_size=1, max_size=40))
+        weights = [number / max(numbers) for number in numbers]
+    elif kind == "s":  # As secret: whole numbers over a number that is not theirs.
+        most = draw(st.integers(1, 2**32))
+        numbers = draw(st.lists(st.integers(1, most), min_size=1, max_size=40))
+        weights = [number / most for number in numbers]
+    else:  # w M a whole number but for float64's last bit, or a little beside one.
+        levels = st.integers(1, grid.max_level).map(lambda level: level - 1e-9)
+        weights = [
+            draw(levels) / grid.max_level if index % 2 else 1 / draw(st.integers(1, 50))
+            for index in range(num_silos)
+        ]
+    return grid, weights, draw(st.sampled_from(["nearest", "up", "down", "dithered"]))
+
+
+def source(rounding, grid, seed):
+    bits = fraction_bits(grid)
+    return {
+        "nearest": None,
+        "up": constant(2**bits - 1, bits),
+        "down": constant(0, bits),
+        "dithered": secret(seed % 256),
+    }[rounding]
+
+
+@given(weighted_cohorts())
+def test_a_level_is_at_most_its_weight_rounded_up(cohort):
+    grid, weights, rounding = cohort
+    for silo, weight in enumerate(weights[:5]):
+        integers = quantize(
+            extremes(grid), grid, source(rounding, grid, silo), weight=weight
+        )
+        most = math.ceil(weight * grid.max_level)
+        if rounding == "nearest":
+            most = round(weight * grid.max_level)
+        levels = levels_of(integers, grid)
+        assert -most <= min(levels)
+        assert max(levels) <= most
+
+
+@given(weighted_cohorts())
+def test_no_honest_sum_is_refused(cohort):
+    """Whatever the weights: all silos at an end of the range, all rounded outwards."""
+    grid, weights, rounding = cohort
+    total = sum(
+        quantize(
+            extremes(grid), grid, source(rounding, grid, silo), weight=weight
+        ).fields.astype(np.uint64)
+        for silo, weight in enumerate(weights)
+    )
+    mean = dequantize(
+        total, grid, num_contributors=len(weights), total_weight=sum(weights)
+    )
+    excess = len(weights) / sum(weights) * np.repeat(grid.steps, grid.segments)
+    ranges = np.repeat(grid.ranges, grid.segments).astype(np.float64)
+    assert (np.abs(mean) <= (ranges + excess) * (1 + 2**-22)).all()
+
+
+@given(weighted_cohorts(), st.booleans())
+def test_one_step_beyond_what_the_weights_permit_is_refused(cohort, is_above):
+    grid, weights, _ = cohort
+    num_silos = len(weights)
+    exact = sum(Fraction(weight) for weight in weights)
+    most = min(
+        num_silos * grid.max_level, math.floor(grid.max_level * exact) + num_silos
+    )
+    assert most <= largest_deviation(grid, num_silos, sum(weights)) <= most + 1
+    most = largest_deviation(grid, num_silos, sum(weights))
+    if set(weights) == {1.0}:
+        assert most == num_silos * grid.max_level
+    sign = 1 if is_above else -1
+    arguments = {"num_contributors": num_silos, "total_weight": sum(weights)}
+    sums = np.full(grid.length, num_silos * grid.max_level, np.int64)
+    sums[3] += sign * most
+    dequantize(sums.astype(np.uint64), grid, **arguments)
+    sums[3] += sign
+    if sums[3] >= 0:  # A field of -1 would be the largest of all.
+        with pytest.raises(Overflow, match="larger than"):
+            dequantize(sums.astype(np.uint64), grid, **arguments)
+
+
+def test_the_bound_by_hand():
+    """M = 127. Weights 1, 1/2, 1/4: 222.25 and a step for each, of at most 381."""
+    grid = exact_grid(8, (0,), (1,))
+    assert largest_deviation(grid, 3, 1.75) == 222 + 3
+    assert largest_deviation(grid, 3, 3.0) == 381
+    assert largest_deviation(grid, 3, 2.999) == 380 + 1
+    assert largest_deviation(grid, 3, 3e-9) == 3
+
+
+def test_the_bound_allows_for_the_rounding_of_the_weights():
+    """Each w M is a bit more than a whole number; float64 loses it in their sum."""
+    grid = exact_grid(30, (0,), (1,))
+    weights = [0.9944054782286389, 0.08366767332640976, 0.05238097543340359]
+    levels = [
+        levels_of(
+            quantize(grid.ranges, grid, constant(2**32 - 1, 32), weight=weight), grid
+        )[0]
+        for weight in weights
+    ]
+    assert levels == [533_867_376, 44_918_741, 28_121_823]
+    assert int(grid.max_level * sum(weights)) + 3 < sum(levels)
+    assert largest_deviation(grid, 3, sum(weights)) >= sum(levels)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_lightest_silo_cannot_use_the_whole_range(sign):
+    """w = 1 of W = 1000 with full fields, two others of 10: the mean was 47 ranges."""
+    grid = exact_grid(8, (0,), (4,))
+    sums = np.full(4, 3 * grid.max_level + sign * grid.max_level, np.uint64)
+    with pytest.raises(Overflow, match="larger than"):
+        dequantize(sums, grid, num_contributors=3, total_weight=21 / 1000)
+    dequantize(sums, grid, num_contributors=3, total_weight=1000 / 1000)
+
+
 def test_a_weight_cannot_make_a_value_leave_the_first_grid():
     grid = first_grid(8, 1.0, [2])
     update = clip(floats(9.0, 9.0), 1.0).vector
@@ -494,16 +642,13 @@ def test_any_blocks_in_any_order_give_the_same_fields(value_bits):
     rng, segments = np.random.default_rng(3), (5, 0, 40_000, 1, 60_000)
     values = rng.standard_normal(sum(segments)).astype(np.float32)
     grid = Grid(value_bits, floats(1.0, 2.0, 3.0, 0.5, 4.0), segments)
-    tail = np.array([3, 1, 2], np.uint32)
-    whole = quantize(values, grid, None, tail=tail).fields
-    assert whole[-3:].tolist() == [3, 1, 2]
+    whole = quantize(values, grid, None).fields
     steps = np.repeat(grid.steps, segments)
     levels = np.clip(np.rint(values / steps), -grid.max_level, grid.max_level)
-    assert (np.abs(whole[:-3] - (levels + grid.max_level)) <= 1).all()
-    assert (whole[:-3] == levels + grid.max_level).mean() > 0.999
-    inner = sorted(rng.integers(0, whole.size - 3, 9).tolist())
-    cuts = [0, *inner, whole.size - 2, whole.size]  # One cut is within the tail.
-    quantizer = Quantizer(values, grid, None, tail=tail)
+    assert (np.abs(whole - (levels + grid.max_level)) <= 1).all()
+    assert (whole == levels + grid.max_level).mean() > 0.999
+    cuts = [0, *sorted(rng.integers(0, whole.size, 9).tolist()), whole.size]
+    quantizer = Quantizer(values, grid, None)
     parts = np.empty(whole.size, np.uint32)
     for place in rng.permutation(len(cuts) - 1):
         start, stop = cuts[place], cuts[place + 1]
@@ -518,31 +663,29 @@ def test_any_blocks_in_any_order_give_the_same_fields(value_bits):
 @pytest.mark.parametrize("field_bits", FIELD_BITS)
 @pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
 def test_fused_with_the_ring_it_is_the_same_sum(field_bits, rounding):
-    """Fused quantise and pack, sum of three, unpack and dequantise; with a tail."""
+    """Fused quantise and pack, sum of three, unpack and dequantise."""
     value_bits, segments = min(24, field_bits - 2), (70_000, 3, 200_000)
     grid = Grid(value_bits, floats(3.0, 0.1, 1e-3), segments)
     rng, length = np.random.default_rng(field_bits), sum(segments)
     ranges, steps = np.repeat(grid.ranges, segments), np.repeat(grid.steps, segments)
-    tail = np.array([1, 0], np.uint32)
-    total = np.zeros(words_needed(length + 2, field_bits), np.uint64)
+    total = np.zeros(words_needed(length, field_bits), np.uint64)
     updates = [(rng.uniform(-1, 1, length) * ranges).astype("f4") for _ in range(3)]
     for silo, update in enumerate(updates):
         random = secret(silo) if rounding == "stochastic" else None
-        quantizer = Quantizer(update, grid, random, tail=tail)
-        packed = pack_blocks(quantizer.fill, quantizer.length, field_bits)
+        quantizer = Quantizer(update, grid, random)
+        packed = pack_blocks(quantizer.fill, length, field_bits)
         if random is None:
-            fields = quantize(update, grid, None, tail=tail).fields
+            fields = quantize(update, grid, None).fields
             assert (packed == pack(fields, field_bits)).all()
         add_into(total, packed)
     mean = dequantize_sum(
-        unpack_blocks(total, field_bits, length + 2, length),
+        unpack_blocks(total, field_bits, length),
         grid,
         num_contributors=3,
         total_weight=3.0,
     )
     bound = steps * (0.5 if rounding == "nearest" else 1.0) + 2**-22 * ranges
     assert (np.abs(mean - np.mean(updates, axis=0, dtype=np.float64)) <= bound).all()
-    assert unpack(total, field_bits, length + 2)[-2:].tolist() == [3, 0]
 
 
 @given(

@@ -172,18 +172,18 @@ def test_what_a_silo_permits():
         assert made.clipping_norm == (1.0 if "update.clipping" in changes else 2.0)
 
 
-def test_headroom_is_checked_for_the_digits_too():
-    """Fields of 4 bits are at most 14, digits 15: of 18 silos 252 and 270."""
-    secret = {"update.weights": "secret", "update.max_weight": 9}
-    rotated = ROTATED | {"update.value_bits": 4}
-    for changes, is_refused in ((rotated, False), (rotated | secret, True)):
-        plan = make_example(changes, num_silos=18)
+def test_headroom_is_that_of_the_values_whatever_the_weights():
+    """Fields of 4 bits are at most 14: of 18 silos 252, of 19 silos 266."""
+    secret = {"update.weights": "secret", "update.max_weight": 2**32}
+    for num_silos, changes in itertools.product((18, 19), ({}, secret)):
+        rotated = ROTATED | {"update.value_bits": 4} | changes
+        plan = make_example(rotated, num_silos=num_silos)
         made = round_grid(plan, SEGMENTS, 1, first_numbers(plan, SEGMENTS))
         made.check_headroom(plan, 10)
-        if is_refused:
-            with pytest.raises(Overflow, match="digits"):
-                made.check_headroom(plan, 8)
-        else:
+        if num_silos == 18:
+            made.check_headroom(plan, 8)
+            continue
+        with pytest.raises(Overflow, match="19 values of 4 bits"):
             made.check_headroom(plan, 8)
 
 

@@ -482,9 +482,11 @@ def test_vector_bytes_by_hand(value_bits, round_number, num_values, size_bytes):
         ({"update.rotation": True}, 1, 1, 683),  # 4096 values
         ({"update.rotation": True}, 2, 4096, 683),
         ({"update.rotation": True}, 2, 4097, 1366),  # 8192 values
-        (SECRET, 1, 10, 6),  # 10 values and one digit of 30 bits, 32-bit fields
-        (SECRET, 2, 11, 3),  # 11 values and two digits of 8 bits
-        (SECRET | {"update.rotation": True}, 1, 4096, 683),  # 4098 fields, exactly
+        (SECRET, 1, 10, 6),  # 10 values in 32-bit fields, and the weight's word
+        (SECRET, 2, 11, 3),  # 11 values in two words, a field to spare, and the weight
+        (SECRET, 2, 12, 3),
+        (SECRET, 2, 13, 4),
+        (SECRET | {"update.rotation": True}, 1, 4096, 684),
         (SECRET | {"update.max_weight": 2**32, "update.rotation": True}, 1, 9, 684),
     ],
 )
