@@ -46,7 +46,8 @@ class Exchanges:
 
     A silo that answers wrongly, refuses, or does not answer in time is left out of
     the stage and recorded as dropped; the others go on. ``accusations`` are, by silo,
-    those that refused what it had sealed for them.
+    those that refused what it had sealed for them; ``refused`` those that refused the
+    latest request.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class Exchanges:
         self.plan, self.identity, self.transcript = plan, identity, transcript
         self._transport, self._on_stage, self._on_bytes = transport, on_stage, on_bytes
         self.accusations: dict[int, set[int]] = {}
+        self.refused: set[int] = set()
 
     def ask(
         self, stage: Stage, requests: Mapping[int, bytes], accept: Accept
@@ -68,6 +70,7 @@ class Exchanges:
         """Run one exchange; return the silos whose replies were accepted."""
         self._on_stage(stage)
         answered, accepted = set(), []
+        self.refused = set()
         for silo, reply in self._transport.exchange(
             requests,
             deadline_seconds=stage.deadline_seconds,
@@ -118,6 +121,7 @@ class Exchanges:
                 self.plan, reply, sender=silo, kinds=(Kind.REFUSED,)
             )
             refusal = Refusal.from_body(body)
+            self.refused.add(silo)
             if stage.name == ENVELOPES and header.setup == read_header(request).setup:
                 self._note_accusation(silo, refusal.accused)
             shown = "".join(c if c.isprintable() else "?" for c in refusal.check)

@@ -62,16 +62,25 @@ class Membership:
         return news
 
     def wants_setup(
-        self, members: Collection[int], round_number: int, attempt: int
+        self,
+        joined: Collection[int],
+        round_number: int,
+        attempt: int,
+        *,
+        members: Collection[int] = (),
     ) -> bool:
         """Return whether a round should begin with a new setup.
 
         It should when a member was left out since; or when a silo of the plan is absent
         and either it is time to invite it again or an attempt at the round has failed.
+
+        Args:
+            joined: the members that hold the shares of the others.
+            members: of the setup.
         """
-        if self._excluded & set(members):
+        if self._excluded & {*members, *joined}:
             return True
-        absent = set(self.invited) - set(members)
+        absent = set(self.invited) - set(joined)
         is_time = attempt > 1 or round_number >= self._next_round
         return bool(absent) and is_time
 

@@ -136,7 +136,9 @@ class SecureSum:
         if slot >= self._plan.protection.slots_per_setup or self._is_dead:
             return True
         self._deliver_envelopes(side)
-        return self._members.wants_setup(self._joined, round_number, attempt)
+        return self._members.wants_setup(
+            self._joined, round_number, attempt, members=side.members
+        )
 
     def _open_setup(self, round_number: int) -> AggregatorSide:
         """Exchange keys and shares for the slots of a new setup."""
@@ -247,6 +249,7 @@ class SecureSum:
                 dict.fromkeys(sorted(self._joined), message),
                 taking(slot.add_ready),
             )
+            self._joined -= self._exchanges.refused  # It may have lost its shares.
             self._closing(slot.active)
             self._save(slot)
         cohort = self._exchanges.names(slot.cohort)

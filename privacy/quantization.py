@@ -197,8 +197,8 @@ def dequantize_sum(
     """Return the mean update, float32 ``[d]``, of a sum of fields.
 
     Guarantees: every value is (sum - n M) · step / total weight, of which the product
-    alone is rounded, to a relative 2^-22. None is beyond its range by more than
-    n / total weight steps, whoever lied; with equal weights, none at all.
+    alone is rounded, to a relative 2^-22, but no further from zero than its range,
+    whoever lied. (Honest values reach beyond it by their rounding at most.)
 
     Args:
         blocks: (start, sums of ``num_contributors`` fields), in any order, which
@@ -216,7 +216,7 @@ def dequantize_sum(
     real = np.float32 if 2 * center <= 1 << 24 else np.float64
     middle = real(center)
     factors = (grid.steps / total_weight).astype(real)
-    num_values = 0
+    may_exceed, num_values = deviation > grid.max_level * total_weight, 0
     for start, fields in blocks:
         num_values += fields.size
         if start + fields.size > grid.length or num_values > grid.length:
@@ -227,6 +227,9 @@ def dequantize_sum(
             values = fields[part.start - start : part.stop - start].astype(real)
             np.subtract(values, middle, out=values)
             np.multiply(values, factors[segment], out=mean[part], casting="same_kind")
+            if may_exceed:
+                range_ = grid.ranges[segment]
+                np.clip(mean[part], -range_, range_, out=mean[part])
     if num_values != grid.length:
         raise GridTooCoarse(
             f"a sum of {num_values:,} values on a grid for {grid.length:,}"

@@ -176,7 +176,8 @@ class SecureUpload:
         except MalformedMessage as error:
             raise StateBroken(
                 f"{self._store.folder}: {error}; put the newest files of this run "
-                f"back ({self._store.journal}), or begin a new run with a new plan"
+                f"back ({self._store.journal}), or begin a new run with a new plan; "
+                "do not remove any of them"
             ) from None
 
     def _arguments(
@@ -215,7 +216,7 @@ def _open_journal(store: RunStore, owner: bytes) -> Journal:
             "has promised. Put it back, or begin a new run with a new plan"
         )
     try:
-        return Journal(store.journal, owner)
+        return Journal(store.journal, owner, may_begin=not store.has_begun())
     except BlockingIOError as error:
         raise StateBroken(f"{store.journal}: {error.strerror}") from None
     except MalformedMessage as error:

@@ -91,13 +91,16 @@ class Journal:
             and held by one journal at a time. None keeps the promises in memory only,
             where nothing outlives the process.
         owner: what the journal belongs to, e.g. run and silo.
+        may_begin: whether the journal may be one that holds nothing yet.
 
     Raises:
-        MalformedMessage: damaged, or another owner's.
+        MalformedMessage: damaged, another owner's, or empty where it may not be.
         OSError: the file cannot be read or written, or another process holds it.
     """
 
-    def __init__(self, path: Path | None, owner: bytes) -> None:
+    def __init__(
+        self, path: Path | None, owner: bytes, *, may_begin: bool = True
+    ) -> None:
         self._owner = owner
         self._promises: dict[tuple[int, int, Stage], Promise] = {}
         self._latest = (-1, -1)
@@ -108,7 +111,7 @@ class Journal:
             return
         self._descriptor = _open(path)
         try:
-            self._read(path)
+            self._read(path, may_begin)
         except BaseException:
             self.close()
             raise
@@ -216,14 +219,17 @@ class Journal:
             raise OSError("the journal could not be written whole")
         os.fsync(self._descriptor)
 
-    def _read(self, path: Path) -> None:
+    def _read(self, path: Path, may_begin: bool) -> None:
         """Read every whole record; what a crash cut off is removed."""
-        data = path.read_bytes()
-        name = data[:NAME_BYTES]
-        if len(name) < NAME_BYTES or not any(data):
-            data = name = os.urandom(NAME_BYTES)
-            self._write(name, 0)
-        self._begin(name)
+        descriptor = self._descriptor or 0
+        size = os.fstat(descriptor).st_size
+        data = os.pread(descriptor, size, 0)
+        if len(data) < NAME_BYTES or not any(data):
+            if not may_begin:
+                raise MalformedMessage(f"{path}: is empty")
+            data = os.urandom(NAME_BYTES)
+            self._write(data, 0)
+        self._begin(data[:NAME_BYTES])
         end = NAME_BYTES
         while end + RECORD_BYTES <= len(data):
             record = data[end : end + RECORD_BYTES]
@@ -238,18 +244,19 @@ class Journal:
                 )
             self._keep(Promise.from_bytes(body), link)
             end += RECORD_BYTES
-        if self._descriptor is not None and end < len(data):
-            os.ftruncate(self._descriptor, end)
-            os.fsync(self._descriptor)
+        if end < size:
+            os.ftruncate(descriptor, end)
+        os.fsync(descriptor)  # What a killed process wrote may not be on disk yet.
 
 
 def _is_torn(record: bytes, offset: int) -> bool:
-    """Whether the last record never arrived whole: zeros from a sector's edge on.
+    """Whether the last record never arrived whole: its piece in a sector is zeros.
 
     The file grew, but not all of its sectors were written before the power failed.
     """
-    edges = [e - offset for e in range(0, offset + len(record), SECTOR_BYTES)]
-    return any(not any(record[max(0, edge) :]) for edge in edges if edge < len(record))
+    edge = -offset % SECTOR_BYTES
+    pieces = (record[:edge], record[edge:]) if edge < len(record) else (record,)
+    return any(piece and not any(piece) for piece in pieces)
 
 
 def _open(path: Path) -> int:

@@ -203,4 +203,9 @@ def check_sum(progress: SlotProgress, notice: SumNotice) -> SlotProgress:
         raise ProtocolViolation("SUM over other survivors than those confirmed")
     if progress.sum_digest not in (b"", notice.sum_digest):
         raise ProtocolViolation(f"a second, different SUM of slot {progress.slot}")
-    return replace(progress, reveal=b"", sum_digest=notice.sum_digest)
+    return replace(
+        progress,
+        survivors=found.survivors,
+        reveal=b"",
+        sum_digest=notice.sum_digest,
+    )

@@ -70,3 +70,12 @@ def test_a_failed_attempt_invites_the_absent_at_once():
     members.note_setup((0, 1, 2, 3), 2)
     assert not members.wants_setup((0, 1, 2, 3), 3, 1)
     assert members.wants_setup((0, 1, 2, 3), 3, 2)
+
+
+def test_who_is_left_out_wants_a_setup_even_if_it_never_joined():
+    members = Membership(5, 1)
+    members.note_setup((0, 2, 3, 4), 1)
+    members.note_setup((0, 2, 3, 4), 2)
+    assert members.exclude_accused({1: {0, 2}})
+    assert not members.wants_setup((0, 2, 3, 4), 3, 1)
+    assert members.wants_setup((0, 2, 3, 4), 3, 1, members=FIVE)

@@ -111,6 +111,10 @@ def test_a_record_of_which_a_sector_is_missing_was_never_relied_on(tmp_path):
     path.write_bytes(data[:512] + bytes(len(data) - 512))
     with Journal(path, OWNER) as journal:
         assert not journal.has(Stage.READY, 1, 6) and journal.has(Stage.READY, 1, 5)
+    head = 512 - (len(data) - RECORD_BYTES)
+    path.write_bytes(data[:-RECORD_BYTES] + bytes(head) + data[512:])
+    with Journal(path, OWNER) as journal:
+        assert not journal.has(Stage.READY, 1, 6) and journal.has(Stage.READY, 1, 5)
     path.write_bytes(data[:513] + bytes(len(data) - 513))
     with pytest.raises(MalformedMessage, match="record 7 is damaged"):
         Journal(path, OWNER)
@@ -212,3 +216,17 @@ def test_a_journal_that_is_closed_promises_nothing(tmp_path):
     with pytest.raises(OSError):
         journal.promise(promise)
     assert not journal.has(promise.stage, 1, 0)
+
+
+@pytest.mark.parametrize("content", [b"", bytes(31), bytes(32), bytes(500), b"short"])
+def test_an_empty_journal_is_begun_only_where_it_may(tmp_path, content):
+    path = tmp_path / "journal"
+    path.write_bytes(content)
+    with pytest.raises(MalformedMessage, match="is empty"):
+        Journal(path, OWNER, may_begin=False)
+    assert path.read_bytes() == content
+    with Journal(path, OWNER) as journal:
+        journal.promise(Promise(Stage.READY, 1, 0, 1, bytes(32)))
+    assert path.stat().st_size == NAME_BYTES + RECORD_BYTES
+    with Journal(path, OWNER, may_begin=False) as journal:
+        assert journal.has(Stage.READY, 1, 0)

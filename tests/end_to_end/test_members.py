@@ -160,6 +160,48 @@ def test_a_member_that_cannot_join_is_invited_again(harness: Make) -> None:
     assert setups == [1] and survivors == [3, 4, 4]
 
 
+def test_a_member_that_lost_its_shares_is_brought_back(harness: Make) -> None:
+    """Silo 0 of three is restarted without its state between two rounds."""
+    protection = ProtectionConfig(slots_per_setup=16)
+    made = harness(tiny_draft(num_rounds=3, protection=protection), 3)
+
+    def fault(moment: str, kind: int, silo: int) -> None:
+        if kind == Kind.ROUND and moment == "before" and len(closed_rounds(made)) == 1:
+            raise Crash
+
+    with pytest.raises(Crash):
+        made.run(fault)
+    name = made.plan.silos[0].name
+    (state,) = made.federation.silo(name).run(made.plan).glob("secagg-*")
+    state.unlink()
+    made.run()
+    setups = [record.setup for record in aggregator_records(made, SetupOpened)]
+    assert setups == [1, 2]
+    assert closed_rounds(made) == [1, 2, 3]
+
+
+def test_a_member_that_loses_its_shares_in_mid_run_is_brought_back(
+    harness: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    protection = ProtectionConfig(slots_per_setup=16)
+    made = harness(tiny_draft(num_rounds=2, protection=protection), 3)
+    handle, lost = SiloSession.handle, 0
+
+    def forgetful(self: Any, request: Any) -> Any:
+        nonlocal lost
+        is_second = read_header(request).kind == Kind.ROUND and closed_rounds(made)
+        if is_second and self._silo == 0 and not lost:
+            lost += 1
+            self._secure._side = None
+        return handle(self, request)
+
+    monkeypatch.setattr(SiloSession, "handle", forgetful)
+    made.run()
+    setups = [record.setup for record in aggregator_records(made, SetupOpened)]
+    assert lost == 1 and setups == [1, 2]
+    assert closed_rounds(made) == [1, 2]
+
+
 @pytest.mark.usefixtures("dealing_wrong_shares")
 def test_whose_shares_are_wrong_costs_a_round_and_is_left_out(harness: Make) -> None:
     made = harness(tiny_draft(num_rounds=3), num_silos=7)

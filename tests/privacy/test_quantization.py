@@ -737,3 +737,14 @@ def test_the_vector_is_only_read():
     values = floats(0.5, -0.5)
     values.flags.writeable = False
     quantize(values, exact_grid(8, (-7,), (2,)), secret(1))
+
+
+def test_a_false_weight_does_not_blow_up_the_mean():
+    """Three silos; one says so small a weight that a step of the sum is worth 157 r."""
+    grid, largest = Grid(8, floats(0.5), (4,)), 60_000
+    middle = 3 * grid.max_level
+    sums = np.array([middle + 3, middle + 1, middle, middle - 3], np.uint16)
+    mean = dequantize_sum(
+        [(0, sums)], grid, num_contributors=3, total_weight=3 / largest
+    )
+    assert mean.tolist() == [0.5, 0.5, 0.0, -0.5]
