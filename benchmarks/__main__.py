@@ -1,6 +1,9 @@
-"""``python -m benchmarks [NAME …]``: run the benchmarks, all of them by default."""
+"""``python -m benchmarks [NAME …]``: run the benchmarks, all of them by default.
 
-import importlib
+Each runs in a process of its own, so that none counts the memory of another's.
+"""
+
+import subprocess
 import sys
 
 BENCHMARKS = ("federation", "fd_small", "digits_recipe", "secagg", "secagg_fuzz")
@@ -12,10 +15,13 @@ def main() -> None:
     unknown = set(names) - set(BENCHMARKS)
     if unknown:
         sys.exit(f"unknown: {', '.join(unknown)}; known: {', '.join(BENCHMARKS)}")
-    sys.argv[1:] = []
+    failed = []
     for name in names:
         print(f"== {name}", flush=True)
-        importlib.import_module(f"benchmarks.{name}").main()
+        done = subprocess.run([sys.executable, "-m", f"benchmarks.{name}"], check=False)
+        failed += [name] if done.returncode else []
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}")
 
 
 if __name__ == "__main__":
