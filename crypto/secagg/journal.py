@@ -111,7 +111,7 @@ class Journal:
             return
         self._descriptor = _open(path)
         try:
-            self._read(path, may_begin)
+            self._read(self._descriptor, path, may_begin)
         except BaseException:
             self.close()
             raise
@@ -219,9 +219,8 @@ class Journal:
             raise OSError("the journal could not be written whole")
         os.fsync(self._descriptor)
 
-    def _read(self, path: Path, may_begin: bool) -> None:
+    def _read(self, descriptor: int, path: Path, may_begin: bool) -> None:
         """Read every whole record; what a crash cut off is removed."""
-        descriptor = self._descriptor or 0
         size = os.fstat(descriptor).st_size
         data = os.pread(descriptor, size, 0)
         if len(data) < NAME_BYTES or not any(data):

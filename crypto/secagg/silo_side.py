@@ -2,7 +2,7 @@
 
 ::
 
-    advertise → share → receive_shares           once for the setup
+    advertise → share → receive_shares                once for the setup
     ready → mask → confirm → reveal → close_slot      once for each slot
 
 Rules (docs/protocol.md):
