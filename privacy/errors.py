@@ -3,7 +3,9 @@
 PrivacyError
 ├── NotFinite       an update holds NaN or infinity
 ├── GridTooCoarse   a grid cannot represent what it is given
-└── Overflow        the cohort's sum would not fit its fields
+├── Overflow        the cohort's sum would not fit its fields
+├── Uncalibrated    no noise multiplier reaches a target
+└── BudgetExceeded  a mechanism would spend more than is left
 """
 
 
@@ -21,3 +23,11 @@ class GridTooCoarse(PrivacyError):
 
 class Overflow(PrivacyError):
     """Values, or the sum of a cohort's values, would not fit their fields."""
+
+
+class Uncalibrated(PrivacyError):
+    """No noise multiplier reaches the target; the message says what would."""
+
+
+class BudgetExceeded(PrivacyError):
+    """A mechanism would spend more than a limit permits; nothing was run."""

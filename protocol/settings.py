@@ -6,7 +6,7 @@ definition: nothing secret and nothing computed from data belongs here.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 from crypto.ring import field_bits_for
@@ -28,6 +28,9 @@ MAX_CLIPPING_NORM = 1e9
 
 MAX_WEIGHT = 1 << 32
 """The largest ``max_weight`` of secret weights."""
+
+MAX_MULTIPLICITY = 1024
+MAX_IMAGES_PER_PATIENT = 1024
 
 MAX_SILOS = 1000
 
@@ -206,9 +209,71 @@ class ProtectionConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PrivacyConfig:
-    """The differential-privacy mechanism of the run."""
+    """The differential-privacy mechanism of the run: DP-SGD in every silo, or none.
+
+    In a step every privacy unit (``unit``: an image, or all images of a patient) is
+    drawn with probability ``sample_rate``; its gradient, the mean over ``multiplicity``
+    draws of timestep and noise (0: as suits the device), is clipped to
+    ``clipping_norm``; Gaussian noise of ``noise_multiplier`` times that is added to the
+    sum, which is divided by ``training.examples_per_step``. Rate and divisor are public
+    and the same for all silos, so that neither depends on anybody's data.
+
+    A draft gives ``epsilon``, the target at ``delta`` for the whole run, or
+    ``noise_multiplier``; a plan has the multiplier in any case. ``spare_steps`` are
+    counted in beforehand: steps that a silo may repeat after crashes.
+    """
 
     mechanism: Literal["none", "dp-sgd"] = "none"
+    epsilon: float = 0.0
+    delta: float = 0.0
+    noise_multiplier: float = 0.0
+    clipping_norm: float = 1.0
+    sample_rate: float = 0.0
+    multiplicity: int = 0
+    unit: Literal["example", "patient"] = "example"
+    max_images_per_patient: int = 4
+    spare_steps: int = 0
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        if not self.is_private:
+            changed = [
+                f.name for f in fields(self) if getattr(self, f.name) != f.default
+            ]
+            require(
+                not changed,
+                f'{"".join(changed[:1])}: belongs to mechanism "dp-sgd", not "none"',
+            )
+            return
+        require(
+            self.epsilon > 0 or self.noise_multiplier > 0,
+            "epsilon: give the target epsilon, or noise_multiplier",
+        )
+        for name in ("epsilon", "noise_multiplier"):
+            require(
+                0 <= getattr(self, name) < math.inf,
+                f"{name}: must be positive and finite",
+            )
+        require(0 < self.delta < 1, "delta: must be in (0, 1)")
+        require(
+            MIN_CLIPPING_NORM <= self.clipping_norm <= MAX_CLIPPING_NORM,
+            f"clipping_norm: must be {MIN_CLIPPING_NORM} to {MAX_CLIPPING_NORM}",
+        )
+        require(0 < self.sample_rate <= 1, "sample_rate: must be in (0, 1]")
+        require(
+            0 <= self.multiplicity <= MAX_MULTIPLICITY,
+            f"multiplicity: must be 0 to {MAX_MULTIPLICITY}",
+        )
+        require(
+            1 <= self.max_images_per_patient <= MAX_IMAGES_PER_PATIENT,
+            f"max_images_per_patient: must be 1 to {MAX_IMAGES_PER_PATIENT}",
+        )
+        require(self.spare_steps >= 0, "spare_steps: must not be negative")
+
+    @property
+    def is_private(self) -> bool:
+        """Whether silos train with differential privacy."""
+        return self.mechanism != "none"
 
 
 @dataclass(frozen=True, kw_only=True)
