@@ -43,11 +43,15 @@ class ImageSet:
 
     ``pixels`` keeps the type of the file (8-bit images stay 8-bit); :meth:`batch`
     brings the chosen ones to [-1, 1]. ``labels`` are there where the source has any.
+    ``patients`` ``[n]``, where given, are indices into ``patient_names``, the identifiers
+    as the source gives them; every patient has an image.
     """
 
     pixels: npt.NDArray[Any]
     value_range: tuple[float, float]
     labels: npt.NDArray[np.int64] | None = None
+    patients: npt.NDArray[np.int64] | None = None
+    patient_names: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         """The number of examples; secret unless the plan says otherwise."""
