@@ -42,3 +42,10 @@ AGGREGATOR_STATE = b"cloister/1/aggregator-state"
 SLOT_STATE = b"cloister/1/slot-state"
 JOURNAL = b"cloister/1/journal"
 PROMISE = b"cloister/1/promise"
+
+# The privacy ledger (silo/ledger.py) and the tags of its units (silo/tags.py).
+LEDGER_ENTRY = b"cloister/1/ledger-entry"
+LEDGER_COMMITMENT = b"cloister/1/ledger-commitment"
+IMAGE_TAG = b"cloister/1/image-tag"
+PATIENT_TAG = b"cloister/1/patient-tag"
+TAG_KEY = b"cloister/1/tag-key"

@@ -5,8 +5,9 @@ Everything that is read is checked whole before anything is used: one size, one 
 of channels, no NaN, nothing outside the declared range.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,8 @@ DEEP_MODES = ("I", "F")
 """How Pillow's modes of 16-bit, 32-bit and real values begin."""
 
 TORCHVISION_SETS = ("FashionMNIST", "MNIST")
+NO_PATIENT = frozenset({"", "nan", "nat", "none", "null", "<na>"})
+"""How a missing identifier reads once a table was turned into text."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +46,8 @@ class ImageSet:
 
     ``pixels`` keeps the type of the file (8-bit images stay 8-bit); :meth:`batch`
     brings the chosen ones to [-1, 1]. ``labels`` are there where the source has any.
-    ``patients`` ``[n]``, where given, are indices into ``patient_names``, the identifiers
-    as the source gives them; every patient has an image.
+    ``patients`` ``[n]``, where given, are indices into ``patient_names``, the sorted
+    identifiers; every patient has an image.
     """
 
     pixels: npt.NDArray[Any]
@@ -124,6 +127,7 @@ def _load_npz(config: DataConfig, path: Path) -> ImageSet:
             pixels = np.asarray(file[name])
             label_name = _first(LABEL_NAMES[config.split], file)
             labels = None if label_name is None else np.asarray(file[label_name])
+            patients = _npz_patients(config, path, file)
     except DataError:
         raise
     except OSError as error:
@@ -138,11 +142,40 @@ def _load_npz(config: DataConfig, path: Path) -> ImageSet:
             f"{path}: array {name} is {pixels.dtype} {pixels.shape}; expected numbers "
             "[n, h, w] or [n, h, w, channels]"
         )
-    return _image_set(config, path, pixels, labels)
+    return _image_set(config, path, pixels, labels, patients)
+
+
+def _npz_patients(config: DataConfig, path: Path, file: Any) -> list[str] | None:
+    """Return the patient of each image from the array that the configuration names."""
+    if not config.patients:
+        return None
+    if config.patients not in file.files:
+        raise DataError(f"{path}: has no array {config.patients!r} of patients")
+    try:
+        array = np.asarray(file[config.patients])
+    except ValueError:  # Objects would have to be unpickled, which runs their code.
+        raise DataError(
+            f"{path}: array {config.patients} holds Python objects; expected text or "
+            "whole numbers"
+        ) from None
+    if array.dtype.kind not in "uiUS":
+        raise DataError(
+            f"{path}: array {config.patients} is {array.dtype}; expected text or whole "
+            "numbers"
+        )
+    if array.dtype.kind == "i" and array.size and array.min() < 0:
+        place = int(np.argmax(array.reshape(-1) < 0)) + 1
+        raise DataError(f"{path}: image {place} has a negative number for a patient")
+    if array.dtype.kind == "S":
+        array = np.char.decode(array, "utf-8")
+    return [str(identifier) for identifier in array.reshape(-1)]
 
 
 def _load_folder(config: DataConfig, path: Path) -> ImageSet:
-    """Load every image below a folder; its sub-folders, if any, are the labels."""
+    """Load every image below a folder; its sub-folders, if any, are the labels.
+
+    Where they are the patients, they are no labels.
+    """
     if not path.is_dir():
         raise DataError(f"{path}: is not a folder")
     files = sorted(
@@ -162,6 +195,14 @@ def _load_folder(config: DataConfig, path: Path) -> ImageSet:
                 f"the first is {_words(first.shape)}; all must be alike"
             )
         pixels[number - 1] = image
+    if config.patients:
+        owners = [file.parent.name for file in files]
+        if path in (parents := [file.parent for file in files]):
+            raise DataError(
+                f"{path}: image {parents.index(path) + 1} of {len(files)} in sorted "
+                "order lies in no patient's folder"
+            )
+        return _image_set(config, path, pixels, None, owners)
     classes = sorted({file.parent for file in files})
     labels = np.array([classes.index(file.parent) for file in files])
     return _image_set(config, path, pixels, labels)
@@ -226,8 +267,9 @@ def _image_set(
     path: Path,
     pixels: npt.NDArray[Any],
     labels: npt.NDArray[Any] | None,
+    patients: Sequence[str] | None = None,
 ) -> ImageSet:
-    """Return an image set, its labels checked for kind and length."""
+    """Return an image set; labels and patients are checked for kind and length."""
     low, high = config.value_range
     if labels is not None:
         if labels.dtype.kind not in "uib":
@@ -239,7 +281,36 @@ def _image_set(
             raise DataError(
                 f"{path}: {len(pixels):,} images but {len(labels):,} labels"
             )
-    return ImageSet(pixels, (low, high), labels)
+    images = ImageSet(pixels, (low, high), labels)
+    return images if patients is None else with_patients(images, patients, str(path))
+
+
+def with_patients(images: ImageSet, patients: Sequence[str], where: str) -> ImageSet:
+    """Return the images with the patient of each.
+
+    Identifiers that differ in white space around them, or in how Unicode composes an
+    accent, are one patient: to join two people is safe, to split one is not.
+
+    Raises:
+        DataError: another number of patients than of images, or an image without one;
+            its place is named, and no identifier.
+    """
+    if len(patients) != len(images):
+        raise DataError(
+            f"{where}: {len(images):,} images but {len(patients):,} patients"
+        )
+    cleaned = [unicodedata.normalize("NFC", name).strip() for name in patients]
+    for number, name in enumerate(cleaned, start=1):
+        if name.casefold() in NO_PATIENT:
+            raise DataError(
+                f"{where}: image {number} of {len(images):,} has no patient"
+            )
+    names, indices = np.unique(np.array(cleaned, dtype=np.str_), return_inverse=True)
+    return replace(
+        images,
+        patients=indices.reshape(-1).astype(np.int64),
+        patient_names=tuple(str(name) for name in names),
+    )
 
 
 def _first(names: tuple[str, ...], file: Any) -> str | None:
