@@ -22,9 +22,11 @@ IDENTITY_FILE = "identity.key"
 PUBLIC_FILE = "identity.pub"
 CONFIG_FILE = "silo.toml"
 POLICY_FILE = "policy.toml"
+INITIAL_FILE = "initial.safetensors"
 APPROVED_FOLDER = "approved"
 JOURNALS_FOLDER = "journals"
 RUNS_FOLDER = "runs"
+LEDGERS_FOLDER = "ledgers"
 
 DEFAULT_CONFIG = """\
 # This silo's own matters. Paths are relative to this file's folder.
@@ -38,10 +40,17 @@ split = "train"
 # The smallest and largest value that a pixel may have; [0, 255] for 8-bit images.
 # Values outside are refused, never clamped.
 value_range = [0, 255]
+# Whose the images are, for plans that protect patients rather than single images:
+# "" if unknown; "folder" if an image's parent folder is its patient (source "folder";
+# sub-folders are then no labels); else the name of an array in the .npz file, text or
+# whole numbers, one for each image. An image without a patient is refused. The
+# identifiers never leave this silo.
+patients = ""
 
 [compute]
 device = "auto"      # auto, cuda or cpu
 threads = 0          # CPU threads; 0: all cores
+checkpoint_steps = 50  # private steps between two checkpoints of a round
 """
 
 
@@ -58,7 +67,9 @@ def check_value_range(value_range: tuple[float, ...]) -> None:
 class DataConfig:
     """Where this silo's images are, and the range of their values.
 
-    ``download`` lets torchvision fetch a data set.
+    ``patients`` says where an image's patient is found: nowhere (""), its parent folder
+    ("folder"), or the .npz array of this name. ``download`` lets torchvision fetch a
+    data set.
     """
 
     source: Literal["npz", "folder", "torchvision"] = "npz"
@@ -67,23 +78,38 @@ class DataConfig:
     split: Literal["train", "test", "val"] = "train"
     value_range: tuple[float, ...] = (0.0, 255.0)
     download: bool = False
+    patients: str = ""
 
     def __post_init__(self) -> None:
-        """Check the range."""
+        """Check the range, and that the source can say whose its images are."""
         check_value_range(self.value_range)
+        if self.patients and self.source == "torchvision":
+            raise ValueError("patients: a torchvision data set does not name any")
+        if self.patients and (self.patients == "folder") != (self.source == "folder"):
+            raise ValueError(
+                'patients: must be "folder" for a folder of images, and the name of an '
+                "array for an .npz file"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
 class ComputeConfig:
-    """The device, and the number of CPU threads (0: all cores)."""
+    """The device, the number of CPU threads (0: all cores), and how often to save.
+
+    Private training saves a checkpoint every ``checkpoint_steps`` steps; after a crash
+    as many are counted again, at most.
+    """
 
     device: Literal["auto", "cuda", "cpu"] = "auto"
     threads: int = 0
+    checkpoint_steps: int = 50
 
     def __post_init__(self) -> None:
-        """Check the number of threads."""
+        """Check the ranges."""
         if self.threads < 0:
             raise ValueError("threads: must not be negative")
+        if self.checkpoint_steps < 1:
+            raise ValueError("checkpoint_steps: must be at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,17 +146,32 @@ class SiloFolder:
         """What this silo refuses."""
         return self.root / POLICY_FILE
 
+    @property
+    def initial(self) -> Path:
+        """The parameters that a plan begins with, where it names a file."""
+        return self.root / INITIAL_FILE
+
     def approval(self, plan: RunPlan) -> Path:
         """The file whose presence says that the operator approved a plan."""
         return self.root / APPROVED_FOLDER / plan.digest.hex()
 
+    @property
+    def runs(self) -> Path:
+        """The folder of this silo's state in all its runs."""
+        return self.root / RUNS_FOLDER
+
     def run(self, plan: RunPlan) -> Path:
         """The folder of this silo's state in one run."""
-        return self.root / RUNS_FOLDER / _run_name(plan)
+        return self.runs / _run_name(plan)
 
     def journal(self, plan: RunPlan) -> Path:
         """The file of this silo's promises in one run, apart from its state."""
         return self.root / JOURNALS_FOLDER / f"{_run_name(plan)}.journal"
+
+    @property
+    def ledgers(self) -> Path:
+        """The privacy ledgers of all runs, each named as its run's folder is."""
+        return self.root / LEDGERS_FOLDER
 
 
 def _run_name(plan: RunPlan) -> str:
