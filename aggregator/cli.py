@@ -187,6 +187,7 @@ def run(
 ) -> None:
     """Carry out a PLAN with secure aggregation, evaluation and evidence."""
     from aggregator.serve import RunSettings, check_evaluation, open_folder, run_plan
+    from aggregator.state import initial_state
     from aggregator.terminal import Terminal
     from diffusion.checkpoint import choose_device
     from protocol.transport import LocalSockets
@@ -199,6 +200,7 @@ def run(
         device=choose_device(device),
         reference=None if no_evaluation else reference,
         weights=weights,
+        initial=files.initial,
         allow_download=download,
         evaluate=not no_evaluation,
         on_stage=terminal.stage,
@@ -206,6 +208,7 @@ def run(
         watcher=terminal.watcher(),
     )
     check_evaluation(signed, settings)
+    initial_state(signed, files.initial)
     run_folder = open_folder(files, signed, resume=resume)
     with (
         locked(run_folder),

@@ -7,6 +7,7 @@ from protocol.plan import RunPlan
 
 IDENTITY_FILE = "identity.key"
 PUBLIC_FILE = "identity.pub"
+INITIAL_FILE = "initial.safetensors"
 RUNS_FOLDER = "runs"
 
 
@@ -25,6 +26,11 @@ class AggregatorFolder:
     def public(self) -> Path:
         """The public key, which every plan of this aggregator names."""
         return self.root / PUBLIC_FILE
+
+    @property
+    def initial(self) -> Path:
+        """The parameters that a plan begins with, where it names a file."""
+        return self.root / INITIAL_FILE
 
     def run(self, plan: RunPlan) -> Path:
         """The folder of one run: transcript, checkpoints, the finished model."""

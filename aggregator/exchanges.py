@@ -9,7 +9,13 @@ from crypto.errors import CryptoError, ProtocolViolation
 from crypto.frame import AGGREGATOR, read_header
 from crypto.keys import IdentityKey
 from protocol import records
-from protocol.envelope import Kind, Refusal, make_envelope, open_envelope
+from protocol.envelope import (
+    Kind,
+    LedgerNotice,
+    Refusal,
+    make_envelope,
+    open_envelope,
+)
 from protocol.errors import ProtocolError
 from protocol.plan import RunPlan
 from protocol.transcript import TranscriptWriter
@@ -19,8 +25,12 @@ logger = logging.getLogger(__name__)
 
 MAX_REPLY_BYTES = 1 << 26
 """The longest reply of a stage that sets no limit of its own."""
+READY = "ready"
+"""The stage at which silos have trained."""
 ENVELOPES = "envelopes"
 """The stage at which a silo may accuse another: what it sealed does not open."""
+MAX_LEDGER_BYTES = 1 << 10
+"""What the head of a privacy ledger adds to a reply, at most."""
 MAX_REFUSAL_BYTES = 1 << 13
 """No limit of a stage is lower: a refusal, with a reason of 400 characters, fits."""
 
@@ -74,13 +84,13 @@ class Exchanges:
         for silo, reply in self._transport.exchange(
             requests,
             deadline_seconds=stage.deadline_seconds,
-            max_reply_bytes=max(stage.max_reply_bytes, MAX_REFUSAL_BYTES),
+            max_reply_bytes=self._max_reply_bytes(stage),
         ):
             answered.add(silo)
             request, vector_bytes = requests[silo], 0
             try:
                 self._check_origin(stage, silo, request, reply)
-                vector_bytes = accept(silo, reply)
+                vector_bytes = accept(silo, self._take_ledger(stage, silo, reply))
                 accepted.append(silo)
             except (CryptoError, ProtocolError) as error:
                 self._drop(stage, silo, str(error))
@@ -126,6 +136,32 @@ class Exchanges:
                 self._note_accusation(silo, refusal.accused)
             shown = "".join(c if c.isprintable() else "?" for c in refusal.check)
             raise ProtocolViolation(f"refused: {shown}")
+
+    def _max_reply_bytes(self, stage: Stage) -> int:
+        """Return the longest reply that is read at a stage."""
+        more = MAX_LEDGER_BYTES if self.plan.privacy.is_private else 0
+        return max(stage.max_reply_bytes + more, MAX_REFUSAL_BYTES)
+
+    def _take_ledger(self, stage: Stage, silo: int, reply: BytesLike) -> BytesLike:
+        """Return a reply without the head of the silo's ledger, which is recorded.
+
+        Only the answer to a round with a privacy mechanism has one, and must.
+        """
+        if stage.name != READY or not self.plan.privacy.is_private:
+            return reply
+        _, body = open_envelope(self.plan, reply, sender=silo, kinds=(Kind.LEDGER,))
+        notice = LedgerNotice.from_body(body)
+        if read_header(notice.reply).sender != silo:
+            raise ProtocolViolation("a reply of another silo within its own")
+        self.transcript.append(
+            records.LedgerSeen(
+                round_number=stage.round_number,
+                silo=self.plan.silos[silo].name,
+                size=notice.size,
+                head=notice.head,
+            )
+        )
+        return notice.reply
 
     def _note_accusation(self, accuser: int, accused: int) -> None:
         """Remember which silo another one holds at fault."""

@@ -7,6 +7,7 @@ holds is not done again, what the transcript already says is not said twice.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -49,6 +50,7 @@ class Run:
 
     Args:
         reference: what samples are measured against; None switches evaluation off.
+        initial: the file of the parameters that the plan begins with, if it names one.
 
     Raises:
         StateBroken, TranscriptBroken: what is on disk cannot be continued.
@@ -62,11 +64,13 @@ class Run:
         reference: Reference | None,
         device: torch.device,
         watcher: Watcher,
+        initial: Path | None = None,
     ) -> None:
         store.remove_leftovers()
         self._exchanges, self._store = exchanges, store
         self._plan, self._transcript = exchanges.plan, exchanges.transcript
         self._reference, self._device, self._watcher = reference, device, watcher
+        self._initial = initial
         self._layout = shared_layout(self._plan)
         self._said = _Said.read(store, self._transcript.size)
         self._summation: Summation = (
@@ -103,7 +107,7 @@ class Run:
             )
         self._transcript.append(first)
         if state is None:
-            return initial_state(self._plan)
+            return initial_state(self._plan, self._initial)
         self._evaluate(state)
         return state
 

@@ -24,12 +24,14 @@ class RunSettings:
     """Local matters of a run: nothing that the silos need to know.
 
     ``reference`` is the file of reference statistics; ``evaluate`` off leaves the
-    plan's evaluations out. ``weights`` is Inception's file, where the plan asks for it.
+    plan's evaluations out. ``weights`` is Inception's file, where the plan asks for it;
+    ``initial`` that of the parameters which the run begins with.
     """
 
     device: torch.device
     reference: Path | None = None
     weights: Path | None = None
+    initial: Path | None = None
     allow_download: bool = False
     evaluate: bool = True
     watcher: Watcher = Watcher()
@@ -86,6 +88,7 @@ def run_plan(
             reference=reference,
             device=settings.device,
             watcher=settings.watcher,
+            initial=settings.initial,
         )
         return run.run()
 

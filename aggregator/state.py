@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
 from diffusion.ema import ExponentialMovingAverage
+from diffusion.initial import first_model
 from diffusion.model import make_model
 from diffusion.parameters import ParameterLayout, make_layout, parameters_of
 from diffusion.parts import SELECTIONS
@@ -29,9 +31,17 @@ class RoundState:
     ranges: npt.NDArray[np.float32] = field(repr=False)
 
 
-def initial_state(plan: RunPlan) -> RoundState:
-    """Return the state before the first round; it follows from the plan alone."""
-    model = make_model(plan.model, plan.seed_for("model"))
+def initial_state(plan: RunPlan, initial: Path | None) -> RoundState:
+    """Return the state before the first round; it follows from the plan.
+
+    Args:
+        initial: the file of the parameters that the plan begins with, if it names one.
+
+    Raises:
+        DiffusionError: the file is missing, or another one.
+    """
+    seed = plan.seed_for("model")
+    model = first_model(plan.model, seed, plan.initial.sha256, initial)
     layout = make_layout(model, SELECTIONS[plan.update.selection])
     parameters = parameters_of(model)
     return RoundState(

@@ -3,13 +3,9 @@
 from dataclasses import dataclass
 
 from audits.accounts import Accounts
+from audits.budget import check_budget
 from audits.conformance import check_conformance
-from audits.disclosure import (
-    Disclosure,
-    check_disclosure,
-    check_privacy,
-    disclosures,
-)
+from audits.disclosure import Disclosure, check_disclosure, disclosures
 from audits.evidence import Evidence
 from audits.findings import Finding, Severity, worst
 from audits.integrity import check_integrity
@@ -35,7 +31,8 @@ class Audit:
 
 
 def run_audit(evidence: Evidence) -> Audit:
-    """Return the audit of a run's evidence: integrity, conformance, disclosure.
+    """Return the audit of a run's evidence: integrity, conformance,
+    disclosure, budget.
 
     Guarantees: deterministic; reads each transcript's records once and its bytes once
     more; nothing is written. A failed check is a finding, never an exception.
@@ -43,5 +40,5 @@ def run_audit(evidence: Evidence) -> Audit:
     findings, accounts = check_integrity(evidence)
     findings += check_conformance(accounts)
     findings += check_disclosure(accounts)
-    findings += check_privacy(accounts.plan)
+    findings += check_budget(accounts)
     return Audit(evidence, accounts, tuple(findings), disclosures(accounts))

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 from audits.accounts import Account, Accounts, StageBytes, StageName
 from audits.findings import Finding, count, fail, settle, warn
-from protocol.plan import RunPlan
 from protocol.records import Dropped, Finished
 
 STAGES: Mapping[str, str] = {
@@ -178,23 +177,3 @@ def _difference(here: StageBytes, there: StageBytes) -> str:
             verb = {"sent": "sent", "received": "received", "vector": "vector of"}[what]
             return f"the silo counts {verb} {own:,} bytes, the aggregator {other:,}"
     return "the same"
-
-
-def check_privacy(plan: RunPlan) -> list[Finding]:
-    """Say whether the run has differential privacy; without it, what may leak."""
-    if plan.privacy.mechanism == "none":
-        return [
-            warn(
-                "privacy",
-                "There is no differential privacy. Secure aggregation hides single "
-                "updates in sums, but the mean and the trained model are public to the "
-                "run and may reveal training examples.",
-            )
-        ]
-    return [
-        warn(
-            "privacy",
-            f'The plan says "{plan.privacy.mechanism}"; this version does not check '
-            "its budget.",
-        )
-    ]

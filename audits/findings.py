@@ -44,6 +44,10 @@ CHECKS: dict[str, str] = {
     "refusals": "No silo refused a request",
     "traffic": "Silos and aggregator counted the same bytes",
     "privacy": "Differential privacy",
+    "mechanism": "Every silo ran the mechanism of the plan, and counted its steps",
+    "epsilon": "The privacy cost is what the silos claim, and what the plan permits",
+    "ledgers": "Privacy ledgers only grew, and nothing was left out of account",
+    "randomness": "Sampling and noise came from the operating system's generator",
 }
 """Every check by its name, with what it means when it passes."""
 

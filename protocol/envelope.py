@@ -42,6 +42,7 @@ class Kind(enum.IntEnum):
     END_SEEN = 70
     REFUSED = 71
     JOINED = 72
+    LEDGER = 73
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,6 +164,39 @@ class EndReply:
         table, _ = split_body(body, 0)
         check_names(table, ("head",))
         return cls(head=_head(table))
+
+
+@dataclass(frozen=True, kw_only=True)
+class LedgerNotice:
+    """The head of a silo's privacy ledger, around its answer to a private round.
+
+    ``size`` counts entries, ``head`` is the SHA-256 of the last one; ``reply`` is the
+    whole frame that a round without a mechanism would be answered with.
+    """
+
+    size: int
+    head: str
+    reply: BytesLike
+
+    def to_body(self) -> bytes:
+        """Return the body's bytes."""
+        return join_body({"size": self.size, "head": self.head}, self.reply)
+
+    @classmethod
+    def from_body(cls, body: memoryview) -> "LedgerNotice":
+        """Return the notice of a body; ``reply`` is a view of it.
+
+        Raises:
+            EnvelopeRejected: malformed.
+        """
+        table, (reply,) = split_body(body, 1)
+        check_names(table, ("size", "head"))
+        head = _text(table, "head")
+        try:
+            check_hex("head", head, HASH_BYTES)
+        except ValueError as error:
+            raise EnvelopeRejected(f"a message's {error}") from None
+        return cls(size=_count(table, "size"), head=head, reply=reply)
 
 
 @dataclass(frozen=True, kw_only=True)

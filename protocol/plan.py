@@ -23,14 +23,17 @@ from crypto.ring import words_needed
 from crypto.secagg.config import SecAggConfig
 from crypto.signatures import sign, verify
 from diffusion.config import ScheduleConfig, UNetConfig
+from privacy.errors import Uncalibrated
 from protocol.encoding import check_hex, encode, from_table, to_table
 from protocol.errors import EncodingError, PlanRejected
 from protocol.files import save_bytes
+from protocol.mechanism import calibrated
 from protocol.settings import (
     MAX_SILOS,
     AggregationConfig,
     DeadlineConfig,
     EvaluationConfig,
+    InitialConfig,
     PrivacyConfig,
     ProtectionConfig,
     TrainingConfig,
@@ -58,6 +61,7 @@ class PlanDraft:
     seed: int
     model: UNetConfig
     schedule: ScheduleConfig = ScheduleConfig(kind="linear")
+    initial: InitialConfig = InitialConfig()
     training: TrainingConfig
     update: UpdateConfig = UpdateConfig()
     protection: ProtectionConfig = ProtectionConfig()
@@ -71,19 +75,20 @@ class PlanDraft:
         check_name(self.name)
         require(1 <= self.num_rounds <= 1_000_000, "num_rounds: must be 1 to 1,000,000")
         require(0 <= self.seed < 2**63, "seed: must be 0 to 2^63 - 1")
-        require(
-            self.privacy.mechanism == "none" or self.update.rounding == "stochastic",
-            'update.rounding: "nearest" is for comparisons without differential '
-            'privacy; use "stochastic"',
-        )
-        require(
-            self.privacy.mechanism == "none",
-            'privacy.mechanism: "dp-sgd" is not part of this version; use "none"',
-        )
+        if self.privacy.is_private:
+            self._check_private()
         require(
             self.update.selection == "full" or not self.evaluation.every_rounds,
             f'evaluation.every_rounds: must be 0 with selection "'
             f'{self.update.selection}": the aggregator holds no complete model',
+        )
+
+    def _check_private(self) -> None:
+        """Refuse what would release something about the data beside the mechanism."""
+        require(
+            self.update.weights != "secret",
+            'update.weights: "secret" releases the exact sum of the silos\' numbers of '
+            'examples, which dp-sgd does not cover; use "equal"',
         )
 
     def seed_for(self, purpose: str, *numbers: int) -> int:
@@ -138,6 +143,11 @@ class RunPlan(PlanDraft):
         """Check the parties, and compute the digest."""
         super().__post_init__()
         check_hex("nonce", self.nonce, RUN_BYTES)
+        require(
+            self.privacy.noise_multiplier > 0 or not self.privacy.is_private,
+            "privacy.noise_multiplier: a finished plan says it; `aggregator plan make` "
+            "finds it for a target epsilon",
+        )
         require(len(self.silos) <= MAX_SILOS, f"silos: must be at most {MAX_SILOS:,}")
         for what in ("name", "identity_key"):
             values = [getattr(silo, what) for silo in self.silos]
@@ -235,6 +245,8 @@ def make_plan(
 ) -> RunPlan:
     """Return the plan of a new run: the draft, its parties, and a fresh nonce.
 
+    The noise multiplier of a target epsilon is found here, once for all silos.
+
     Raises:
         PlanRejected: the draft cannot be carried out by these parties.
     """
@@ -244,12 +256,12 @@ def make_plan(
     )
     try:
         return RunPlan(
-            **(sections | {"protection": protection}),
+            **(sections | {"protection": protection, "privacy": calibrated(draft)}),
             nonce=secrets.token_hex(RUN_BYTES),
             aggregator=AggregatorParty(identity_key=aggregator_key.hex()),
             silos=tuple(silos),
         )
-    except ValueError as error:
+    except (ValueError, Uncalibrated) as error:
         raise PlanRejected(str(error)) from None
 
 

@@ -10,7 +10,9 @@ complete: the sum over the records is the sum over the wire.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, TypeAlias
+from typing import ClassVar, Literal, TypeAlias
+
+from privacy.events import SampledGaussian
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,6 +237,62 @@ class Evaluated:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LedgerOpened:
+    """A silo opened its privacy ledger for the run, or opened it again.
+
+    ``commitment`` binds the silo to the set of its privacy units without telling it;
+    ``randomness`` is where sampling and noise come from; ``fresh`` that
+    its operator left earlier ledgers on the same data out of account.
+    """
+
+    kind: ClassVar[str] = "ledger-opened"
+    commitment: str
+    unit: str
+    relation: str
+    delta: float
+    randomness: Literal["operating-system", "insecure-seed"]
+    fresh: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrivacySpent:
+    """All that a silo's mechanism has released, when a round's training was over.
+
+    ``events`` are those of this run, steps repeated after crashes included;
+    ``earlier`` those of other ledgers on the same data. ``epsilon`` is the price of
+    this run at the plan's delta (PLD), ``epsilon_prv`` the same by another accountant
+    (PRV) with its error bound, None where that one gives up; ``account_epsilon`` the
+    price of both lists together.
+    """
+
+    kind: ClassVar[str] = "privacy-spent"
+    round_number: int
+    ledger_size: int
+    ledger_head: str
+    multiplicity: int
+    events: tuple[SampledGaussian, ...]
+    earlier: tuple[SampledGaussian, ...]
+    epsilon: float
+    epsilon_prv: float | None
+    prv_error: float
+    account_epsilon: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class LedgerSeen:
+    """The aggregator was told the head of a silo's privacy ledger.
+
+    A ledger only grows: one that was set back to an older state shows here.
+    """
+
+    kind: ClassVar[str] = "ledger-seen"
+    round_number: int
+    silo: str
+    size: int
+    head: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class HeadSeen:
     """A silo was shown a signed head of the aggregator's transcript."""
 
@@ -288,6 +346,9 @@ Record: TypeAlias = (
     | Refused
     | Traffic
     | Evaluated
+    | LedgerOpened
+    | PrivacySpent
+    | LedgerSeen
     | HeadSeen
     | SiloHead
     | Finished
@@ -313,6 +374,9 @@ RECORD_KINDS: dict[str, type[Record]] = {
         Refused,
         Traffic,
         Evaluated,
+        LedgerOpened,
+        PrivacySpent,
+        LedgerSeen,
         HeadSeen,
         SiloHead,
         Finished,

@@ -49,7 +49,8 @@ class TrainingConfig:
     rises linearly during the first ``warm_up_fraction`` of the run, and falls linearly
     over the whole run to ``final_learning_rate_fraction`` of its start.
     ``optimizer_state`` says whether Adam's moments are kept over rounds or made anew,
-    as FedDiffuse does (de Goede et al. 2024).
+    as FedDiffuse does (de Goede et al. 2024). ``local_parts`` says whether the parts
+    that are not federated are trained, or stay as the run began.
     """
 
     local_steps: int = 0
@@ -60,6 +61,7 @@ class TrainingConfig:
     final_learning_rate_fraction: float = 1.0
     optimizer_state: Literal["kept", "fresh"] = "kept"
     loss: Literal["mse", "huber"] = "mse"
+    local_parts: Literal["trained", "frozen"] = "trained"
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -76,6 +78,32 @@ class TrainingConfig:
             0 < self.final_learning_rate_fraction <= 1,
             "final_learning_rate_fraction: must be in (0, 1]",
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class InitialConfig:
+    """The parameters that a run begins with: drawn from the seed, or those of a file.
+
+    ``name`` says what the file's parameters were trained on and ``sha256`` is its
+    digest; every party has the file. ``origin`` is "public" for data that need no
+    protection, or "run" for what an earlier run of the silos released: that one's
+    ledgers account for it.
+    """
+
+    name: str = ""
+    sha256: str = ""
+    origin: Literal["public", "run"] = "public"
+
+    def __post_init__(self) -> None:
+        """Check that both are given, or neither."""
+        require(
+            bool(self.name) == bool(self.sha256),
+            "name: name and sha256 belong together: what the parameters were trained "
+            "on, and the digest of their file",
+        )
+        require(len(self.name) <= 200, "name: must be at most 200 characters")
+        if self.sha256:
+            check_hex("sha256", self.sha256, 32)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,9 +4,10 @@ import math
 from dataclasses import dataclass
 
 from diffusion.config import UNetConfig
+from protocol.mechanism import not_covered, run_epsilon, steps_per_round
 from protocol.plan import RunPlan
 from protocol.settings import UpdateConfig
-from silo.policy import Policy, plan_epsilon, refusals
+from silo.policy import Policy, refusals
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +51,7 @@ def what_would_leave(plan: RunPlan) -> Leaving:
 def explain(plan: RunPlan, policy: Policy) -> list[str]:
     """Return, in sentences, what a plan asks of a silo and what the policy says."""
     leaving, protection = what_would_leave(plan), plan.protection
-    update, epsilon = plan.update, plan_epsilon(plan)
+    update = plan.update
     lines = [
         f"Run {plan.name}, plan {plan.digest.hex()}.",
         f"{len(plan.silos)} silos train one model of {leaving.num_parameters:,} "
@@ -63,14 +64,7 @@ def explain(plan: RunPlan, policy: Policy) -> list[str]:
         f"{leaving.total_bytes:,} in all, and a few kB of keys, shares and signatures.",
         _weights_sentence(update),
         _protection_sentence(plan),
-        "Privacy cost: "
-        + (
-            "no differential privacy, epsilon is unbounded. The sum and the trained "
-            "model are public to the run, and nothing limits what they may reveal "
-            "about an image."
-            if math.isinf(epsilon)
-            else f"epsilon {epsilon:g}."
-        ),
+        *_privacy_sentences(plan, policy),
         f"Sums hold at least {max(protection.min_cohort, protection.threshold)} silos.",
     ]
     reasons = refusals(policy, plan)
@@ -79,6 +73,42 @@ def explain(plan: RunPlan, policy: Policy) -> list[str]:
     else:
         lines.append("This silo's policy permits the plan.")
     return lines
+
+
+def _privacy_sentences(plan: RunPlan, policy: Policy) -> list[str]:
+    """Say what the run may reveal about an image or a patient, at most."""
+    privacy = plan.privacy
+    if not privacy.is_private:
+        return [
+            "Privacy cost: no differential privacy, epsilon is unbounded. The sum and "
+            "the trained model are public to the run, and nothing limits what they may "
+            "reveal about an image."
+        ]
+    steps, spare = steps_per_round(plan) * plan.num_rounds, privacy.spare_steps
+    lines = [
+        f"Privacy cost: epsilon {run_epsilon(plan, privacy.delta):.4g} at delta "
+        f"{privacy.delta:g}, per {_unit(plan)}, against everyone outside this silo; "
+        "neighbouring data sets differ by adding or removing one.",
+        f"Mechanism: DP-SGD, {steps:,} steps"
+        + (f" and {spare:,} spare ones" if spare else "")
+        + f", sample rate {privacy.sample_rate:g}, clipping norm "
+        f"{privacy.clipping_norm:g}, noise multiplier {privacy.noise_multiplier:g}.",
+        "Not covered by epsilon: " + "; ".join(not_covered(plan)) + ".",
+    ]
+    if math.isfinite(policy.max_epsilon):
+        lines.append(
+            f"This silo's own limit: epsilon {policy.max_epsilon:g} at delta "
+            f"{policy.max_delta:g}, over all runs on the same data."
+        )
+    return lines
+
+
+def _unit(plan: RunPlan) -> str:
+    """Say what is protected."""
+    if plan.privacy.unit == "example":
+        return "image"
+    most = plan.privacy.max_images_per_patient
+    return f"patient (at most {most} images of one in a step)"
 
 
 def _form(update: UpdateConfig) -> str:

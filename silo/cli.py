@@ -15,7 +15,7 @@ from protocol.command import (
     reporting_errors,
     set_up_logging,
 )
-from protocol.files import load_identity, locked, save_bytes, save_identity
+from protocol.files import load_identity, save_bytes, save_identity
 from protocol.plan import load_draft, load_plan
 from silo.config import (
     DEFAULT_CONFIG,
@@ -26,7 +26,7 @@ from silo.config import (
     load_config,
 )
 from silo.errors import ConfigRejected, PolicyViolation, SiloError
-from silo.policy import DEFAULT_POLICY, check_approved, load_policy, refusals
+from silo.policy import DEFAULT_POLICY, load_policy, refusals
 
 DirPath = click.Path(file_okay=False, path_type=Path)
 FilePath = click.Path(dir_okay=False, path_type=Path)
@@ -128,6 +128,19 @@ def check_plan_command(plan_path: Path, approve: bool, folder: Path) -> None:
     show_default=True,
     help="Seconds to wait for the aggregator.",
 )
+@click.option(
+    "--new-ledger",
+    is_flag=True,
+    help="With dp-sgd: leave what earlier runs spent on the same data out of account. "
+    "The report says so.",
+)
+@click.option(
+    "--insecure-seed",
+    type=click.IntRange(0),
+    default=None,
+    help="With dp-sgd, for debugging only: predictable sampling and noise. Nothing is "
+    "private then, and the report fails.",
+)
 @click.option("--progress-lines", is_flag=True, hidden=True)
 @dir_option
 @data_option
@@ -139,6 +152,8 @@ def train(
     connect: Path | None,
     out: Path | None,
     patience: float,
+    new_ledger: bool,
+    insecure_seed: int | None,
     progress_lines: bool,
     folder: Path,
     data: Path | None,
@@ -148,15 +163,37 @@ def train(
     """Join a run and train until it ends; or, with --local, train alone."""
     if (plan_path is None) == (draft_path is None):
         raise click.UsageError("give either --plan or --local")
-    files = SiloFolder(folder)
-    if draft_path is not None:
-        config = _config(files, data, device, threads, must_exist=False)
-        _train_alone(draft_path, config, files, out or Path("model.safetensors"))
-        return
-    if plan_path is None or connect is None:
+    if plan_path is not None and connect is None:
         raise click.UsageError("--plan needs --connect, the aggregator's socket")
-    config = _config(files, data, device, threads, must_exist=True)
-    _train_with_others(plan_path, connect, patience, config, files, progress_lines)
+    from silo import join
+
+    files = SiloFolder(folder)
+    config = _config(files, data, device, threads, must_exist=plan_path is not None)
+    _use_threads(config.compute.threads)
+    if progress_lines:
+        threading.Thread(target=_end_with_parent, daemon=True).start()
+    if draft_path is not None:
+        join.train_without_others(
+            load_draft(draft_path)[0],
+            config,
+            files,
+            out or Path("model.safetensors"),
+            click.echo,
+            new_ledger=new_ledger,
+            insecure_seed=insecure_seed,
+        )
+    elif plan_path is not None and connect is not None:
+        join.train_with_others(
+            load_plan(plan_path),
+            connect,
+            patience,
+            config,
+            files,
+            click.echo,
+            new_ledger=new_ledger,
+            insecure_seed=insecure_seed,
+            lines=progress_lines,
+        )
 
 
 def _config(
@@ -174,6 +211,7 @@ def _config(
     compute = ComputeConfig(
         device=device or config.compute.device,  # type: ignore[arg-type]
         threads=threads or config.compute.threads,
+        checkpoint_steps=config.compute.checkpoint_steps,
     )
     source = config.data
     if data is not None:
@@ -181,88 +219,9 @@ def _config(
             source="folder" if data.is_dir() else "npz",
             path=str(data.resolve()),
             value_range=config.data.value_range,
+            patients=config.data.patients,
         )
     return SiloConfig(data=source, compute=compute)
-
-
-def _train_with_others(
-    plan_path: Path,
-    connect: Path,
-    patience: float,
-    config: SiloConfig,
-    files: SiloFolder,
-    progress_lines: bool,
-) -> None:
-    """Take part in a run over local sockets."""
-    from diffusion.checkpoint import choose_device
-    from silo.data import load_images
-    from silo.display import make_display
-    from silo.service import serve
-    from silo.session import LocalResources, SiloSession
-    from silo.store import RunStore
-
-    plan = load_plan(plan_path)
-    identity = load_identity(files.identity)
-    policy = load_policy(files)
-    check_approved(files, plan)
-    store = RunStore(files.run(plan), files.journal(plan))
-    if store.is_finished():
-        click.echo("this run is over; nothing to do")
-        return
-    _use_threads(config.compute.threads)
-    if progress_lines:
-        threading.Thread(target=_end_with_parent, daemon=True).start()
-    name = plan.silos[plan.silo_index(identity.public)].name
-    with (
-        locked(store.folder),
-        make_display(name, plan.num_rounds, lines=progress_lines) as display,
-    ):
-        resources = LocalResources(
-            identity=identity,
-            images=load_images(config.data, files.root),
-            policy=policy,
-            device=choose_device(config.compute.device),
-            observe=display.training,
-        )
-        session = SiloSession(plan, store, resources)
-        try:
-            serve(
-                session,
-                plan,
-                identity,
-                connect,
-                spool=store.folder,
-                patience_seconds=patience,
-                announce=display.say,
-            )
-        finally:
-            session.close()
-    click.echo(f"{name}: the run is over; transcript: {store.transcript}")
-
-
-def _train_alone(
-    draft_path: Path, config: SiloConfig, files: SiloFolder, out: Path
-) -> None:
-    """Train without anybody else."""
-    from diffusion.checkpoint import choose_device
-    from silo.data import load_images
-    from silo.display import make_display
-    from silo.local import train_alone
-
-    draft, _ = load_draft(draft_path)
-    if not out.parent.is_dir():
-        raise ConfigRejected(f"--out: the folder {out.parent} does not exist")
-    _use_threads(config.compute.threads)
-    images = load_images(config.data, files.root)
-    with make_display("alone", draft.num_rounds, lines=False) as display:
-        train_alone(
-            draft,
-            images,
-            out,
-            device=choose_device(config.compute.device),
-            observe=display.training,
-        )
-    click.echo(f"saved: {out}")
 
 
 @cli.command()

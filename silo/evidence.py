@@ -96,6 +96,15 @@ class Evidence:
         )
         self._transcript.sync()
 
+    def open_ledger(self, opened: records.LedgerOpened) -> None:
+        """Record which privacy ledger this silo keeps for the run."""
+        self._transcript.append(opened)
+
+    def spend(self, spent: records.PrivacySpent) -> None:
+        """Record what the mechanism has released; it is on disk when this returns."""
+        self._transcript.append(spent)
+        self._transcript.sync()
+
     def confirm(self, place: Place, survivors: Iterable[int]) -> None:
         """Record the list of survivors that this silo signs."""
         self._transcript.append(

@@ -8,6 +8,8 @@ the policy has accepted.
 import math
 from dataclasses import dataclass
 
+from privacy.accounting import Budget
+from protocol.mechanism import run_epsilon
 from protocol.plan import RunPlan
 from silo.config import SiloFolder, load_toml
 from silo.errors import PolicyViolation
@@ -15,10 +17,14 @@ from silo.errors import PolicyViolation
 DEFAULT_POLICY = """\
 # What this silo refuses. Its operator decides; no plan and no message overrules it.
 
-# The largest epsilon (differential privacy) that a run may spend on this silo's data.
-# "inf" also permits runs without differential privacy: then nothing limits what the
-# trained model itself may reveal.
+# The largest epsilon (differential privacy) that may ever be spent on this silo's data,
+# over all runs that share an image or a patient. "inf" also permits runs without
+# differential privacy: then nothing limits what the trained model itself may reveal.
 max_epsilon = inf
+
+# The delta that max_epsilon is meant at, and the largest that a plan may name. Choose
+# it well below 1 / (number of images, or of patients).
+max_delta = 1e-5
 
 # The smallest number of silos whose updates are summed, this one included.
 min_cohort = 3
@@ -51,6 +57,7 @@ class Policy:
     """The content of ``policy.toml``; :data:`DEFAULT_POLICY` explains each field."""
 
     max_epsilon: float = math.inf
+    max_delta: float = 1e-5
     min_cohort: int = 3
     permitted_protections: tuple[str, ...] = ("mask",)
     min_colluding: int = 1
@@ -62,6 +69,8 @@ class Policy:
         """Check the ranges."""
         if not self.max_epsilon > 0:
             raise ValueError("max_epsilon: must be positive")
+        if not 0 < self.max_delta < 1:
+            raise ValueError("max_delta: must be in (0, 1)")
         if self.min_cohort < 2:
             raise ValueError("min_cohort: must be at least 2")
         if self.min_colluding < 0:
@@ -83,14 +92,6 @@ def load_policy(folder: SiloFolder) -> Policy:
     return load_toml(Policy, folder.policy)
 
 
-def plan_epsilon(plan: RunPlan) -> float:
-    """Return the epsilon that a plan would spend on this silo's data.
-
-    Without a mechanism nothing is guaranteed: infinity.
-    """
-    return math.inf
-
-
 def refusals(policy: Policy, plan: RunPlan) -> list[str]:
     """Return why this silo would refuse a plan; nothing when it would not."""
     reasons = []
@@ -107,18 +108,40 @@ def refusals(policy: Policy, plan: RunPlan) -> list[str]:
         )
     if protection.method == "mask":
         reasons += _weak_masks(policy, plan)
-    epsilon = plan_epsilon(plan)
-    if epsilon > policy.max_epsilon:
-        reasons.append(
-            f"the plan's epsilon is {epsilon:g}, this silo permits at most "
-            f"{policy.max_epsilon:g}"
-        )
+    reasons += _too_dear(policy, plan)
     if plan.num_rounds > policy.max_rounds:
         reasons.append(
             f"num_rounds is {plan.num_rounds}, this silo permits at most "
             f"{policy.max_rounds}"
         )
     return reasons
+
+
+def _too_dear(policy: Policy, plan: RunPlan) -> list[str]:
+    """Return why a plan would spend more than this silo permits, even by itself."""
+    delta = plan.privacy.delta
+    if plan.privacy.is_private and delta > policy.max_delta:
+        return [
+            f"privacy.delta is {delta:g}, this silo permits at most "
+            f"{policy.max_delta:g}"
+        ]
+    if math.isinf(policy.max_epsilon):
+        return []
+    epsilon = run_epsilon(plan, policy.max_delta)
+    if epsilon <= policy.max_epsilon:
+        return []
+    at = f" at delta {policy.max_delta:g}" if plan.privacy.is_private else ""
+    return [
+        f"the plan's epsilon is {epsilon:.4g}{at}, this silo permits at most "
+        f"{policy.max_epsilon:g}"
+    ]
+
+
+def account_limit(policy: Policy) -> Budget | None:
+    """Return what may ever be spent on one privacy unit; None for no limit."""
+    if math.isinf(policy.max_epsilon):
+        return None
+    return Budget(policy.max_epsilon, policy.max_delta)
 
 
 def _weak_masks(policy: Policy, plan: RunPlan) -> list[str]:

@@ -26,22 +26,20 @@ the aggregator asked for in between.
 """
 
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-
-import torch
+from collections.abc import Mapping
+from contextlib import ExitStack
 
 from crypto.encoding import BytesLike
 from crypto.errors import CryptoError
 from crypto.frame import AGGREGATOR, Header, read_header
 from crypto.frame import Kind as SecAggKind
-from crypto.keys import IdentityKey
 from diffusion.errors import DiffusionError
-from privacy.errors import NotFinite, PrivacyError
+from privacy.errors import BudgetExceeded, NotFinite, PrivacyError
 from protocol.envelope import (
     EndReply,
     EndRequest,
     Kind,
+    LedgerNotice,
     Refusal,
     RoundRequest,
     make_envelope,
@@ -49,14 +47,15 @@ from protocol.envelope import (
 )
 from protocol.errors import KeyFileRejected, ProtocolError
 from protocol.plan import RunPlan
-from silo.data import ImageSet
 from silo.errors import DataError, PolicyViolation, SiloError, StateBroken
 from silo.evidence import Evidence
-from silo.policy import Policy, check_plan
+from silo.policy import check_plan
+from silo.private_round import PrivateRounds
+from silo.resources import LocalResources
 from silo.secure_upload import SecureUpload
 from silo.store import RunStore
 from silo.trainer import RoundTrainer
-from silo.training import Progress, TrainingDiverged
+from silo.training import TrainingDiverged
 
 logger = logging.getLogger(__name__)
 
@@ -89,20 +88,16 @@ Refusable = (
     SiloError,
 )
 
-LocalTrouble = (DataError, StateBroken, KeyFileRejected, TrainingDiverged, NotFinite)
-"""Errors whose text names this silo's files or depends on its data: it is for the
-operator alone."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LocalResources:
-    """What belongs to this silo alone: its key, images, policy, device, eyes."""
-
-    identity: IdentityKey
-    images: ImageSet
-    policy: Policy
-    device: torch.device
-    observe: Callable[[Progress], None] = lambda progress: None
+LocalTrouble = (
+    DataError,
+    StateBroken,
+    KeyFileRejected,
+    TrainingDiverged,
+    NotFinite,
+    BudgetExceeded,
+)
+"""Errors whose text names this silo's files, its limits, or depends on its data: it is
+for the operator alone."""
 
 
 class SiloSession:
@@ -121,24 +116,33 @@ class SiloSession:
         self._plan, self._store = plan, store
         self._identity = resources.identity
         self._silo = plan.silo_index(resources.identity.public)
-        self._trainer = RoundTrainer(
-            plan,
-            self._silo,
-            store,
-            resources.images,
-            resources.device,
-            resources.observe,
-        )
-        trained = store.load_trained()
-        self._asked_round = trained.round_number if trained else 0
-        self._secure = SecureUpload(plan, store, self._identity, self._silo)
-        try:
+        with ExitStack() as opened:
+            self._private: PrivateRounds | None = None
+            if plan.privacy.is_private:
+                folder, digest = store.folder, plan.digest.hex()
+                self._private = PrivateRounds(plan, digest, folder, resources)
+                opened.callback(self._private.close)
+            self._trainer = RoundTrainer(
+                plan,
+                self._silo,
+                store,
+                resources.images,
+                resources.device,
+                resources.observe,
+                initial=resources.initial,
+                private=self._private,
+            )
+            trained = store.load_trained()
+            self._asked_round = trained.round_number if trained else 0
+            self._secure = SecureUpload(plan, store, self._identity, self._silo)
+            opened.callback(self._secure.close)
             self._evidence = Evidence(
                 store.transcript, plan, self._silo, resources.identity
             )
-        except BaseException:
-            self._secure.close()
-            raise
+            opened.callback(self._evidence.close)
+            if self._private is not None and not self.is_finished:
+                self._evidence.open_ledger(self._private.opened())
+            self._opened = opened.pop_all()
 
     @property
     def is_finished(self) -> bool:
@@ -146,9 +150,8 @@ class SiloSession:
         return self._store.is_finished()
 
     def close(self) -> None:
-        """Close transcript and journal."""
-        self._evidence.close()
-        self._secure.close()
+        """Close transcript, journal and ledger."""
+        self._opened.close()
 
     def handle(self, request: BytesLike) -> BytesLike:
         """Answer one message of the aggregator.
@@ -257,9 +260,12 @@ class SiloSession:
             self._place("ready", header), request, digest, field_bits
         )
         self._trainer.train_once(request)
+        if self._private is not None:
+            self._evidence.spend(self._private.spent(request.round_number))
         if not is_masked:
             return self._send_plain(header, request)
-        return self._secure.ready(header.slot, request.round_number, digest), 0
+        ready = self._secure.ready(header.slot, request.round_number, digest)
+        return self._with_ledger(header, ready), 0
 
     def _close_slot(self, notice: BytesLike) -> None:
         """Take note of the sum of the slot before, which the aggregator announces."""
@@ -270,9 +276,19 @@ class SiloSession:
     def _send_plain(self, header: Header, request: RoundRequest) -> tuple[bytes, int]:
         """Return the packed update in the clear, where the policy permits that."""
         body = self._trainer.update(request.round_number).words.tobytes()
-        reply = self._envelope(Kind.PLAIN, body, setup=header.setup, slot=header.slot)
+        plain = self._envelope(Kind.PLAIN, body, setup=header.setup, slot=header.slot)
+        reply = self._with_ledger(header, plain)
         self._evidence.upload(self._place("ready", header), reply, "none")
         return reply, len(body)
+
+    def _with_ledger(self, header: Header, reply: bytes) -> bytes:
+        """Return a reply with the head of the privacy ledger, where there is one."""
+        if self._private is None:
+            return reply
+        head = self._private.head
+        notice = LedgerNotice(size=head.size, head=head.digest, reply=reply)
+        place = {"setup": header.setup, "slot": header.slot}
+        return self._envelope(Kind.LEDGER, notice.to_body(), **place)
 
     def _mask(self, header: Header, request: BytesLike) -> tuple[BytesLike, int]:
         """Let the update leave, masked."""

@@ -1,12 +1,13 @@
 """One silo's model through the rounds of a run: trained once a round, kept on disk."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
 from crypto.secagg.upload import Upload
 from diffusion.checkpoint import Checkpoint, save_checkpoint
-from diffusion.model import make_model
+from diffusion.initial import first_model
 from diffusion.parameters import (
     flatten,
     load_parameters,
@@ -22,17 +23,23 @@ from protocol.grids import RoundGrid, round_grid
 from protocol.plan import RunPlan
 from silo.data import ImageSet
 from silo.errors import PolicyViolation
+from silo.private_round import PrivateRounds
 from silo.store import RunStore, TrainedRound
-from silo.training import Progress, Tensors, train
+from silo.training import Progress, Tensors, TrainingState, train
 from silo.update import check_weight, make_update
 
 
 class RoundTrainer:
     """Turns a round's request into a stored update, once.
 
+    Args:
+        initial: the file of the parameters that the plan begins with, if it names one.
+        private: the mechanism, where the plan has one.
+
     Raises:
         DataError: the images do not fit the plan's model, or their number is not a
             weight that the plan permits.
+        DiffusionError: the file of the first parameters is missing or another one.
     """
 
     def __init__(
@@ -43,12 +50,17 @@ class RoundTrainer:
         images: ImageSet,
         device: torch.device,
         observe: Callable[[Progress], None],
+        *,
+        initial: Path | None = None,
+        private: PrivateRounds | None = None,
     ) -> None:
         images.check_fits(plan.model)
         check_weight(plan, len(images))
         self._plan, self._silo, self._store = plan, silo, store
         self._images, self._device, self._observe = images, device, observe
-        self._model = make_model(plan.model, plan.seed_for("model"))
+        self._private = private
+        seed = plan.seed_for("model")
+        self._model = first_model(plan.model, seed, plan.initial.sha256, initial)
         self._model.to(device)
         self._layout = make_layout(self._model, SELECTIONS[plan.update.selection])
         self._schedule = make_schedule(plan.schedule).to(device)
@@ -116,17 +128,7 @@ class RoundTrainer:
         load_parameters(self._model, local or self._first_parts)
         load_parameters(self._model, unflatten(shared, self._layout))
         before = self._parameters()
-        state = train(
-            self._model,
-            self._images,
-            self._schedule,
-            self._plan,
-            state,
-            silo=self._silo,
-            round_number=number,
-            device=self._device,
-            observe=self._observe,
-        )
+        state = self._train(request, state)
         after = self._parameters()
         words = make_update(
             self._plan,
@@ -141,6 +143,30 @@ class RoundTrainer:
         )
         trained = TrainedRound(round_number=number, model=request.model_digest().hex())
         self._store.save_round(trained, words, state, self._local_parts(after))
+        if self._private is not None:
+            self._private.forget_partial()
+
+    def _train(self, request: RoundRequest, state: TrainingState) -> TrainingState:
+        """Train the model in place, with the plan's mechanism if it has one."""
+        if self._private is not None:
+            return self._private.train(
+                self._model,
+                self._schedule,
+                state,
+                round_number=request.round_number,
+                model_digest=request.model_digest(),
+            )
+        return train(
+            self._model,
+            self._images,
+            self._schedule,
+            self._plan,
+            state,
+            silo=self._silo,
+            round_number=request.round_number,
+            device=self._device,
+            observe=self._observe,
+        )
 
     def update(self, round_number: int) -> Upload:
         """Return the packed update of a round, of the length that the plan implies.

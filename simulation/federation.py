@@ -10,6 +10,8 @@
 """
 
 import io
+import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -117,6 +119,8 @@ def make_federation(
         save_plan(federation.plan_path, plan, aggregator)
         for (name, key), share in zip(keys.items(), shares, strict=True):
             _make_silo(federation.silo(name), plan, key, config, pool, share)
+        if config.initial:
+            _copy_initial(Path(config.initial), federation, list(keys))
         if plan.evaluation.every_rounds:
             save_reference(
                 federation.reference,
@@ -149,12 +153,24 @@ def _make_silo(
         permitted_protections=(plan.protection.method,),
         min_colluding=min(Policy().min_colluding, plan.protection.max_colluding),
         accept_semi_honest=plan.protection.trust == "semi-honest",
+        max_delta=max(Policy().max_delta, plan.privacy.delta),
     )
     save_bytes(folder.config, tomli_w.dumps(to_table(silo_config)).encode())
     save_bytes(folder.policy, tomli_w.dumps(to_table(policy)).encode())
     save_bytes(folder.root / DATA_FILE, images_to_npz(subset(pool.dealt, share)))
     folder.approval(plan).parent.mkdir()
     save_bytes(folder.approval(plan), plan.name.encode() + b"\n")
+
+
+def _copy_initial(path: Path, federation: Federation, silos: Sequence[str]) -> None:
+    """Give every party the parameters that the plan begins with."""
+    if not path.is_file():
+        raise SettingsRejected(f"simulation.initial: {path}: there is no such file")
+    for target in (
+        federation.aggregator.initial,
+        *(federation.silo(name).initial for name in silos),
+    ):
+        shutil.copyfile(path, target)
 
 
 def images_to_npz(images: ImageSet) -> bytes:

@@ -86,6 +86,7 @@ def _train(
         device=choose_device(device),
         reference=federation.reference if plan.evaluation.every_rounds else None,
         weights=weights,
+        initial=federation.aggregator.initial,
         on_stage=display.stage,
         on_bytes=display.count,
         watcher=display.watcher(),

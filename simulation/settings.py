@@ -71,7 +71,8 @@ class SimulationConfig:
     positive, as many images that are kept from every silo. ``transport`` runs each
     silo as a process of its own behind a local socket, or all of them in this one.
     The threads are those of a silo's training and of the aggregator's sampling; small
-    images want one.
+    images want one. ``initial`` is the file of the parameters that the plan begins
+    with.
     """
 
     num_silos: int = 3
@@ -80,6 +81,7 @@ class SimulationConfig:
     transport: Literal["sockets", "memory"] = "sockets"
     threads_per_silo: int = 1
     aggregator_threads: int = 1
+    initial: str = ""
     data: SourceConfig = SourceConfig()
     partition: PartitionConfig = PartitionConfig()
 
@@ -116,6 +118,9 @@ def load_settings(
         config = from_table(SimulationConfig, table, "simulation")
     except EncodingError as error:
         raise SettingsRejected(f"{draft_path}: {error}") from None
+    if config.initial:
+        initial = (draft_path.parent / config.initial).resolve()
+        config = replace(config, initial=str(initial))
     source = config.data
     if data is not None:
         kind: Literal["folder", "npz"] = "folder" if data.is_dir() else "npz"

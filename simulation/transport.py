@@ -10,17 +10,16 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 from crypto.encoding import BytesLike
-from diffusion.checkpoint import choose_device
 from protocol.files import load_identity
 from protocol.plan import RunPlan
 from protocol.transport import LocalSockets
 from silo.config import load_config
-from silo.data import load_images
-from silo.policy import load_policy
-from silo.session import LocalResources, SiloSession
+from silo.join import resources_of
+from silo.session import SiloSession
 from silo.store import RunStore
 from silo.training import Progress
 from simulation.errors import SiloFailed
@@ -69,12 +68,11 @@ def open_session(
     """Return the session of one silo of a federation, in this process."""
     folder = federation.silo(name)
     config = load_config(folder)
-    resources = LocalResources(
-        identity=load_identity(folder.identity),
-        images=load_images(config.data, folder.root),
-        policy=load_policy(folder),
-        device=choose_device(device),
-        observe=lambda progress: observe(name, progress),
+    compute = replace(config.compute, device=device)  # type: ignore[arg-type]
+    resources = resources_of(
+        folder,
+        replace(config, compute=compute),
+        lambda progress: observe(name, progress),
     )
     return SiloSession(
         plan, RunStore(folder.run(plan), folder.journal(plan)), resources

@@ -11,6 +11,7 @@ from audits.audit import Audit
 from audits.disclosure import Disclosure, describe_stage
 from audits.evidence import AGGREGATOR
 from audits.findings import CHECKS, Severity
+from audits.report.privacy import privacy_table
 from audits.report.samples import Samples
 from audits.report.verdict import headline, not_covered, sentences
 from audits.sums import least_survivors
@@ -48,6 +49,7 @@ def make_content(audit: Audit, samples: Samples | None) -> Table:
         "verdict": _verdict(audit),
         "findings": _findings(audit),
         "plan": _plan_in_brief(plan),
+        "privacy": privacy_table(audit.accounts),
         "rounds": _rounds(audit),
         "disclosures": [
             _disclosure(each, plan.protection.method) for each in audit.disclosures

@@ -15,6 +15,7 @@ def render_markdown(content: Mapping[str, Any]) -> str:
         *_top(content),
         *_findings(content["findings"]),
         *_plan(content["plan"]),
+        *_privacy(content["privacy"]),
         *_rounds(content["rounds"]),
         *_disclosures(content["disclosures"]),
         *_evaluations(content["evaluations"]),
@@ -51,6 +52,44 @@ def _plan(plan: Sequence[Sequence[str]]) -> Iterator[str]:
     """Yield the plan in brief."""
     yield "## The plan in brief"
     yield _table(("what", "value"), plan)
+
+
+def _privacy(privacy: Mapping[str, Any] | None) -> Iterator[str]:
+    """Yield the claim of differential privacy, its price and its limits."""
+    if privacy is None:
+        return
+    yield "## Differential privacy"
+    yield _plain(privacy["claim"])
+    yield _table(
+        (
+            "silo",
+            "steps",
+            "draws a step",
+            "epsilon (PLD)",
+            "(PRV)",
+            "with earlier runs",
+        ),
+        (
+            (
+                row["silo"],
+                f"{row['steps']:,}",
+                row["multiplicity"],
+                f"{row['epsilon']:.4g}",
+                "–" if row["epsilon_prv"] is None else f"{row['epsilon_prv']:.4g}",
+                f"{row['account_epsilon']:.4g}",
+            )
+            for row in privacy["silos"]
+        ),
+    )
+    yield _table(("what", "value"), privacy["mechanism"])
+    if privacy["ceilings"]:
+        yield "The most that any membership attack can find:"
+        yield _table(
+            ("false alarms", "found, at most"),
+            ((f"{rate:.1%}", f"{most:.3%}") for rate, most in privacy["ceilings"]),
+        )
+    yield "Epsilon says nothing about:"
+    yield "\n".join(f"- {_plain(each)}" for each in privacy["not_covered"])
 
 
 def _rounds(rounds: Sequence[Mapping[str, Any]]) -> Iterator[str]:

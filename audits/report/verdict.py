@@ -1,9 +1,12 @@
 """The verdict in plain words, made from the findings and nothing else."""
 
 from audits.audit import Audit
+from audits.budget import spendings
 from audits.evidence import AGGREGATOR
 from audits.findings import Severity, count, listing
+from audits.report.privacy import board_sentence
 from audits.report.units import format_bytes, format_share
+from protocol.mechanism import not_covered as what_epsilon_leaves_out
 from protocol.records import Revealed, RoundClosed, RoundLost, Survivors
 
 
@@ -23,7 +26,12 @@ def headline(audit: Audit) -> str:
 
 def sentences(audit: Audit) -> list[str]:
     """Return two to four sentences that a hospital's board can read."""
-    said = [_who(audit), _what_left(audit), _what_was_hidden(audit)]
+    said = [
+        _who(audit),
+        _what_left(audit),
+        _what_was_hidden(audit),
+        board_sentence(audit.evidence.plan, spendings(audit.accounts)),
+    ]
     failed = audit.with_severity(Severity.FAIL)
     if failed:
         said.insert(0, f"What failed first: {failed[0].statement}")
@@ -38,6 +46,15 @@ def not_covered(audit: Audit) -> list[str]:
         said.append(
             "Differential privacy: there is none. The mean of each round and the "
             "trained model are public to the run and may reveal training examples."
+        )
+    else:
+        said += [
+            f"Not covered by epsilon: {each}." for each in what_epsilon_leaves_out(plan)
+        ]
+        said.append(
+            "Whether a silo's software did what it wrote down: the events are its own "
+            "words. `silo self-test` shows its operator that the mechanism is what it "
+            "says."
         )
     if plan.protection.method == "mask":
         number = plan.protection.max_colluding

@@ -174,7 +174,7 @@ BAD_DRAFTS = {
         lambda: Path("plan.toml").write_text(
             DRAFT_TEXT + '[privacy]\nmechanism = "dp-sgd"\n' + SIMULATION
         ),
-        "privacy.mechanism",
+        "privacy.epsilon: give the target",
     ),
     "not TOML": (lambda: Path("plan.toml").write_text("{json: 1}"), "not valid TOML"),
     "not text": (lambda: Path("plan.toml").write_bytes(b"\xff\xfe"), "not valid TOML"),

@@ -35,7 +35,12 @@ from tests.protocol.examples import (
 )
 
 KEYS = [identity.public.hex() for identity in IDENTITIES]
-DP_SGD = {"privacy.mechanism": "dp-sgd"}
+DP_SGD = {
+    "privacy.mechanism": "dp-sgd",
+    "privacy.noise_multiplier": 1.5,
+    "privacy.delta": 1e-5,
+    "privacy.sample_rate": 0.01,
+}
 
 
 def rejection(load, path):
@@ -94,8 +99,32 @@ SECRET = {"update.weights": "secret", "update.max_weight": 1000}
         ({"update.weights": "hidden"}, "update.weights: "),
         ({"update.weights": "secret"}, "update.max_weight: must be 1 to"),
         ({"update.max_weight": 9}, "update.max_weight: belongs to weights"),
-        (DP_SGD, "privacy.mechanism: "),
-        (DP_SGD | {"update.rounding": "nearest"}, "update.rounding: "),
+        ({"privacy.mechanism": "dp-sgd"}, "privacy.epsilon: give the target"),
+        (DP_SGD | {"privacy.delta": 0.0}, "privacy.delta: "),
+        (DP_SGD | {"privacy.sample_rate": 0.0}, "privacy.sample_rate: "),
+        (DP_SGD | {"privacy.sample_rate": 1.5}, "privacy.sample_rate: "),
+        (DP_SGD | {"privacy.clipping_norm": 0.0}, "privacy.clipping_norm: "),
+        (DP_SGD | {"privacy.multiplicity": -1}, "privacy.multiplicity: "),
+        (DP_SGD | {"privacy.unit": "hospital"}, "privacy.unit: "),
+        (DP_SGD | {"privacy.max_images_per_patient": 0}, "privacy.max_images_per_"),
+        (DP_SGD | {"privacy.spare_steps": -1}, "privacy.spare_steps: "),
+        (DP_SGD | {"privacy.mechanism": "none"}, "privacy.delta: belongs to"),
+        (
+            {"privacy.mechanism": "none", "privacy.epsilon": 3.0},
+            "privacy.epsilon: belongs to",
+        ),
+        (DP_SGD | SECRET, 'update.weights: "secret" releases'),
+        (
+            {
+                "privacy.mechanism": "dp-sgd",
+                "privacy.epsilon": 3.0,
+                "privacy.delta": 1e-5,
+                "privacy.sample_rate": 0.01,
+            },
+            "privacy.noise_multiplier: a finished plan says it",
+        ),
+        ({"initial.name": "faces"}, "initial.name: name and sha256 belong"),
+        ({"initial.name": "x", "initial.sha256": "ab"}, "initial.sha256: "),
         (
             {"update.selection": "udec", "evaluation.every_rounds": 1},
             "evaluation.every_rounds: ",
@@ -253,6 +282,8 @@ OTHER_VALUES = {
     "training.warm_up_fraction": 0.25,
     "training.optimizer_state": "fresh",
     "training.loss": "huber",
+    "training.local_parts": "frozen",
+    "initial.origin": "run",
     "update.selection": "udec",
     "update.clipping_norm": 4.0,
     "update.clipping": "previous-mean",
@@ -282,15 +313,31 @@ OTHER_VALUES = {
     "nonce": "01" * 16,
     "aggregator.identity_key": make_identity("another").public.hex(),
 }
-ONE_VALUE = {"format", "privacy.mechanism"}
+DP_VALUES = {
+    "privacy.epsilon": 3.0,
+    "privacy.delta": 1e-6,
+    "privacy.noise_multiplier": 2.0,
+    "privacy.clipping_norm": 0.5,
+    "privacy.sample_rate": 0.02,
+    "privacy.multiplicity": 4,
+    "privacy.unit": "patient",
+    "privacy.max_images_per_patient": 2,
+    "privacy.spare_steps": 7,
+}
+"""Fields that belong to a mechanism."""
+
+ONE_VALUE = {"format"}
 """Fields that can have one value only in this version."""
+
+IN_COMPANY = {"privacy.mechanism", "initial.name", "initial.sha256"}
+"""Fields that can change only with several others."""
 
 
 def test_every_field_is_walked():
     names = {name for name, _ in describe(to_table(make_example()))}
     of_silos = {name for name in names if name.startswith("silos[")}
     assert "silos[0].identity_key" in of_silos
-    assert names - of_silos == {*OTHER_VALUES, *ONE_VALUE}
+    assert names - of_silos == {*OTHER_VALUES, *DP_VALUES, *ONE_VALUE, *IN_COMPANY}
 
 
 TOGETHER = {"training.local_epochs", "update.max_weight"}
@@ -301,6 +348,22 @@ TOGETHER = {"training.local_epochs", "update.max_weight"}
 def test_the_digest_changes_with_every_field(path):
     plan = make_example({"protection.threshold": 4}, num_silos=5)
     assert with_change(plan, path, OTHER_VALUES[path]).digest != plan.digest
+
+
+@pytest.mark.parametrize("path", sorted(DP_VALUES))
+def test_the_digest_changes_with_every_field_of_a_mechanism(path):
+    plan = make_example(DP_SGD)
+    assert plan.digest != make_example().digest
+    assert with_change(plan, path, DP_VALUES[path]).digest != plan.digest
+
+
+def test_the_digest_changes_with_the_initial_parameters():
+    plans = [
+        make_example({"initial.name": name, "initial.sha256": sha256})
+        for name in ("faces", "digits")
+        for sha256 in ("ab" * 32, "cd" * 32)
+    ]
+    assert len({plan.digest for plan in plans}) == 4
 
 
 def test_the_digest_changes_with_epochs_for_steps():

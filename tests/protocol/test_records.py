@@ -1,9 +1,11 @@
 import dataclasses
 import re
 import typing
+from typing import Literal
 
 import pytest
 
+from privacy.events import SampledGaussian
 from protocol.encoding import decode, encode, from_table, to_table
 from protocol.errors import EncodingError
 from protocol.records import RECORD_KINDS, Record
@@ -13,7 +15,15 @@ EXAMPLES = {
     float: 0.25,
     str: "text",
     tuple[str, ...]: ("a", "b"),
+    bool: True,
+    float | None: 0.5,
+    Literal["operating-system", "insecure-seed"]: "insecure-seed",
     tuple[float, ...]: (0.5, 0.25),
+    tuple[SampledGaussian, ...]: (
+        SampledGaussian(
+            sample_rate=0.5, noise_multiplier=2.0, clipping_norm=1.0, steps=3
+        ),
+    ),
 }
 
 

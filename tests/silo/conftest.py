@@ -38,7 +38,8 @@ from protocol.settings import ProtectionConfig, TrainingConfig
 from protocol.transcript import TranscriptWriter, read_records
 from silo.data import ImageSet
 from silo.policy import Policy
-from silo.session import LocalResources, SiloSession
+from silo.resources import LocalResources
+from silo.session import SiloSession
 from silo.store import RunStore
 
 TINY_MODEL = UNetConfig(

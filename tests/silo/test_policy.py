@@ -1,10 +1,12 @@
 import math
 import tomllib
+from dataclasses import replace
 
 import pytest
 
 from protocol.encoding import from_table
-from protocol.settings import ProtectionConfig
+from protocol.mechanism import run_epsilon
+from protocol.settings import PrivacyConfig, ProtectionConfig
 from silo.config import SiloFolder
 from silo.errors import ConfigRejected, PolicyViolation
 from silo.policy import (
@@ -13,10 +15,13 @@ from silo.policy import (
     check_approved,
     check_plan,
     load_policy,
-    plan_epsilon,
     refusals,
 )
 from tests.silo.conftest import tiny_plan
+
+DP_SGD = PrivacyConfig(
+    mechanism="dp-sgd", noise_multiplier=1.0, delta=1e-5, sample_rate=0.1
+)
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +93,21 @@ class TestRefusals:
             assert word in str(caught.value)
 
     def test_without_a_mechanism_nothing_is_guaranteed(self, plan):
-        assert plan_epsilon(plan) == math.inf
+        (found,) = refusals(Policy(max_epsilon=1e6), plan)
+        assert "the plan's epsilon is inf" in found
+        assert refusals(Policy(), plan) == []
+
+    def test_a_run_dearer_than_the_limit_is_refused(self):
+        plan = tiny_plan(privacy=DP_SGD)
+        price = run_epsilon(plan, 1e-5)
+        (found,) = refusals(Policy(max_epsilon=0.99 * price), plan)
+        assert f"the plan's epsilon is {price:.4g} at delta 1e-05" in found
+        assert refusals(Policy(max_epsilon=1.01 * price), plan) == []
+
+    def test_a_larger_delta_is_refused_and_does_not_make_a_plan_cheaper(self):
+        plan = tiny_plan(privacy=replace(DP_SGD, delta=1e-3))
+        (found,) = refusals(Policy(), plan)
+        assert "privacy.delta is 0.001, this silo permits at most 1e-05" in found
 
 
 class TestFields:
@@ -98,6 +117,8 @@ class TestFields:
             ({"max_epsilon": 0.0}, "max_epsilon"),
             ({"max_epsilon": -1.0}, "max_epsilon"),
             ({"max_epsilon": math.nan}, "max_epsilon"),
+            ({"max_delta": 0.0}, "max_delta"),
+            ({"max_delta": 1.0}, "max_delta"),
             ({"min_cohort": 1}, "min_cohort"),
             ({"permitted_protections": ("masks",)}, "permitted_protections"),
             ({"permitted_auxiliary_images": ("all",)}, "permitted_auxiliary_images"),

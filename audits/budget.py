@@ -1,0 +1,341 @@
+"""What did the run spend? Epsilon recomputed from events, compared with every claim.
+
+The price is computed here again from the events in the silos' transcripts, with the
+same accountant (PLD) as the silos'; their second claim comes from another one (PRV).
+An event is a silo's word: a silo that ran another mechanism than it wrote down is
+found by its own self-test, not here.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from audits.accounts import Account, Accounts
+from audits.findings import Finding, count, fail, passed, settle, warn
+from privacy.accounting import claims_agree, epsilon
+from privacy.events import SampledGaussian, merged
+from protocol.mechanism import round_event, steps_per_round
+from protocol.plan import RunPlan
+from protocol.records import (
+    LedgerOpened,
+    LedgerSeen,
+    Masked,
+    PrivacySpent,
+)
+
+CLAIM_TOLERANCE = 1e-3
+"""How far a claim may be from the price recomputed: another version's grid."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spending:
+    """What one silo spent in a run, recomputed from the events in its transcript.
+
+    ``account_epsilon`` also counts earlier runs on the same data.
+    """
+
+    silo: str
+    round_number: int
+    steps: int
+    multiplicity: int
+    epsilon: float
+    epsilon_prv: float | None
+    account_epsilon: float
+    has_earlier: bool
+
+
+def spendings(accounts: Accounts) -> list[Spending]:
+    """Return what each silo spent, as far as its transcript says."""
+    if not accounts.plan.privacy.is_private:
+        return []
+    result = []
+    for account in accounts.silos.values():
+        last = account.last(PrivacySpent)
+        if last is None:
+            continue
+        spent, delta = last.record, accounts.plan.privacy.delta
+        result.append(
+            Spending(
+                silo=account.party,
+                round_number=spent.round_number,
+                steps=sum(event.steps for event in spent.events),
+                multiplicity=spent.multiplicity,
+                epsilon=epsilon(spent.events, delta),
+                epsilon_prv=spent.epsilon_prv,
+                account_epsilon=epsilon((*spent.earlier, *spent.events), delta),
+                has_earlier=bool(spent.earlier),
+            )
+        )
+    return result
+
+
+def check_budget(accounts: Accounts) -> list[Finding]:
+    """Return the findings on differential privacy."""
+    plan = accounts.plan
+    if not plan.privacy.is_private:
+        return [
+            warn(
+                "privacy",
+                "There is no differential privacy. Secure aggregation hides single "
+                "updates in sums, but the mean and the trained model are public to the "
+                "run and may reveal training examples.",
+            )
+        ]
+    return [
+        *_privacy(accounts),
+        *_mechanism(accounts),
+        *_epsilon(accounts),
+        *_ledgers(accounts),
+        *_randomness(accounts),
+    ]
+
+
+def _privacy(accounts: Accounts) -> list[Finding]:
+    """Say what was spent, by the silo that spent most."""
+    plan, spent = accounts.plan, spendings(accounts)
+    silent = [silo.name for silo in plan.silos if silo.name not in accounts.silos]
+    if not spent or silent:
+        return [
+            warn(
+                "privacy",
+                "What was spent cannot be recomputed for every silo: transcripts or "
+                "their records of spending are missing.",
+                *silent,
+            )
+        ]
+    most = max(spent, key=lambda spending: spending.epsilon)
+    return [
+        passed(
+            "privacy",
+            f"Differential privacy per {plan.privacy.unit}, add or remove one: epsilon "
+            f"{most.epsilon:.4g} at delta {plan.privacy.delta:g} in the silo that "
+            f"spent most ({most.silo}), against everyone outside it.",
+        )
+    ]
+
+
+def _mechanism(accounts: Accounts) -> list[Finding]:
+    """Check that each silo ran the plan's mechanism, for all steps of its rounds."""
+    plan = accounts.plan
+    found = [
+        finding
+        for account in accounts.silos.values()
+        for finding in _mechanism_of(plan, account)
+    ]
+    event = round_event(plan)
+    return settle(
+        "mechanism",
+        found,
+        f"DP-SGD with sample rate {event.sample_rate:g}, noise multiplier "
+        f"{event.noise_multiplier:g}, clipping norm {event.clipping_norm:g}; no step "
+        "of a round that was trained is missing.",
+    )
+
+
+def _mechanism_of(plan: RunPlan, account: Account) -> Iterator[Finding]:
+    """Yield where one silo's events are not those of the plan."""
+    wanted, per_round = round_event(plan), steps_per_round(plan)
+    opened = account.last(LedgerOpened)
+    if opened is not None:
+        record = opened.record
+        if (record.unit, record.delta) != (plan.privacy.unit, plan.privacy.delta):
+            yield fail(
+                "mechanism",
+                f"{account.party} keeps its ledger per {record.unit} at delta "
+                f"{record.delta:g}; the plan says {plan.privacy.unit}, "
+                f"{plan.privacy.delta:g}.",
+                party=account.party,
+            )
+    trained: set[int] = set()
+    for placed in account.all(PrivacySpent):
+        spent = placed.record
+        trained.add(spent.round_number)
+        steps = sum(event.steps for event in spent.events)
+        for event in spent.events:
+            if event.times(1) != wanted.times(1):
+                yield fail(
+                    "mechanism",
+                    f"{account.party}, round {spent.round_number}: ran "
+                    f"{_words(event)}; the plan says {_words(wanted)}.",
+                    party=account.party,
+                    round_number=spent.round_number,
+                )
+        if steps < per_round * len(trained):
+            yield fail(
+                "mechanism",
+                f"{account.party}, round {spent.round_number}: {steps:,} steps are on "
+                f"account, {count(len(trained), 'round')} took "
+                f"{per_round * len(trained):,}.",
+                party=account.party,
+                round_number=spent.round_number,
+            )
+    uploaded = {placed.record.round_number for placed in account.all(Masked)}
+    for number in sorted(uploaded - trained):
+        yield fail(
+            "mechanism",
+            f"{account.party} sent an update in round {number} without writing down "
+            "what it spent.",
+            party=account.party,
+            round_number=number,
+        )
+
+
+def _words(event: SampledGaussian) -> str:
+    """Return a mechanism in words."""
+    return (
+        f"sample rate {event.sample_rate:g}, noise multiplier "
+        f"{event.noise_multiplier:g}, clipping norm {event.clipping_norm:g}"
+    )
+
+
+def _epsilon(accounts: Accounts) -> list[Finding]:
+    """Check every claim against the price recomputed, and against the plan's target."""
+    found = [
+        finding
+        for account in accounts.silos.values()
+        for finding in _epsilon_of(accounts.plan, account)
+    ]
+    return settle(
+        "epsilon",
+        found,
+        "Recomputed from the events by PLD; the silos' second accountant (PRV) agrees.",
+    )
+
+
+def _epsilon_of(plan: RunPlan, account: Account) -> Iterator[Finding]:
+    """Yield where one silo's claims do not hold.
+
+    Claims grow with the events: all are compared with their own events, and the last
+    ones with those of the other accountant.
+    """
+    delta, target = plan.privacy.delta, plan.privacy.epsilon
+    for placed in account.all(PrivacySpent):
+        spent = placed.record
+        claims = (
+            ("", spent.events, spent.epsilon),
+            (
+                " with earlier runs",
+                (*spent.earlier, *spent.events),
+                spent.account_epsilon,
+            ),
+        )
+        for what, events, claim in claims:
+            price = epsilon(merged(events), delta)
+            if abs(claim - price) > CLAIM_TOLERANCE * price:
+                yield fail(
+                    "epsilon",
+                    f"{account.party}, round {spent.round_number}: claims epsilon "
+                    f"{claim:.5g}{what}; its events cost {price:.5g}.",
+                    party=account.party,
+                    round_number=spent.round_number,
+                )
+    last = account.last(PrivacySpent)
+    if last is None:
+        return
+    spent, price = last.record, epsilon(last.record.events, delta)
+    party, number = account.party, spent.round_number
+    if target and price > target * (1 + CLAIM_TOLERANCE):
+        yield fail(
+            "epsilon",
+            f"{account.party} spent epsilon {price:.5g}, the plan permits {target:g}.",
+            party=party,
+            round_number=number,
+        )
+    if spent.epsilon_prv is None:
+        yield warn(
+            "epsilon",
+            f"{account.party}: the second accountant could not compute a claim.",
+            party=party,
+            round_number=number,
+        )
+    elif not claims_agree(price, spent.epsilon_prv, spent.prv_error):
+        yield fail(
+            "epsilon",
+            f"{account.party}: two accountants differ: PLD {price:.5g}, PRV "
+            f"{spent.epsilon_prv:.5g} ± {spent.prv_error:g}.",
+            party=party,
+            round_number=number,
+        )
+
+
+def _ledgers(accounts: Accounts) -> list[Finding]:
+    """Check that ledgers grew, and that the aggregator saw the heads silos wrote."""
+    found: list[Finding] = []
+    for account in accounts.silos.values():
+        found += _ledger_of(account, _seen(accounts, account.party))
+    return settle(
+        "ledgers",
+        found,
+        "The heads that the aggregator was told are those in the silos' transcripts.",
+    )
+
+
+def _seen(accounts: Accounts, silo: str) -> Sequence[LedgerSeen]:
+    """Return the heads of a silo's ledger that the aggregator was told."""
+    if accounts.aggregator is None:
+        return ()
+    seen = accounts.aggregator.all(LedgerSeen)
+    return [placed.record for placed in seen if placed.record.silo == silo]
+
+
+def _ledger_of(account: Account, seen: Sequence[LedgerSeen]) -> Iterator[Finding]:
+    """Yield what is wrong with one silo's ledger."""
+    opened = account.all(LedgerOpened)
+    if not opened:
+        yield fail("ledgers", f"{account.party} opened no ledger.", party=account.party)
+    if len({placed.record.commitment for placed in opened}) > 1:
+        yield fail(
+            "ledgers",
+            f"{account.party} opened ledgers of different data sets in one run.",
+            party=account.party,
+        )
+    if any(placed.record.fresh for placed in opened):
+        yield warn(
+            "ledgers",
+            f"{account.party} opened a new account: what earlier runs spent on the "
+            "same data is left out.",
+            party=account.party,
+        )
+    spent = [placed.record for placed in account.all(PrivacySpent)]
+    written = {(one.round_number, one.ledger_size, one.ledger_head) for one in spent}
+    for one in seen:
+        if (one.round_number, one.size, one.head) not in written and not account.broken:
+            yield fail(
+                "ledgers",
+                f"{account.party}, round {one.round_number}: the aggregator was told "
+                f"of a ledger of {one.size:,} entries that the silo's transcript does "
+                "not know.",
+                party=account.party,
+                round_number=one.round_number,
+            )
+    heads: dict[int, str] = {}
+    last = 0
+    for size, head, number in [
+        *((one.ledger_size, one.ledger_head, one.round_number) for one in spent),
+    ]:
+        if size < last or heads.setdefault(size, head) != head:
+            yield fail(
+                "ledgers",
+                f"{account.party}, round {number}: its ledger has {size:,} entries "
+                f"after it had {last:,}: it was set back to an older state.",
+                party=account.party,
+                round_number=number,
+            )
+        last = max(last, size)
+
+
+def _randomness(accounts: Accounts) -> list[Finding]:
+    """Check that nobody trained with a fixed seed."""
+    found = [
+        fail(
+            "randomness",
+            f"{account.party} drew sampling and noise from a fixed seed: whoever knows "
+            "it can take the noise off. Nothing is private.",
+            party=account.party,
+        )
+        for account in accounts.silos.values()
+        if any(
+            placed.record.randomness != "operating-system"
+            for placed in account.all(LedgerOpened)
+        )
+    ]
+    return settle("randomness", found, "No silo used a fixed seed.")

@@ -1,0 +1,147 @@
+"""The privacy mechanism of a plan: what a run releases, and what it does not cover.
+
+Steps and events follow from the plan alone: two silos with different data, or one silo
+with and without an image, run the same mechanism.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from fractions import Fraction
+from typing import Protocol
+
+from privacy.errors import Uncalibrated
+from privacy.events import SampledGaussian
+from protocol.settings import (
+    EvaluationConfig,
+    InitialConfig,
+    PrivacyConfig,
+    TrainingConfig,
+    UpdateConfig,
+)
+
+
+class HasMechanism(Protocol):
+    """A plan or a draft, as far as its mechanism depends on it."""
+
+    @property
+    def num_rounds(self) -> int:
+        """The number of rounds."""
+
+    @property
+    def training(self) -> TrainingConfig:
+        """How a silo trains."""
+
+    @property
+    def privacy(self) -> PrivacyConfig:
+        """The mechanism."""
+
+
+class HasReleases(HasMechanism, Protocol):
+    """A plan or a draft, as far as it says what else is released."""
+
+    @property
+    def initial(self) -> InitialConfig:
+        """What the run begins with."""
+
+    @property
+    def update(self) -> UpdateConfig:
+        """What leaves a silo."""
+
+    @property
+    def evaluation(self) -> EvaluationConfig:
+        """When a Fréchet distance is measured."""
+
+
+def steps_per_round(plan: HasMechanism) -> int:
+    """Return how many private steps every silo takes in a round.
+
+    An epoch is 1 / ``sample_rate`` steps, whatever a silo's number of examples;
+    ``local_epochs`` of them are rounded up.
+    """
+    training = plan.training
+    if training.local_steps:
+        return training.local_steps
+    return math.ceil(training.local_epochs / Fraction(plan.privacy.sample_rate))
+
+
+def steps_of_run(plan: HasMechanism) -> int:
+    """Return how many private steps a silo may take in a run, spare ones included."""
+    return steps_per_round(plan) * plan.num_rounds + plan.privacy.spare_steps
+
+
+def round_event(plan: HasMechanism) -> SampledGaussian:
+    """Return what a silo releases in one round.
+
+    Raises:
+        ValueError: the plan has no mechanism, or its multiplier was never calibrated.
+    """
+    privacy = plan.privacy
+    return SampledGaussian(
+        sample_rate=privacy.sample_rate,
+        noise_multiplier=privacy.noise_multiplier,
+        clipping_norm=privacy.clipping_norm,
+        steps=steps_per_round(plan),
+    )
+
+
+def run_events(plan: HasMechanism) -> tuple[SampledGaussian, ...]:
+    """Return all that a silo may release in a run, spare steps included."""
+    return (round_event(plan).times(steps_of_run(plan)),)
+
+
+def run_epsilon(plan: HasMechanism, delta: float) -> float:
+    """Return the epsilon of a whole run at a delta; infinity without a mechanism."""
+    from privacy.accounting import epsilon
+
+    if not plan.privacy.is_private:
+        return math.inf
+    return epsilon(run_events(plan), delta)
+
+
+def calibrated(plan: HasMechanism) -> PrivacyConfig:
+    """Return the plan's mechanism with its noise multiplier.
+
+    Guarantees: where the plan names a target, a whole run spends no more than it.
+
+    Raises:
+        Uncalibrated: no multiplier reaches the target, or the one that is given
+            misses it.
+    """
+    from privacy.calibration import calibrate
+
+    privacy = plan.privacy
+    if not privacy.is_private or not privacy.epsilon:
+        return privacy
+    if privacy.noise_multiplier:
+        spent = run_epsilon(plan, privacy.delta)
+        if spent > privacy.epsilon:
+            raise Uncalibrated(
+                f"privacy.noise_multiplier {privacy.noise_multiplier:g} spends epsilon "
+                f"{spent:.4g} in the whole run, more than privacy.epsilon "
+                f"{privacy.epsilon:g}; leave one of the two out"
+            )
+        return privacy
+    multiplier = calibrate(
+        privacy.epsilon,
+        privacy.delta,
+        sample_rate=privacy.sample_rate,
+        clipping_norm=privacy.clipping_norm,
+        steps=steps_of_run(plan),
+    )
+    return replace(privacy, noise_multiplier=multiplier)
+
+
+def not_covered(plan: HasReleases) -> Iterator[str]:
+    """Yield, in words, what epsilon says nothing about although it leaves a silo."""
+    if plan.initial.name and plan.initial.origin == "public":
+        yield f"public data: {plan.initial.name}"
+    if plan.update.weights == "declared":
+        yield "the weights that the plan declares, if they were computed from data"
+    if plan.evaluation.every_rounds:
+        yield (
+            "the reference statistics of the evaluation, and every Fréchet distance "
+            "measured against them"
+        )
+    yield "the time that a silo takes to train, and when it is absent"
+    yield "how plans, clipping norms and learning rates were chosen by earlier trials"

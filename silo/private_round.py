@@ -1,0 +1,184 @@
+"""One silo's private training over the rounds of a run: ledger, checkpoints, claims.
+
+Order within a round: reserve the planned steps in the ledger → train → at every
+checkpoint write the steps really taken, then the checkpoint → close the reservation.
+All of it is on disk before the update is. Started again after a crash, the round goes
+on from the last checkpoint with fresh randomness, and whatever may have been taken
+since is counted, too.
+"""
+
+from pathlib import Path
+
+from diffusion.parameters import load_parameters, parameters_of
+from diffusion.parts import DenoisingNetwork
+from diffusion.schedule import Schedule
+from privacy.accounting import Budget, epsilon
+from protocol import records
+from protocol.mechanism import round_event
+from protocol.plan import PlanDraft
+from silo.account import PrivacyAccount
+from silo.entries import LedgerHead
+from silo.errors import ConfigRejected, DataError
+from silo.partial import PartialRound, load_partial, forget_partial, save_partial
+from silo.private_training import Kept, multiplicity_of, train_privately
+from silo.prv import prv_epsilon
+from silo.randomness import PrivateRandom
+from silo.resources import LocalResources
+from silo.training import TrainingState
+from silo.units import units_of
+
+
+class PrivateRounds:
+    """DP-SGD of one silo in one run, on account.
+
+    Args:
+        digest: of the plan, hexadecimal; the ledger names it.
+        folder: the run's own folder; the ledger has its name.
+
+    Raises:
+        ConfigRejected: there is no folder for ledgers.
+        DataError: delta is not below 1 / (number of privacy units), or the images do
+            not say whose they are.
+        LedgerBroken: the run's ledger is damaged, or of another data set.
+        NotPrivate: the model mixes examples.
+    """
+
+    def __init__(
+        self,
+        plan: PlanDraft,
+        digest: str,
+        folder: Path,
+        resources: LocalResources,
+    ) -> None:
+        privacy, local = plan.privacy, resources.privacy
+        if local.ledgers is None:
+            raise ConfigRejected("a plan with dp-sgd needs a folder for its ledger")
+        self._plan, self._folder, self._resources = plan, folder, resources
+        self._units = units_of(resources.images, privacy.unit)
+        check_delta(privacy.delta, len(self._units), privacy.unit)
+        self._random = PrivateRandom(local.insecure_seed)
+        budget = Budget(privacy.epsilon, privacy.delta) if privacy.epsilon else None
+        self._account = PrivacyAccount.open(
+            local.ledgers,
+            folder.name,
+            plan=digest,
+            delta=privacy.delta,
+            identity=resources.identity,
+            images=resources.images,
+            units=self._units,
+            run_budget=budget,
+            account_limit=local.limit,
+            fresh=local.new_ledger,
+            is_secure=self._random.is_secure,
+        )
+
+    @property
+    def head(self) -> LedgerHead:
+        """The head of the ledger."""
+        return self._account.head
+
+    def opened(self) -> records.LedgerOpened:
+        """Return the record of the ledger that is open."""
+        opened = self._account.opened
+        return records.LedgerOpened(
+            commitment=opened.commitment,
+            unit=opened.unit,
+            relation=opened.relation,
+            delta=opened.delta,
+            randomness=opened.randomness,
+            fresh=opened.fresh,
+        )
+
+    def spent(self, round_number: int) -> records.PrivacySpent:
+        """Return the record of all that was released up to a round."""
+        account, delta = self._account, self._plan.privacy.delta
+        events, earlier = account.events, account.earlier_events
+        claim = prv_epsilon(events, delta)
+        return records.PrivacySpent(
+            round_number=round_number,
+            ledger_size=account.head.size,
+            ledger_head=account.head.digest,
+            multiplicity=multiplicity_of(self._plan, self._resources.device),
+            events=events,
+            earlier=earlier,
+            epsilon=epsilon(events, delta),
+            epsilon_prv=claim.epsilon,
+            prv_error=claim.eps_error,
+            account_epsilon=epsilon((*earlier, *events), delta),
+        )
+
+    def train(
+        self,
+        model: DenoisingNetwork,
+        schedule: Schedule,
+        state: TrainingState,
+        *,
+        round_number: int,
+        model_digest: bytes = bytes(32),
+    ) -> TrainingState:
+        """Train a model in place for one round; the ledger is closed when it returns.
+
+        Raises:
+            BudgetExceeded: the round would spend more than a limit; nothing was run.
+            LedgerBroken, StateBroken: ledger and checkpoint do not belong together.
+            TrainingDiverged: the parameters are not finite any more.
+        """
+        plan, account, local = self._plan, self._account, self._resources
+        checkpoint, model_hex = load_partial(self._folder), model_digest.hex()
+        done = account.begin(
+            round_number,
+            round_event(plan),
+            checkpoint_steps=local.privacy.checkpoint_steps,
+            model=model_hex,
+            partial=checkpoint.partial if checkpoint else None,
+        )
+        if checkpoint is not None and done:
+            load_parameters(model, checkpoint.parameters)
+            state = TrainingState(checkpoint.moments)
+
+        def keep(kept: Kept) -> None:
+            head = account.take(kept.noised_steps)
+            partial = PartialRound(
+                round_number=round_number, model=model_hex, step=kept.step, ledger=head
+            )
+            parameters = parameters_of(model)
+            save_partial(self._folder, partial, parameters, kept.state.moments)
+
+        state = train_privately(
+            model,
+            local.images,
+            self._units,
+            schedule,
+            plan,
+            state,
+            round_number=round_number,
+            first_step=done,
+            device=local.device,
+            random=self._random,
+            observe=local.observe,
+            keep=keep,
+            checkpoint_steps=local.privacy.checkpoint_steps,
+        )
+        account.close_round(round_number)
+        return state
+
+    def forget_partial(self) -> None:
+        """Remove the checkpoint of a round whose update is on disk."""
+        forget_partial(self._folder)
+
+    def close(self) -> None:
+        """Let another process have the ledger."""
+        self._account.close()
+
+
+def check_delta(delta: float, num_units: int, unit: str) -> None:
+    """Refuse a delta that one privacy unit in the data set could use up.
+
+    Raises:
+        DataError: delta is not below 1 / (number of units).
+    """
+    if delta >= 1 / num_units:
+        raise DataError(
+            f"the plan's delta is {delta:g}, not below 1 / {num_units:,}, one over the "
+            f"number of {unit}s here: publishing one of them whole would satisfy it"
+        )
