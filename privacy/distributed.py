@@ -44,8 +44,7 @@ def rounded_norm(norm: float, length: int) -> float:
 
     with probability at most β = 2^-100.
 
-    Source: Kairouz, Liu & Steinke (2021), proposition 26; by Hoeffding's inequality in
-    docs/noise-inside-the-sum.md.
+    Source: Kairouz, Liu & Steinke (2021), on conditional rounding; proven in (docs, 3).
     """
     root = math.sqrt(length)
     deviation = math.sqrt(2 * FAILURE_BITS * math.log(2)) * (norm + root / 2)
@@ -177,7 +176,7 @@ def share_epsilon(
 def _epsilon(
     noise: DistributedNoise, honest: int, delta: float, sample_rate: float, rounds: int
 ) -> float:
-    """Return the least epsilon that all parts of the bound permit (docs, section 4)."""
+    """Return the least epsilon that all parts of the bound permit (docs, 4)."""
     if not (0 < delta < 1 and 0 < sample_rate <= 1 and rounds >= 1):
         raise ValueError("delta, sample_rate, rounds: out of range")
     multiplier = math.sqrt(honest * noise.share_variance) / noise.sensitivity
@@ -204,7 +203,8 @@ def sum_ratio(variance: Fraction | int | float, num_shares: int) -> float:
     The probabilities of each integer differ by a factor of at most e^tau,
     tau = 10 Σ_{k<n} exp(-2 π² σ² k / (k + 1)), from those of variance n σ².
 
-    Source: Kairouz, Liu & Steinke (2021), theorem 9.
+    Source: Kairouz, Liu & Steinke (2021), on the convolution of discrete Gaussians; for
+    variances of at least 1/4.
     """
     k = np.arange(1, num_shares)
     return float(10 * np.exp(-2 * math.pi**2 * float(variance) * k / (k + 1)).sum())
@@ -217,7 +217,7 @@ def _renyi_costs(
 
     For integer orders, Σ_k C(α, k) (1 - q)^(α - k) q^k exp((k² - k) / 2z²): exact for
     discrete Gaussians too, where the shift is an integer. Without sampling α / 2z², for
-    all orders. Source: Mironov, Talwar & Zhang (2019), section 3.3; docs, section 4.
+    all orders. Source: Mironov, Talwar & Zhang (2019); (docs, 4).
     """
     if sample_rate == 1:
         orders = 1 + np.geomspace(1e-3, 1e6, 2000)
