@@ -114,9 +114,9 @@ def train(
     order = np.random.default_rng(seed)
     generator = torch.Generator().manual_seed(seed)
     num_steps = num_local_steps(plan, len(images))
-    optimizer = _make_optimizer(model, plan, state)
+    optimizer = make_optimizer(model, plan, state)
     chosen = batches(len(images), plan.training.examples_per_step, order)
-    meter = _Meter(round_number, num_steps, observe)
+    meter = Meter(round_number, num_steps, observe)
     model.train()
     for step in range(num_steps):
         done = (round_number - 1 + step / num_steps) / plan.num_rounds
@@ -137,10 +137,10 @@ def train(
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         meter.count(step + 1, loss.detach(), len(x_0), learning_rate(plan, done))
-    return _state_of(model, optimizer, plan)
+    return state_of(model, optimizer, plan)
 
 
-def _make_optimizer(
+def make_optimizer(
     model: DenoisingNetwork, plan: PlanDraft, state: TrainingState
 ) -> torch.optim.Adam:
     """Return Adam with the moments that the silo kept, if it keeps any."""
@@ -150,6 +150,8 @@ def _make_optimizer(
     if not state.moments:
         return optimizer
     for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
         optimizer.state[parameter] = {
             moment: state.moments[f"{moment}.{name}"].to(parameter.device, copy=True)
             for moment in ADAM_MOMENTS
@@ -157,22 +159,26 @@ def _make_optimizer(
     return optimizer
 
 
-def _state_of(
-    model: DenoisingNetwork, optimizer: torch.optim.Adam, plan: PlanDraft
+def moments_of(model: DenoisingNetwork, optimizer: torch.optim.Optimizer) -> Tensors:
+    """Return copies of Adam's moments, on the CPU; frozen parameters have none."""
+    return {
+        f"{moment}.{name}": optimizer.state[parameter][moment].to("cpu", copy=True)
+        for name, parameter in model.named_parameters()
+        for moment in ADAM_MOMENTS
+        if parameter.requires_grad
+    }
+
+
+def state_of(
+    model: DenoisingNetwork, optimizer: torch.optim.Optimizer, plan: PlanDraft
 ) -> TrainingState:
-    """Return Adam's moments, on the CPU, or nothing when each round begins afresh."""
+    """Return Adam's moments, or nothing when each round begins afresh."""
     if plan.training.optimizer_state == "fresh":
         return TrainingState()
-    return TrainingState(
-        {
-            f"{moment}.{name}": optimizer.state[parameter][moment].cpu()
-            for name, parameter in model.named_parameters()
-            for moment in ADAM_MOMENTS
-        }
-    )
+    return TrainingState(moments_of(model, optimizer))
 
 
-class _Meter:
+class Meter:
     """Counts examples and losses, and tells the observer now and then."""
 
     def __init__(
@@ -180,10 +186,11 @@ class _Meter:
         round_number: int,
         num_steps: int,
         observe: Callable[[Progress], None],
+        first_step: int = 0,
     ) -> None:
         self._round_number, self._num_steps = round_number, num_steps
         self._observe = observe
-        self._start(0)
+        self._start(first_step)
 
     def _start(self, step: int) -> None:
         """Begin a new interval."""
