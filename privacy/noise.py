@@ -35,7 +35,7 @@ class DiscreteGaussian:
     """Noise on the integers: P(x) proportional to exp(-x² / 2σ²), cut off at a bound.
 
     Guarantees: given uniform random words, values are independent and have the law
-    above **exactly** for \\|x\\| ≤ ``bound``, and are never beyond it. Nothing is lost
+    above **exactly** for |x| ≤ ``bound``, and are never beyond it. Nothing is lost
     to floating point: where float64 cannot decide an acceptance, integers do, with as
     many more random bits as it takes. The total variation distance to the discrete
     Gaussian without a bound is at most 2^-128 for each value. The variance is at most
@@ -56,7 +56,7 @@ class DiscreteGaussian:
         ValueError: the variance is out of its range.
 
     Source: acceptance by comparing bits as they are needed: Karney (2016), algorithm
-    D; the law and its tail: Canonne, Kamath & Steinke (2020), sections 1 and 2.
+    D; the law and its tail: Canonne, Kamath & Steinke (2020).
     """
 
     def __init__(self, variance: Fraction | int | float) -> None:
@@ -74,14 +74,13 @@ class DiscreteGaussian:
         self._guide, self._num_blocks = guide, num_blocks
         self._surely = np.array([*map(self._smallest_chance, range(num_blocks)), 0])
         self._ratios = self._top / np.array(self._entries, np.float64)
-        self._words = np.empty(_BLOCK + _BLOCK // 16 + 16, np.uint64)
 
     def fill(self, noise: Integers, random: RandomBytes) -> None:
         """Overwrite an int64 array ``[n]`` with fresh noise, in grid steps."""
-        done = 0
+        buffer, done = np.empty(_BLOCK + _BLOCK // 16 + 16, np.uint64), 0
         while done < noise.size:
             wanted = min(noise.size - done, _BLOCK)
-            words = self._words[: wanted + wanted // 16 + 16]
+            words = buffer[: wanted + wanted // 16 + 16]
             random(words)
             values = self._accepted(words, random)[:wanted]
             noise[done : done + values.size] = values
@@ -163,9 +162,8 @@ def exp_bounds(exponent: Fraction, bits: int) -> tuple[int, int]:
         low_term = (low_term * low_z >> precision) // index
         high_term = -(-high_term * (low_z + 1) // (index << precision))
         low, high = low + low_term, high + high_term
-    high += (
-        2  # Terms that follow are at most 1, 1/2, 1/4 …: each is below half the last.
-    )
+    # The last term was rounded up to 1; those that follow are below 1/2, 1/4, …
+    high += 2
     for _ in range(halvings):
         low, high = low * low >> precision, -(-high * high >> precision)
     whole = 1 << (bits + precision)
@@ -188,7 +186,8 @@ def exact_variance(variance: Fraction | int | float) -> Fraction:
 def noise_bound(variance: Fraction | int | float, tail_bits: int = TAIL_BITS) -> int:
     """Return N with P(|x| ≥ N) ≤ 2^-tail_bits for a discrete Gaussian x.
 
-    Source: P(|x| ≥ N) ≤ 2 exp(-N² / 2σ²), Canonne, Kamath & Steinke (2020), section 2.
+    Source: P(|x| ≥ N) ≤ 2 exp(-N² / 2σ²), Canonne, Kamath & Steinke (2020); proven in
+    docs/noise-inside-the-sum.md, section 5.
     """
     square = 2 * exact_variance(variance) * _LN2_ABOVE * (tail_bits + 1)
     return math.isqrt(math.ceil(square) - 1) + 1

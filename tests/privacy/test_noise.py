@@ -202,14 +202,16 @@ def test_away_from_a_tie_nothing_more_is_drawn(change, is_accepted):
     assert crafted.num_words == 0
 
 
-@pytest.mark.parametrize("change", [-100, -1, 0, 1, 100])
-def test_close_to_a_tie_both_ways_agree(change):
-    # Below and above the boundary integers decide; one word is always enough there.
+@pytest.mark.parametrize("change", [-20, -1, 0, 1, 20])
+def test_close_to_a_tie_integers_decide(change):
+    # float64 may be right here, but is not asked; one word is always enough.
     sampler, chance = crafted_sampler()
+    sampler._surely[:] = 0  # The table, made of integers, knows some of them already.
     fraction, _ = digits_of(chance, 0)
     crafted = Tie(sampler, 4, fraction + change, False, [2**63])
     exactly = (Decimal(fraction + change) + Decimal("0.5")) / 2**47 < chance
     assert crafted.is_accepted() == exactly
+    assert crafted.num_words == 1
 
 
 class Tie:
