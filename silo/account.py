@@ -27,6 +27,7 @@ from silo.entries import (
     Reserved,
     Taken,
 )
+from silo.errors import StateBroken
 from silo.ledger import Ledger, LedgerContent
 from silo.overlap import LedgerPurpose, OtherLedgers, open_ledger
 from silo.partial import PartialRound, resume_point
@@ -195,7 +196,7 @@ class PrivacyAccount:
         """
         done = resume_point(partial, self.ledger, round_number, model)
         if done > event.steps:
-            raise ValueError(f"step {done} of {event.steps}: another plan's checkpoint")
+            raise StateBroken(f"a checkpoint of step {done} of {event.steps}")
         self.interrupt()
         if self.open_round and self.open_round.round_number != round_number:
             self._ledger.append(Closed(round_number=self.open_round.round_number))
@@ -331,7 +332,7 @@ class PrivacyAccount:
         for budget, before, whose in limits:
             if budget is None or not would_exceed(budget, before, (planned,)):
                 continue
-            spent_so_far = epsilon(before, budget.delta) if before else 0.0
+            spent_so_far = epsilon(before, budget.delta)
             after = epsilon(merged((*before, planned)), budget.delta)
             raise BudgetExceeded(
                 f"{what} needs {planned.steps:,} steps, which would bring epsilon from "

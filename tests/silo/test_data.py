@@ -381,3 +381,98 @@ class TestTorchvision:
 def test_unknown_torchvision_set(tmp_path):
     config = DataConfig(source="torchvision", path="sets", dataset="CelebA")
     assert "choose one of FashionMNIST, MNIST" in refusal(config, tmp_path)
+
+
+def npz_patients(folder: Path, whose: object, **changes) -> DataConfig:
+    arrays = {"images": np.concatenate([GREY, GREY]), "labels": np.arange(4)}
+    save_npz(folder / "data.npz", **arrays, whose=whose)
+    return DataConfig(**({"patients": "whose"} | changes))
+
+
+class TestPatientsOfArrays:
+    @pytest.mark.parametrize(
+        ("patients", "names"),
+        [
+            (np.array(["b", "a", "b", "c"]), ("a", "b", "c")),
+            (np.array([b"b", b"a", b"b", b"c"]), ("a", "b", "c")),
+            (np.array([7, 3, 7, 9]), ("3", "7", "9")),
+            (np.array([[7], [3], [7], [9]], np.uint64), ("3", "7", "9")),
+            (np.array([" b", "a", "b ", "c\n"]), ("a", "b", "c")),
+            (np.array(["e\u0301", "a", "\u00e9", "\u00ea"]), ("a", "é", "ê")),
+        ],
+    )
+    def test_dense_indices(self, tmp_path, patients, names):
+        loaded = load_images(npz_patients(tmp_path, patients), tmp_path)
+        assert loaded.patient_names == names
+        assert loaded.patients.tolist() == [1, 0, 1, 2]
+        assert loaded.patients.dtype == np.int64
+        assert loaded.labels.tolist() == [0, 1, 2, 3]
+
+    def test_none_unless_asked_for(self, tmp_path):
+        config = npz_patients(tmp_path, np.array(list("abcd")), patients="")
+        loaded = load_images(config, tmp_path)
+        assert loaded.patients is None
+        assert loaded.patient_names == ()
+
+    @pytest.mark.parametrize(
+        ("patients", "words"),
+        [
+            (["a", "", PATIENT, "d"], "image 2 of 4 has no patient"),
+            (["a", "b", "  ", PATIENT], "image 3 of 4 has no patient"),
+            (["a", "b", PATIENT, "nan"], "image 4 of 4 has no patient"),
+            (["None", "b", PATIENT, "d"], "image 1 of 4 has no patient"),
+            (["a", "<NA>", PATIENT, "d"], "image 2 of 4 has no patient"),
+            ([3, 1, -1, 2], "image 3 has a negative number for a patient"),
+            ([1.0, 2.0, np.nan, 3.0], "is float64; expected text or whole numbers"),
+            ([True, False, True, True], "is bool; expected text or whole numbers"),
+            (["a", PATIENT, "c"], "4 images but 3 patients"),
+            ([["a", "b"], ["c", "d"], ["e", "f"], ["g", "h"]], "but 8 patients"),
+        ],
+    )
+    def test_refused(self, tmp_path, patients, words):
+        config = npz_patients(tmp_path, np.array(patients))
+        assert words in refusal(config, tmp_path)
+
+    def test_no_such_array(self, tmp_path):
+        config = npz_patients(tmp_path, np.arange(4), patients="who")
+        assert "has no array 'who' of patients" in refusal(config, tmp_path)
+
+    def test_objects_are_not_unpickled(self, tmp_path):
+        patients = np.array([PATIENT, None, 3, 4], dtype=object)
+        message = refusal(npz_patients(tmp_path, patients), tmp_path)
+        assert "Python objects; expected text or whole numbers" in message
+
+
+class TestPatientsOfFolders:
+    CONFIG = DataConfig(source="folder", path="images", patients="folder")
+
+    def test_the_parent_folder_is_the_patient_and_no_label(self, tmp_path):
+        save_images(tmp_path / "images" / "first" / "p2", GREY[0], GREY[1])
+        save_images(tmp_path / "images" / "first" / "p1", GREY[1])
+        save_images(tmp_path / "images" / "second" / "p2", GREY[0])
+        loaded = load_images(self.CONFIG, tmp_path)
+        assert loaded.patient_names == ("p1", "p2")
+        assert loaded.patients.tolist() == [0, 1, 1, 1]  # One p2, wherever it lies.
+        assert loaded.labels is None
+
+    def test_an_image_outside_all_folders(self, tmp_path):
+        save_images(tmp_path / "images" / "a-folder", GREY[0], GREY[1])
+        Image.fromarray(GREY[1]).save(tmp_path / "images" / f"{PATIENT}.png")
+        message = refusal(self.CONFIG, tmp_path)
+        assert message == (
+            f"{tmp_path / 'images'}: image 3 of 3 in sorted order lies in no patient's "
+            "folder"
+        )
+
+
+@pytest.mark.parametrize(
+    ("source", "patients", "words"),
+    [
+        ("npz", "folder", 'must be "folder" for a folder of images'),
+        ("folder", "whose", 'must be "folder" for a folder of images'),
+        ("torchvision", "folder", "does not name any"),
+    ],
+)
+def test_patients_that_a_source_cannot_name(source, patients, words):
+    with pytest.raises(ValueError, match=words):
+        DataConfig(source=source, patients=patients)
