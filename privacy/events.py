@@ -39,8 +39,8 @@ class SampledGaussian:
         for name in ("noise_multiplier", "clipping_norm"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name}: must be positive, is {getattr(self, name)}")
-        if self.steps < 1:
-            raise ValueError(f"steps: must be at least 1, is {self.steps}")
+        if not isinstance(self.steps, int) or self.steps < 1:
+            raise ValueError(f"steps: must be an integer >= 1, is {self.steps}")
 
     def times(self, steps: int) -> "SampledGaussian":
         """Return the same mechanism, run so many steps."""
