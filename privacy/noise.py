@@ -24,7 +24,7 @@ MIN_VARIANCE, MAX_VARIANCE = Fraction(1, 4), Fraction(1 << 48)
 _GUIDE_BITS = 16
 _BLOCK = 1 << 15
 _TIE = 2.0**-40
-"""Relative; far above the error of an acceptance probability in float64, 2^-44."""
+"""Relative; far above the error of an acceptance probability in float64, 2^-42."""
 _LN2_ABOVE = Fraction(6931471806, 10**10)
 
 Integers = npt.NDArray[np.int64]

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from crypto.prg import SecretRandom
+from crypto.ring import add_into, pack_blocks, unpack, words_needed
 from privacy.distributed import (
     DistributedNoise,
     calibrate_share,
@@ -25,8 +26,9 @@ from privacy.distributed import (
 )
 from privacy.errors import Uncalibrated
 from privacy.grids import Grid
+from privacy.noise import DiscreteGaussian, check_noisy_headroom
 from privacy.quantization import Quantizer
-from tests.distributions import Law, discrete_gaussian
+from tests.distributions import Law, accepts, discrete_gaussian, rejects
 
 NOISE = DistributedNoise(
     share_variance=Fraction(10**8),
@@ -363,6 +365,7 @@ def test_several_local_steps_must_not_be_credited_with_others_noise():
     event = dp_accounting.GaussianDpEvent(own)
     accountant.compose(dp_accounting.SelfComposedDpEvent(event, 2))
     alone = accountant.get_epsilon(delta)
+    assert alone == pytest.approx(11.5, abs=0.1)
     for cutoff in np.linspace(-2, 4, 25):
         without, with_ = local_steps_example(cutoff, own, others)
         assert with_ - math.exp(alone) * without <= delta
@@ -398,6 +401,41 @@ def test_silo_level_noise_drowns_the_mean_of_a_few_silos():
         )
         best = signal_to_noise(1, noise, num_contributors=min_survivors, step=1e-5)
         assert 1 / best >= least
+
+
+# All together, as docs/noise-inside-the-sum.md says it should be wired
+
+
+def test_the_sum_of_noisy_fields_has_the_promised_noise():
+    length, num_silos, stddev = 100_000, 4, 900
+    grid = one_range(20, 8.0, length)
+    sampler = DiscreteGaussian(stddev**2)
+    check_noisy_headroom(
+        grid.max_level, sampler.bound, field_bits=32, num_contributors=num_silos
+    )
+    generator = np.random.default_rng(7)
+    total = np.zeros(words_needed(length, 32), np.uint64)
+    without = np.zeros(length, np.int64)
+    for silo in range(num_silos):
+        vector = generator.normal(0, 1, length).astype(np.float32)
+        without += levels(vector, grid, bytes([silo]) * 32)
+        quantizer = Quantizer(vector, grid, SecretRandom(bytes([silo]) * 32))
+        secret = SecretRandom(bytes([silo + 9]) * 32)
+
+        def fill(start, target, quantizer=quantizer, secret=secret):
+            quantizer.fill(start, target)
+            drawn = np.empty(target.size, np.int64)
+            sampler.fill(drawn, secret)
+            shifted = (drawn + sampler.bound).astype(target.dtype)
+            np.add(target, shifted, out=target)
+
+        add_into(total, pack_blocks(fill, length, 32))
+    middle = num_silos * (grid.max_level + sampler.bound)
+    sums = unpack(total, 32, length).astype(np.int64) - middle
+    # Dither is drawn in the order of packing, so levels differ by one here and there.
+    noise = sums - without
+    assert accepts(noise, discrete_gaussian(num_silos * stddev**2))
+    assert rejects(noise, discrete_gaussian((num_silos - 1) * stddev**2))
 
 
 def test_laws_compose_as_expected():
