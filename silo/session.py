@@ -277,9 +277,8 @@ class SiloSession:
         """Return the packed update in the clear, where the policy permits that."""
         body = self._trainer.update(request.round_number).words.tobytes()
         plain = self._envelope(Kind.PLAIN, body, setup=header.setup, slot=header.slot)
-        reply = self._with_ledger(header, plain)
-        self._evidence.upload(self._place("ready", header), reply, "none")
-        return reply, len(body)
+        self._evidence.upload(self._place("ready", header), plain, "none")
+        return self._with_ledger(header, plain), len(body)
 
     def _with_ledger(self, header: Header, reply: bytes) -> bytes:
         """Return a reply with the head of the privacy ledger, where there is one."""

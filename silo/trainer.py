@@ -63,6 +63,10 @@ class RoundTrainer:
         self._model = first_model(plan.model, seed, plan.initial.sha256, initial)
         self._model.to(device)
         self._layout = make_layout(self._model, SELECTIONS[plan.update.selection])
+        if plan.training.local_parts == "frozen":
+            shared_names = set(self._layout.names)
+            for name, parameter in self._model.named_parameters():
+                parameter.requires_grad_(name in shared_names)
         self._schedule = make_schedule(plan.schedule).to(device)
         first = self._parameters()
         self._first_parts = self._local_parts(first)

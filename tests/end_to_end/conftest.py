@@ -107,7 +107,10 @@ class Harness:
                 load_identity(self.federation.aggregator.identity),
                 self.federation.aggregator.run(self.plan),
                 transport,
-                RunSettings(device=torch.device("cpu")),
+                RunSettings(
+                    device=torch.device("cpu"),
+                    initial=self.federation.aggregator.initial,
+                ),
             )
         finally:
             for session in sessions.values():
@@ -132,10 +135,15 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> RoundState:
 
 
 def make_harness(
-    root: Path, draft: PlanDraft | None = None, num_silos: int = 3
+    root: Path,
+    draft: PlanDraft | None = None,
+    num_silos: int = 3,
+    **settings: Any,
 ) -> Harness:
     """Return a new federation in a folder."""
-    config = SimulationConfig(num_silos=num_silos, num_images=30 * num_silos)
+    config = SimulationConfig(
+        num_silos=num_silos, num_images=30 * num_silos, **settings
+    )
     federation = make_federation(root, draft or tiny_draft(), config)
     return Harness(federation, federation.load_plan())
 
@@ -145,10 +153,12 @@ def harness(tmp_path: Path) -> Callable[..., Harness]:
     """Return a factory of federations below the test's folder."""
     made = 0
 
-    def make(draft: PlanDraft | None = None, num_silos: int = 3) -> Harness:
+    def make(
+        draft: PlanDraft | None = None, num_silos: int = 3, **settings: Any
+    ) -> Harness:
         nonlocal made
         made += 1
-        return make_harness(tmp_path / f"run-{made}", draft, num_silos)
+        return make_harness(tmp_path / f"run-{made}", draft, num_silos, **settings)
 
     return make
 
