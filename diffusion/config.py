@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-Architecture = Literal["residual", "feddiffuse"]
+Architecture = Literal["residual", "feddiffuse", "means"]
 ScheduleKind = Literal["linear", "cosine"]
 SamplerKind = Literal["ancestral", "ddim"]
 LossKind = Literal["mse", "huber"]
@@ -47,15 +47,18 @@ def check_loss_kind(value: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class UNetConfig:
-    """The denoising network.
+    """The denoising network, or the stack of central images in its place.
 
     Args:
-        architecture: ``residual`` (Ho et al., 2020; the fast default) or
-            ``feddiffuse`` (de Goede et al., 2024; for reproducing that paper).
-        dim: channels of the first level, a multiple of 4.
+        architecture: ``residual`` (Ho et al., 2020; the fast default),
+            ``feddiffuse`` (de Goede et al., 2024; for reproducing that paper), or
+            ``means``: no network, but central images (``diffusion/means.py``).
+        dim: channels of the first level, a multiple of 4; of ``means`` the number of
+            central images.
         channels: colour channels of an image.
         dim_mults: channels of each level, as multiples of ``dim``; one level per
-            entry, the first at full resolution, each next one at half of it.
+            entry, the first at full resolution, each next one at half of it. Empty
+            for ``means``.
         image_size: height and width in pixels.
 
     Raises:
@@ -71,17 +74,28 @@ class UNetConfig:
 
     def __post_init__(self) -> None:
         _check_choice("architecture", self.architecture, get_args(Architecture))
-        _check_integer("dim", self.dim, 4, MAX_DIM)
-        if self.dim % 4:
-            raise ValueError(f"dim must be a multiple of 4; got {self.dim}")
         _check_integer("channels", self.channels, 1, MAX_CHANNELS)
         if not isinstance(self.dim_mults, tuple):
             raise ValueError("dim_mults must be a tuple of integers")
+        if self.is_central_images:
+            _check_integer("dim (the number of central images)", self.dim, 1, MAX_DIM)
+            if self.dim_mults:
+                raise ValueError('dim_mults must be empty with architecture "means"')
+            _check_integer("image_size", self.image_size, 2, MAX_IMAGE_SIZE)
+            return
+        _check_integer("dim", self.dim, 4, MAX_DIM)
+        if self.dim % 4:
+            raise ValueError(f"dim must be a multiple of 4; got {self.dim}")
         _check_integer("number of dim_mults", len(self.dim_mults), 1, MAX_LEVELS)
         for multiple in self.dim_mults:
             _check_integer("dim_mults", multiple, 1, MAX_DIM_MULTIPLE)
         smallest = 2 ** len(self.dim_mults)
         _check_integer("image_size", self.image_size, smallest, MAX_IMAGE_SIZE)
+
+    @property
+    def is_central_images(self) -> bool:
+        """Whether these are central images, which cannot predict noise."""
+        return self.architecture == "means"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,9 @@
     ├── CorruptFile           a file of ours is cut off, damaged or of another kind
     ├── WeightsUnavailable    a feature extractor's file is missing or is another one
     ├── StatisticsRejected    feature statistics are too few or of another extractor
-    └── DeviceUnavailable     a device was asked for that this machine lacks
+    ├── DeviceUnavailable     a device was asked for that this machine lacks
+    ├── NoDenoiser            central images were asked to predict noise
+    └── WarmUpFailed          the loss of a warm-up is not finite
 
 A wrong field of a configuration is a ``ValueError`` (``config.py``). No message
 contains a tensor, a pixel or a file name of a patient.
@@ -46,3 +48,11 @@ class StatisticsRejected(DiffusionError):
 
 class DeviceUnavailable(DiffusionError):
     """A device was asked for by name, and this machine has none of its kind."""
+
+
+class NoDenoiser(DiffusionError):
+    """A model holds central images: no network, which cannot be trained or sampled."""
+
+
+class WarmUpFailed(DiffusionError):
+    """The loss of a warm-up is not finite any more; names step and learning rate."""

@@ -7,6 +7,7 @@ from torch import nn
 
 from diffusion.config import UNetConfig
 from diffusion.feddiffuse_unet import FedDiffuseUNet
+from diffusion.means import CentralImages, ImageStack
 from diffusion.parts import DenoisingNetwork
 from diffusion.unet import ResidualUNet
 
@@ -49,6 +50,8 @@ def make_model(
 
 def _build(config: UNetConfig) -> DenoisingNetwork:
     """Build the network that the configuration names, uninitialised."""
+    if config.is_central_images:
+        return CentralImages(config.dim, config.channels, config.image_size)
     if config.architecture == "residual":
         return ResidualUNet(config.dim, config.channels, config.dim_mults)
     return FedDiffuseUNet(config.dim, config.channels, config.dim_mults)
@@ -62,6 +65,8 @@ def _initialise(module: nn.Module, generator: torch.Generator) -> None:
         module.weight.uniform_(-bound, bound, generator=generator)
         if module.bias is not None:
             module.bias.uniform_(-bound, bound, generator=generator)
+    elif isinstance(module, ImageStack):
+        module.images.zero_()
     elif isinstance(module, nn.GroupNorm):
         module.weight.fill_(1.0)
         module.bias.zero_()

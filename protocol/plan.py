@@ -24,6 +24,7 @@ from crypto.secagg.config import SecAggConfig
 from crypto.signatures import sign, verify
 from diffusion.config import ScheduleConfig, UNetConfig
 from privacy.errors import Uncalibrated
+from protocol.central_images import check_central_images
 from protocol.encoding import check_hex, encode, from_table, to_table
 from protocol.errors import EncodingError, PlanRejected
 from protocol.files import save_bytes
@@ -75,6 +76,8 @@ class PlanDraft:
         check_name(self.name)
         require(1 <= self.num_rounds <= 1_000_000, "num_rounds: must be 1 to 1,000,000")
         require(0 <= self.seed < 2**63, "seed: must be 0 to 2^63 - 1")
+        if self.model.is_central_images:
+            check_central_images(self)
         if self.privacy.is_private:
             self._check_private()
         require(

@@ -9,6 +9,7 @@ since is counted, too.
 
 from pathlib import Path
 
+from diffusion.means import CentralImages
 from diffusion.parameters import load_parameters, parameters_of
 from diffusion.parts import DenoisingNetwork
 from diffusion.schedule import Schedule
@@ -17,6 +18,7 @@ from protocol import records
 from protocol.mechanism import round_event
 from protocol.plan import PlanDraft
 from silo.account import PrivacyAccount
+from silo.central_images import release_central_images
 from silo.entries import LedgerHead
 from silo.errors import ConfigRejected, DataError
 from silo.partial import PartialRound, load_partial, forget_partial, save_partial
@@ -118,6 +120,8 @@ class PrivateRounds:
     ) -> TrainingState:
         """Train a model in place for one round; the ledger is closed when it returns.
 
+        Central images in the place of a network are drawn instead of trained.
+
         Raises:
             BudgetExceeded: the round would spend more than a limit; nothing was run.
             LedgerBroken, StateBroken: ledger and checkpoint do not belong together.
@@ -144,21 +148,33 @@ class PrivateRounds:
             parameters = parameters_of(model)
             save_partial(self._folder, partial, parameters, kept.state.moments)
 
-        state = train_privately(
-            model,
-            local.images,
-            self._units,
-            schedule,
-            plan,
-            state,
-            round_number=round_number,
-            first_step=done,
-            device=local.device,
-            random=self._random,
-            observe=local.observe,
-            keep=keep,
-            checkpoint_steps=local.privacy.checkpoint_steps,
-        )
+        if isinstance(model, CentralImages):
+            state = release_central_images(
+                model,
+                local.images,
+                self._units,
+                plan,
+                first_step=done,
+                random=self._random,
+                keep=keep,
+                checkpoint_steps=local.privacy.checkpoint_steps,
+            )
+        else:
+            state = train_privately(
+                model,
+                local.images,
+                self._units,
+                schedule,
+                plan,
+                state,
+                round_number=round_number,
+                first_step=done,
+                device=local.device,
+                random=self._random,
+                observe=local.observe,
+                keep=keep,
+                checkpoint_steps=local.privacy.checkpoint_steps,
+            )
         account.close_round(round_number)
         return state
 

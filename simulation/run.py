@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
+from torch import Tensor
 
 from aggregator.checkpoints import CheckpointStore
 from aggregator.serve import RunSettings, run_plan
@@ -14,8 +15,9 @@ from audits.audit import Audit, run_audit
 from audits.evidence import load_evidence
 from audits.report.page import write_report
 from audits.report.samples import load_samples
-from diffusion.checkpoint import choose_device, load_checkpoint
+from diffusion.checkpoint import Checkpoint, choose_device, load_checkpoint
 from diffusion.images import save_grid
+from diffusion.warm_up import central_images_of
 from protocol.files import load_identity, locked
 from protocol.plan import RunPlan
 from protocol.records import Evaluated, Traffic
@@ -126,9 +128,7 @@ def finish(federation: Federation, plan: RunPlan, device: str) -> Outcome:
     store = CheckpointStore(federation.aggregator.run(plan), plan)
     samples = federation.root / SAMPLES_FILE
     if not samples.exists() and plan.update.selection == "full":
-        images = load_checkpoint(store.model).images(
-            seed=plan.seed_for("samples"), count=GRID_SIZE, device=choose_device(device)
-        )
+        images = _grid_images(plan, load_checkpoint(store.model), device)
         enlarge = max(1, GRID_CELL_PIXELS // plan.model.image_size)
         save_grid(samples, images, GRID_COLUMNS, enlarge)
     audit = run_audit(load_evidence(federation.root, None))
@@ -148,6 +148,15 @@ def finish(federation: Federation, plan: RunPlan, device: str) -> Outcome:
         sent_bytes=sum(record.sent_bytes for record in traffic),
         received_bytes=sum(record.received_bytes for record in traffic),
         vector_bytes=sum(record.vector_bytes for record in traffic),
+    )
+
+
+def _grid_images(plan: RunPlan, model: Checkpoint, device: str) -> Tensor:
+    """Return what the picture of a run shows: samples, or its central images."""
+    if plan.model.is_central_images:
+        return central_images_of(model)
+    return model.images(
+        seed=plan.seed_for("samples"), count=GRID_SIZE, device=choose_device(device)
     )
 
 
