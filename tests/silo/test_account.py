@@ -1,3 +1,4 @@
+import fcntl
 import multiprocessing
 import os
 import shutil
@@ -223,9 +224,11 @@ class TestOpening:
         assert "\n" not in str(caught.value)
 
     def test_a_fresh_one_stays_fresh(self, tmp_path):
+        spend(tmp_path, "old", image_set(1), 7)
         opened(tmp_path, fresh=True).close()
         with opened(tmp_path) as account:
             assert account.fresh
+            assert account.earlier_events == ()
 
     def test_what_is_half_made_is_made_anew(self, tmp_path):
         half = tmp_path / ".run.partial"
@@ -439,6 +442,30 @@ def reserve_in_child(folder: Path, name: str, limit: Budget) -> None:
         except BudgetExceeded:
             return
     os._exit(1)
+
+
+@pytest.mark.parametrize("act", ["reserve", "release"])
+def test_the_folder_is_held_from_the_check_to_the_entry(tmp_path, monkeypatch, act):
+    def is_held(*_: object) -> bool:
+        descriptor = os.open(tmp_path, os.O_RDONLY)
+        try:
+            with pytest.raises(BlockingIOError):
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        finally:
+            os.close(descriptor)
+        held.append(act)
+        return False
+
+    held: list[str] = []
+    with opened(tmp_path, run_budget=steps_budget(1)) as account:
+        monkeypatch.setattr(silo.account, "would_exceed", is_held)
+        real = os.pwrite
+        monkeypatch.setattr(os, "pwrite", lambda *a: is_held() or real(*a))
+        if act == "reserve":
+            account.reserve(1, EVENT)
+        else:
+            account.release(EVENT, "x")
+    assert held == [act, act]
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")

@@ -119,6 +119,14 @@ def test_another_image(change, num_common):
     assert len(common) == num_common
 
 
+def test_one_value_that_is_not_whole():
+    pixels = PIXELS.astype(np.float32)
+    pixels[:, 0, 0] += 0.25
+    assert not has_common(
+        tags_of(image_set(pixels), KEY), tags_of(image_set(PIXELS), KEY)
+    )
+
+
 def test_another_key():
     other = tags_of(image_set(PIXELS), bytes(32))
     assert not has_common(other, tags_of(image_set(PIXELS), KEY))
