@@ -5,18 +5,20 @@ import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import click
 
 from diffusion.errors import DiffusionError
 from protocol.command import (
+    EXIT_FAILED,
     EXIT_INTERRUPTED,
     missing_extra,
     reporting_errors,
     set_up_logging,
 )
 from protocol.files import load_identity, save_bytes, save_identity
-from protocol.plan import load_draft, load_plan
+from protocol.plan import PlanDraft, load_draft, load_plan
 from silo.config import (
     DEFAULT_CONFIG,
     ComputeConfig,
@@ -215,13 +217,72 @@ def _config(
     )
     source = config.data
     if data is not None:
+        kind: Literal["folder", "npz"] = "folder" if data.is_dir() else "npz"
         source = DataConfig(
-            source="folder" if data.is_dir() else "npz",
+            source=kind,
             path=str(data.resolve()),
             value_range=config.data.value_range,
-            patients=config.data.patients,
+            patients=config.data.patients if kind == config.data.source else "",
         )
     return SiloConfig(data=source, compute=compute)
+
+
+@cli.command("self-test")
+@click.option(
+    "--plan", "plan_path", type=FilePath, help="A signed plan, whose mechanism to test."
+)
+@click.option(
+    "--draft", "draft_path", type=FilePath, help="A draft, instead of a plan."
+)
+@click.option(
+    "--steps",
+    type=click.IntRange(1, 1000),
+    default=8,
+    show_default=True,
+    help="Steps in which the noise is measured.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@dir_option
+@data_option
+@device_option
+@threads_option
+def self_test_command(
+    plan_path: Path | None,
+    draft_path: Path | None,
+    steps: int,
+    as_json: bool,
+    folder: Path,
+    data: Path | None,
+    device: str | None,
+    threads: int | None,
+) -> None:
+    """Test on this machine whether the privacy mechanism is what it says.
+
+    A few steps of private training on some of this silo's images, or on made-up ones
+    where there are none. Nothing is kept or charged to a ledger. The exit status is 1
+    if a check fails.
+    """
+    if plan_path is not None and draft_path is not None:
+        raise click.UsageError("give either --plan or --draft")
+    from silo import self_test
+
+    draft: PlanDraft | None = load_plan(plan_path) if plan_path else None
+    if draft_path is not None:
+        draft = load_draft(draft_path)[0]
+    files = SiloFolder(folder)
+    config = _config(files, data, device, threads, must_exist=False)
+    _use_threads(config.compute.threads)
+    passed = self_test.run_self_test(
+        draft,
+        config,
+        files.root,
+        num_steps=steps,
+        has_data=data is not None or files.config.exists(),
+        as_json=as_json,
+        say=click.echo,
+    )
+    if not passed:
+        sys.exit(EXIT_FAILED)
 
 
 @cli.command()

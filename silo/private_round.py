@@ -21,7 +21,7 @@ from silo.account import PrivacyAccount
 from silo.central_images import release_central_images
 from silo.entries import LedgerHead
 from silo.errors import ConfigRejected, DataError
-from silo.partial import PartialRound, load_partial, forget_partial, save_partial
+from silo.partial import PartialRound, forget_partial, load_partial, save_partial
 from silo.private_training import Kept, multiplicity_of, train_privately
 from silo.prv import prv_epsilon
 from silo.randomness import PrivateRandom
@@ -181,6 +181,11 @@ class PrivateRounds:
     def forget_partial(self) -> None:
         """Remove the checkpoint of a round whose update is on disk."""
         forget_partial(self._folder)
+
+    def finish(self) -> None:
+        """Give back what an unfinished round has reserved: the run is over."""
+        self._account.abandon()
+        self.forget_partial()
 
     def close(self) -> None:
         """Let another process have the ledger."""

@@ -329,6 +329,8 @@ class SiloSession:
             return last_reply
         self._close_slot(request.sum_notice)
         self._trainer.save_model(request.average)
+        if self._private is not None:
+            self._private.finish()
         head = self._evidence.finish(request.round_number, parameters, average)
         reply = self._envelope(Kind.END_SEEN, EndReply(head=head).to_body())
         self._store.save_finished(reply)
