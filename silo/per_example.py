@@ -22,7 +22,8 @@ from diffusion.loss import denoising_loss
 from diffusion.schedule import Schedule
 
 LOOP_FROM_MULTIPLICITY = 4
-"""On a CPU the loop is the fastest from here on; see benchmarks/dpsgd_speed.py."""
+"""From here on the loop is the fastest on a CPU, or nearly so with far less memory; see
+``benchmarks/dpsgd_speed.py``."""
 
 CPU_CHUNK_SIZE = 16
 CUDA_CHUNK_SIZE = 64
@@ -206,7 +207,7 @@ class HooksEngine:
 
 
 def default_engine(device: torch.device, multiplicity: int) -> GradientEngine:
-    """Return the engine that was the fastest on such a device.
+    """Return the engine that did best on such a device; on a GPU none was measured.
 
     Source:
         ``benchmarks/results/dpsgd_speed.json``.

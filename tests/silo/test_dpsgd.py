@@ -324,6 +324,10 @@ class Inner(nn.BatchNorm2d):
     """A sub-class, which Opacus does not recognise."""
 
 
+class Attention(nn.MultiheadAttention):
+    """Another one."""
+
+
 class Network(nn.Module):
     """Predicts what a module makes of an image."""
 
@@ -380,6 +384,8 @@ class TestValidate:
             nn.BatchNorm2d(2),
             nn.BatchNorm2d(2, affine=False),
             Inner(2),
+            Inner(2, track_running_stats=False),
+            Attention(2, 1),
             nn.SyncBatchNorm(2),
             nn.InstanceNorm2d(2, track_running_stats=True),
             nn.InstanceNorm2d(2, affine=True, track_running_stats=True),
