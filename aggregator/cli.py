@@ -306,6 +306,73 @@ def sample(
     click.echo(f"saved: {out}")
 
 
+@cli.command("warm-up")
+@click.argument("central", metavar="CENTRAL_MODEL", type=FilePath)
+@click.argument("draft_path", metavar="DRAFT", type=FilePath)
+@click.option("--steps", type=click.IntRange(1), default=300, show_default=True)
+@click.option(
+    "--learning-rate",
+    type=click.FloatRange(0, 1, min_open=True),
+    help="[default: the draft's]",
+)
+@click.option(
+    "--shift",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Move each drawn image by up to so many pixels.",
+)
+@click.option(
+    "--max-signal-to-noise",
+    type=click.FloatRange(0, min_open=True),
+    default=float("inf"),
+    help="Train only timesteps with at most this ratio.  [default: all]",
+)
+@click.option(
+    "--out", type=FilePath, default=Path("initial.safetensors"), show_default=True
+)
+@click.option("--picture", type=FilePath, help="Show the central images in a PNG.")
+@device_option
+def warm_up(
+    central: Path,
+    draft_path: Path,
+    steps: int,
+    learning_rate: float | None,
+    shift: int,
+    max_signal_to_noise: float,
+    out: Path,
+    picture: Path | None,
+    device: str,
+) -> None:
+    """Train a DRAFT's model on the central images of a finished run.
+
+    CENTRAL_MODEL is that run's model. No private data is read: what is made is as
+    private as the central images are.
+    """
+    from aggregator.warm_up import warm_up_draft
+    from diffusion.checkpoint import choose_device
+    from diffusion.warm_up import WarmUpConfig
+
+    draft, _ = load_draft(draft_path)
+    config = WarmUpConfig(
+        num_steps=steps,
+        learning_rate=learning_rate or draft.training.learning_rate,
+        loss=draft.training.loss,
+        max_shift_pixels=shift,
+        max_signal_to_noise=max_signal_to_noise,
+    )
+    made = warm_up_draft(
+        central, draft, out, config, device=choose_device(device), picture=picture
+    )
+    click.echo(
+        f"{out}: trained for {steps:,} steps on {made.num_images} central images, "
+        f"loss {made.loss:.4g}"
+    )
+    click.echo(f"sha256: {made.sha256}")
+    click.echo("Put it where every party begins, and this into the draft:")
+    click.echo(f"\n{made.table}")
+
+
 def main() -> None:
     """Run the command; errors become one line and an exit code."""
     with reporting_errors(AggregatorError, DiffusionError):
