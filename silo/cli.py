@@ -277,7 +277,7 @@ def self_test_command(
         config,
         files.root,
         num_steps=steps,
-        has_data=data is not None or files.config.exists(),
+        must_have_data=data is not None,
         as_json=as_json,
         say=click.echo,
     )
