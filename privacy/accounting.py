@@ -34,15 +34,15 @@ from privacy.gaussian_curve import gaussian_delta, smallest_mu
 TOLERANCE = 1e-3
 """Halving the grid changes epsilon by less than this, relatively."""
 RESOLUTION = 2.0**-50
-"""What float64 may hide of delta, for each step. Against the exact Gaussian the
-transforms were off by about 2^-56 for each step (benchmarks/accounting.py)."""
+"""What float64 may hide of delta, for each step. Against the exact Gaussian one
+transform hid up to 2^-56 of it for each step (benchmarks/accounting.py)."""
 CLAIM_TOLERANCE = 0.01
 """Two accountants may differ by this much relatively, beside the stated error."""
 GRIDS_PER_SPREAD = 32
 """Rounding to a grid d adds up to d² / 4 to a step's variance s²: 0.02 % at s / 32."""
 COARSEST_GRID, FINEST_GRID = 2.0**5, 2.0**-30
-MAX_CELLS = 1 << 19
-"""Cells of one step's distribution; each costs about two microseconds."""
+FIRST_CELLS, MAX_CELLS = 1 << 16, 1 << 19
+"""Cells of one step's distribution, at first and at most; each costs some 5 µs."""
 MAX_COMPOSED_CELLS = 1 << 22
 """Cells of a composed distribution; each costs about a hundred bytes."""
 STAGE_STEPS = 4096
@@ -103,7 +103,7 @@ def epsilon(events: Sequence[SampledGaussian], delta: float) -> float:
 
 
 def price(events: Sequence[SampledGaussian], delta: float) -> tuple[float, float]:
-    """Return :func:`epsilon` and the grid it was found on; a grid of 0: none needed."""
+    """Return :func:`epsilon` and the grid it was found on, 0 where none was needed."""
     check_delta(delta)
     groups = _groups(events)
     if _total_variation(groups) <= delta:
@@ -125,10 +125,9 @@ def smallest_delta(events: Sequence[SampledGaussian]) -> float:
 
 
 def delta_for(events: Sequence[SampledGaussian], epsilon: float) -> float:
-    """Return a delta such that all events together are (epsilon, delta)-DP.
+    """Return a delta, an upper bound, such that all events are (epsilon, delta)-DP.
 
-    Guarantees: an upper bound, with ``RESOLUTION`` for each step added. The grid is
-    halved until that changes it by less than 1 %.
+    ``RESOLUTION`` a step is added; halving the grid changes it by less than 1 %.
 
     Raises:
         ValueError: epsilon is negative or not a number.
@@ -293,7 +292,8 @@ def _first_grid(groups: Groups) -> float:
     spread = math.sqrt(variance / sum(steps for _, _, steps in groups))
     grid = 2.0 ** math.floor(math.log2(spread / GRIDS_PER_SPREAD))
     grid = min(max(grid, FINEST_GRID), COARSEST_GRID)
-    while not _fits(groups, grid):
+    widest = max(_spread(rate, sigma)[1] for rate, sigma, _ in groups)
+    while not _fits(groups, grid) or widest > grid * FIRST_CELLS:
         grid *= 2
         if grid > COARSEST_GRID:
             return math.inf
@@ -384,7 +384,7 @@ def _one_step(rate: float, sigma: float, grid: float) -> pld.PrivacyLossDistribu
         sigma,
         sampling_prob=rate,
         value_discretization_interval=grid,
-        pessimistic_estimate=True,
+        pessimistic_estimate=True,  # every delta too large, none too small
     )
 
 
