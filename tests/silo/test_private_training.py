@@ -324,17 +324,27 @@ class TestRounds:
         assert multiplicity_of(draft({"multiplicity": 0}), torch.device("cuda")) == 32
 
 
+class BatchMean(nn.Module):
+    def forward(self, x):
+        return x - x.mean(dim=0)
+
+
 class TestRefusals:
     def test_no_images(self):
         nothing = PrivacyUnits("example", *(np.arange(n) for n in (0, 1)))
         with pytest.raises(DataError, match="no images"):
             Run(draft(), units=nothing)
 
-    def test_a_model_that_mixes_examples(self):
+    @pytest.mark.parametrize(
+        ("module", "reason"),
+        [(nn.BatchNorm2d(4), r"final\.0 \(BatchNorm2d\)"), (BatchMean(), "mixes the")],
+        ids=["known", "unknown"],
+    )
+    def test_a_model_that_mixes_examples(self, module, reason):
         model = make_model(TINY_MODEL, 1)
-        model.final[0] = nn.BatchNorm2d(4)
+        model.final[0] = module
         before = parameters_of(model)
-        with pytest.raises(NotPrivate, match=r"final\.0"):
+        with pytest.raises(NotPrivate, match=reason):
             Run(draft(), model=model)
         assert equal(parameters_of(model), before)
 
