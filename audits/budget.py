@@ -22,6 +22,9 @@ from protocol.records import (
     PrivacySpent,
 )
 
+MAX_PRV_ERROR = 0.01
+"""A second claim with a larger error would agree with anything."""
+
 CLAIM_TOLERANCE = 1e-3
 """How far a claim may be from the price recomputed: another version's grid."""
 
@@ -244,6 +247,14 @@ def _epsilon_of(plan: RunPlan, account: Account) -> Iterator[Finding]:
         yield warn(
             "epsilon",
             f"{account.party}: the second accountant could not compute a claim.",
+            party=party,
+            round_number=number,
+        )
+    elif spent.prv_error > MAX_PRV_ERROR:
+        yield fail(
+            "epsilon",
+            f"{account.party}: its second claim may be off by {spent.prv_error:g}, at "
+            f"most {MAX_PRV_ERROR:g} is accepted.",
             party=party,
             round_number=number,
         )

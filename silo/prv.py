@@ -4,6 +4,7 @@ It is recorded beside the price of ``privacy/accounting.py`` and never enforced.
 programs that share no code, grid or bound rarely share a mistake.
 """
 
+import functools
 import math
 import warnings
 from collections.abc import Sequence
@@ -27,7 +28,7 @@ MAX_CELLS = 1 << 22
 LARGE, REFINEMENTS = 20, 2
 """An error above a 20th of epsilon is divided by ten, at most so often."""
 
-History = list[tuple[float, float, int]]
+History = tuple[tuple[float, float, int], ...]
 """(noise multiplier, sample rate, steps), as Opacus keeps it."""
 
 
@@ -80,6 +81,7 @@ def prv_epsilon(
     return claim
 
 
+@functools.lru_cache(maxsize=64)
 def _claim(history: History, delta: float, eps_error: float) -> PrvClaim:
     """Return what Opacus says at one width; its warnings are not ours."""
     with warnings.catch_warnings(), np.errstate(all="ignore"):
@@ -106,7 +108,7 @@ def _history(events: Sequence[SampledGaussian]) -> History:
     for event in events:
         kind = event.noise_multiplier, event.sample_rate
         steps[kind] = steps.get(kind, 0) + event.steps
-    return [(sigma, rate, count) for (sigma, rate), count in sorted(steps.items())]
+    return tuple((sigma, rate, count) for (sigma, rate), count in sorted(steps.items()))
 
 
 def _cells(history: History, delta: float, eps_error: float) -> float:

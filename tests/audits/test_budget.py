@@ -192,6 +192,8 @@ ROWS = [
         (lying(3, earlier=(EVENT.times(500),)),)),
     Row("a second accountant that differs", "epsilon", "two accountants differ",
         (lying(3, epsilon_prv=9.0),)),
+    Row("a second accountant that agrees with anything", "epsilon", "may be off by",
+        (lying(3, epsilon_prv=9.0, prv_error=10.0),)),
     Row("no second accountant", "epsilon", "could not compute",
         (lying(3, epsilon_prv=None),), Severity.WARN),
     Row("another noise multiplier", "mechanism", "noise multiplier 0.5",
