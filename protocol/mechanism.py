@@ -7,7 +7,6 @@ with and without an image, run the same mechanism.
 import math
 from collections.abc import Iterator
 from dataclasses import replace
-from fractions import Fraction
 from typing import Protocol
 
 from privacy.errors import Uncalibrated
@@ -19,6 +18,10 @@ from protocol.settings import (
     TrainingConfig,
     UpdateConfig,
 )
+
+
+RATE_ROUNDING = 1e-12
+"""A sample rate such as 1/3 is no exact number: three epochs of it are nine steps."""
 
 
 class HasMechanism(Protocol):
@@ -62,7 +65,8 @@ def steps_per_round(plan: HasMechanism) -> int:
     training = plan.training
     if training.local_steps:
         return training.local_steps
-    return math.ceil(training.local_epochs / Fraction(plan.privacy.sample_rate))
+    steps = training.local_epochs / plan.privacy.sample_rate
+    return math.ceil(steps * (1 - RATE_ROUNDING))
 
 
 def steps_of_run(plan: HasMechanism) -> int:
@@ -111,11 +115,16 @@ def calibrated(plan: HasMechanism) -> PrivacyConfig:
     from privacy.calibration import calibrate
 
     privacy = plan.privacy
-    if not privacy.is_private or not privacy.epsilon:
+    if not privacy.is_private:
         return privacy
     if privacy.noise_multiplier:
         spent = run_epsilon(plan, privacy.delta)
-        if spent > privacy.epsilon:
+        if math.isinf(spent):
+            raise Uncalibrated(
+                f"privacy.noise_multiplier {privacy.noise_multiplier:g} gives no finite "
+                f"epsilon at delta {privacy.delta:g}; a larger one is needed"
+            )
+        if privacy.epsilon and spent > privacy.epsilon:
             raise Uncalibrated(
                 f"privacy.noise_multiplier {privacy.noise_multiplier:g} spends epsilon "
                 f"{spent:.4g} in the whole run, more than privacy.epsilon "

@@ -62,7 +62,7 @@ class TestSteps:
 
     @pytest.mark.parametrize(
         ("number", "rate", "steps"),
-        [(1, 0.5, 2), (1, 0.3, 4), (3, 1.0, 3), (2, 0.25, 8), (1, 0.01, 100)],
+        [(1, 0.5, 2), (1, 0.3, 4), (3, 1.0, 3), (2, 0.25, 8), (3, 1 / 3, 9)],
     )
     def test_an_epoch_is_as_many_steps_as_draw_everyone_once(self, number, rate, steps):
         assert steps_per_round(epochs(number, rate)) == steps
@@ -104,6 +104,11 @@ class TestCalibration:
     def test_a_multiplier_that_misses_the_target_is_refused(self):
         draft = make_draft(TARGET | {"privacy.noise_multiplier": 0.4})
         with pytest.raises(Uncalibrated, match=r"spends epsilon .* leave one of"):
+            calibrated(draft)
+
+    def test_a_multiplier_without_any_guarantee_is_refused(self):
+        draft = make_draft(DP_SGD | {"privacy.noise_multiplier": 1e-4})
+        with pytest.raises(Uncalibrated, match="no finite epsilon"):
             calibrated(draft)
 
     def test_a_multiplier_that_holds_it_stays(self):
