@@ -7,7 +7,7 @@ operator alone.
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -31,7 +31,9 @@ from silo.step_checks import (
     check_sum,
 )
 
-CHECKS: tuple[tuple[str, Callable[[Subject], list[CheckResult]]], ...] = (
+Check = Callable[[Subject], list[CheckResult]]
+
+CHECKS: tuple[tuple[str, Check], ...] = (
     ("noise", check_noise),
     ("clip", check_clip),
     ("draws averaged before the clip", check_average),
@@ -44,7 +46,9 @@ CHECKS: tuple[tuple[str, Callable[[Subject], list[CheckResult]]], ...] = (
 """What is checked, in this order; each may give several results."""
 
 
-def self_test(subject: Subject) -> Iterator[CheckResult]:
+def self_test(
+    subject: Subject, checks: Sequence[tuple[str, Check]] = CHECKS
+) -> Iterator[CheckResult]:
     """Yield the result of every check, as it is found.
 
     Guarantees:
@@ -52,7 +56,7 @@ def self_test(subject: Subject) -> Iterator[CheckResult]:
         :data:`FALSE_ALARM_RATE` in all, by bounds that hold for every size. A check
         whose training stops with an error has failed, and says with which.
     """
-    for name, check in CHECKS:
+    for name, check in checks:
         try:
             yield from check(subject)
         except (SiloError, ArithmeticError, LookupError, RuntimeError, TypeError,

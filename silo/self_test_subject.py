@@ -164,7 +164,7 @@ def make_subject(
         images: the silo's own, of which a few units are used; None for made-up ones.
 
     Raises:
-        ConfigRejected: the plan has no privacy mechanism.
+        ConfigRejected: the plan has no privacy mechanism, or no network.
         DataError: the images do not fit the model, or do not say whose they are.
         NotPrivate: the model mixes examples.
         Uncalibrated: no noise multiplier reaches the plan's target.
@@ -173,6 +173,11 @@ def make_subject(
         draft = _default_draft(images)
     if not draft.privacy.is_private:
         raise ConfigRejected(f'the plan "{draft.name}" has no privacy mechanism')
+    if draft.model.is_central_images:
+        raise ConfigRejected(
+            "central images are released without training; test the mechanism on the "
+            "plan of a network"
+        )
     mechanism = replace(calibrated(draft), epsilon=0.0)
     sections = {f.name: getattr(draft, f.name) for f in fields(PlanDraft)}
     draft = PlanDraft(**(sections | {"privacy": mechanism}))

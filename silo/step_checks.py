@@ -180,8 +180,8 @@ def check_average(subject: Subject) -> list[CheckResult]:
             and _finite(norms)
             and set(counts) == {1},
             f"a unit's gradient is the mean over its {max(watch.num_draws)} draws "
-            f"within {difference:.2g}; {' and '.join(lone)} made {max(counts)} "
-            f"gradient and contributed {most:.9f} C at most",
+            f"within {difference:.2g}; {' and '.join(lone)}: {max(counts)} "
+            f"gradient each, and a contribution of {most:.9f} C at most",
             f"{ENGINE_ERROR:g}; 1; 1 + {ROUNDING:g}",
         )
     ]
