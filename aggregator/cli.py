@@ -325,8 +325,9 @@ def sample(
 @click.option(
     "--max-signal-to-noise",
     type=click.FloatRange(0, min_open=True),
-    default=float("inf"),
-    help="Train only timesteps with at most this ratio.  [default: all]",
+    default=2.0,
+    show_default=True,
+    help="Train only timesteps with at most this ratio; inf: all.",
 )
 @click.option(
     "--out", type=FilePath, default=Path("initial.safetensors"), show_default=True
@@ -369,7 +370,7 @@ def warm_up(
         f"loss {made.loss:.4g}"
     )
     click.echo(f"sha256: {made.sha256}")
-    click.echo("Put it where every party begins, and this into the draft:")
+    click.echo("Every party needs it as initial.safetensors; this goes into the draft:")
     click.echo(f"\n{made.table}")
 
 

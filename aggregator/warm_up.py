@@ -79,7 +79,8 @@ def warm_up_draft(
             f"the central images are {shapes[0]}, the draft's model takes {shapes[1]}"
         )
     if picture is not None:
-        save_grid(picture, images, 10, max(1, 64 // model.image_size))
+        columns, enlarge = min(10, len(images)), max(1, 64 // model.image_size)
+        save_grid(picture, images, columns, enlarge)
     network = make_model(model, draft.seed_for("model")).to(device)
     loss = warm_up(
         network,

@@ -35,8 +35,10 @@ class WarmUpConfig:
         max_shift_pixels: each drawn image is moved by up to so many pixels in each
             direction; its border is repeated outwards.
         max_signal_to_noise: only timesteps whose ratio alpha_bar / (1 - alpha_bar) is
-            at most that are trained. Where there is less noise, the best prediction
-            depends on the single image, of which a mean knows nothing.
+            at most that are trained; infinity: all. Where there is less noise, the
+            best prediction depends on the single image, of which a mean knows nothing:
+            to predict the mean there is worse than to predict nothing
+            (``benchmarks/central_images.py``).
 
     Raises:
         ValueError: a number is out of its range.
@@ -47,7 +49,7 @@ class WarmUpConfig:
     loss: LossKind = "mse"
     examples_per_step: int = 32
     max_shift_pixels: int = 0
-    max_signal_to_noise: float = math.inf
+    max_signal_to_noise: float = 2.0
 
     def __post_init__(self) -> None:
         if self.num_steps < 1 or self.examples_per_step < 1:

@@ -130,7 +130,7 @@ def finish(federation: Federation, plan: RunPlan, device: str) -> Outcome:
     if not samples.exists() and plan.update.selection == "full":
         images = _grid_images(plan, load_checkpoint(store.model), device)
         enlarge = max(1, GRID_CELL_PIXELS // plan.model.image_size)
-        save_grid(samples, images, GRID_COLUMNS, enlarge)
+        save_grid(samples, images, min(GRID_COLUMNS, len(images)), enlarge)
     audit = run_audit(load_evidence(federation.root, None))
     picture = load_samples(samples) if samples.exists() else None
     report = write_report(audit, picture, federation.root)[0]

@@ -26,7 +26,12 @@ NETWORK = UNetConfig(
 )
 MEANS = UNetConfig(architecture="means", dim=2, channels=1, dim_mults=(), image_size=4)
 SCHEDULE = make_schedule(ScheduleConfig(num_timesteps=20))
-CONFIG = WarmUpConfig(num_steps=60, learning_rate=1e-2, examples_per_step=8)
+CONFIG = WarmUpConfig(
+    num_steps=60,
+    learning_rate=1e-2,
+    examples_per_step=8,
+    max_signal_to_noise=math.inf,
+)
 
 
 def generator(seed: int = 1) -> torch.Generator:
