@@ -155,7 +155,7 @@ def blocks_of_readme(draft: Path) -> list[str]:
 
 def test_the_session_of_the_readme(tmp_path: Path, start: Start) -> None:
     draft = write_draft(tmp_path / "draft.toml", every=1)
-    first, second = blocks_of_readme(draft)
+    first, second, *_ = blocks_of_readme(draft)
     bin_folder = Path(sys.executable).parent
     path = f"{bin_folder}:{os.environ['PATH']}"
     done = subprocess.run(
