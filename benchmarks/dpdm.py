@@ -238,9 +238,7 @@ class Training:
         tensors, notes = load_safetensors(path)
         wanted = (self._draft.privacy.noise_multiplier, self._draft.num_rounds)
         if (float(notes["noise_multiplier"]), int(notes["rounds"])) != wanted:
-            sys.exit(
-                f"{path}: belongs to another mechanism; delete it, or choose another --folder"
-            )
+            sys.exit(f"{path}: belongs to another mechanism; choose another --folder")
         parts = {
             part: {
                 name.removeprefix(f"{part}/"): tensor
