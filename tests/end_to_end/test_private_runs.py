@@ -4,6 +4,7 @@ crashes, and nothing trained beyond a limit."""
 import hashlib
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -221,6 +222,45 @@ def test_a_second_run_cannot_pass_the_silos_limit(harness):
 def test_a_delta_that_one_image_could_use_up_is_refused(harness):
     run = harness(private_draft(privacy=replace(PRIVACY, delta=0.5)))
     with pytest.raises(DataError, match="not below 1 / 30"):
+        run.run()
+
+
+def name_patients(run: Harness, images_each: int) -> None:
+    """Say in every silo whose its images are."""
+    for party in run.plan.silos:
+        folder = run.federation.silo(party.name)
+        path = folder.root / "data.npz"
+        with np.load(path) as file:
+            arrays = dict(file)
+        patients = np.arange(len(arrays["images"])) // images_each
+        np.savez(path, **arrays, patients=patients)
+        text = folder.config.read_text()
+        assert 'patients = ""' in text
+        folder.config.write_text(text.replace('patients = ""', 'patients = "patients"'))
+
+
+def test_patients_are_what_is_protected_and_counted(harness):
+    privacy = replace(PRIVACY, unit="patient", max_images_per_patient=2)
+    run = harness(private_draft(privacy=privacy))
+    name_patients(run, images_each=5)
+    run.run()
+    found = audit(run)
+    assert not found.with_severity(Severity.FAIL)
+    (finding,) = [f for f in found.findings if f.check == "privacy"]
+    assert "per patient" in finding.statement
+
+
+def test_patients_cannot_be_protected_where_nobody_knows_them(harness):
+    run = harness(private_draft(privacy=replace(PRIVACY, unit="patient")))
+    with pytest.raises(DataError, match="do not say whose they are"):
+        run.run()
+
+
+def test_delta_counts_patients_not_images(harness):
+    privacy = replace(PRIVACY, unit="patient", delta=0.2)
+    run = harness(private_draft(privacy=privacy))
+    name_patients(run, images_each=6)
+    with pytest.raises(DataError, match="not below 1 / 5"):
         run.run()
 
 
