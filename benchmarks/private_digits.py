@@ -7,7 +7,7 @@ that a run can be repeated; the models are not private for that reason alone.
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -105,11 +105,17 @@ class Results:
 
     def __init__(self, name: str, note: str, *, fresh: bool) -> None:
         self._name, self._note = name, note
+        self._path = RESULTS / f"{name}.json"
+        if fresh:
+            self._path.unlink(missing_ok=True)
         self._rows: dict[str, Row] = {}
-        path = RESULTS / f"{name}.json"
-        if path.exists() and not fresh:
-            for known in json.loads(path.read_text())["rows"]:
-                self._rows[str(known["name"])] = known
+        self._load()
+
+    def _load(self) -> None:
+        """Read the rows on disk; another process may have added some."""
+        if self._path.exists():
+            rows = json.loads(self._path.read_text())["rows"]
+            self._rows = {str(known["name"]): known for known in rows}
 
     def has(self, name: str) -> bool:
         """Return whether a row is there."""
@@ -121,14 +127,9 @@ class Results:
 
     def add(self, name: str, value: float, unit: str, target: str = "") -> None:
         """Print, keep and save a row."""
+        self._load()
         self._rows[name] = row(name, value, unit, target)
         save(self._name, list(self._rows.values()), self._note)
-
-    def once(self, name: str, unit: str, measure: Callable[[], float]) -> float:
-        """Return a row's value; measure and add it unless it is there."""
-        if not self.has(name):
-            self.add(name, measure(), unit)
-        return self.value(name)
 
     def add_mean(
         self, name: str, values: Sequence[float], unit: str, target: str = ""
