@@ -1,6 +1,7 @@
 """Noisy means of a silo's images, by hand; what a plan for them must say."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import silo.central_images
 from diffusion.config import UNetConfig
 from diffusion.model import make_model
 from protocol.central_images import expected_norm
+from protocol.plan import load_draft
 from protocol.settings import (
     AggregationConfig,
     EvaluationConfig,
@@ -25,6 +27,7 @@ from silo.randomness import PrivateRandom
 from silo.units import PrivacyUnits, units_of
 from tests.silo.conftest import tiny_draft
 
+ROOT = Path(__file__).parent.parent.parent
 TINY_NOISE = 1e-9
 """Noise of 0 is refused; this is lost in float32."""
 
@@ -266,6 +269,13 @@ class TestPlan:
     def test_draws_of_timesteps_are_refused(self) -> None:
         with pytest.raises(ValueError, match=r"privacy\.multiplicity: must be 1"):
             draft(multiplicity=0)
+
+    def test_the_draft_in_the_documentation_is_one(self, tmp_path) -> None:
+        text = (ROOT / "docs" / "warm-up.md").read_text()
+        path = tmp_path / "draft.toml"
+        path.write_text(text.split("```toml\n")[1].split("```")[0])
+        loaded, _ = load_draft(path)
+        assert loaded.model.is_central_images
 
     def test_the_norm_that_an_update_may_have(self) -> None:
         """2 images of 4 pixels, C 3, noise 0.5 C: sqrt(2 (9 + 4 × 1.5^2)) = 6."""
