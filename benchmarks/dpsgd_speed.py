@@ -91,9 +91,9 @@ class Setting:
             "vmap": VmapEngine(),
             "hooks": HooksEngine(),
         }
-        if device.type != "cpu":
-            engines["vmap"] = default_engine(device, multiplicity)
-        default = default_engine(device, multiplicity)
+        default = default_engine(self._model, 28 * 28, multiplicity)
+        if isinstance(default, VmapEngine):
+            engines["vmap"] = default
         (self.default,) = (n for n, engine in engines.items() if engine == default)
         self.makers: dict[str, Callable[[], Step]] = {
             PLAIN: self._plain,

@@ -196,16 +196,30 @@ def _load_folder(config: DataConfig, path: Path) -> ImageSet:
             )
         pixels[number - 1] = image
     if config.patients:
-        owners = [file.parent.name for file in files]
-        if path in (parents := [file.parent for file in files]):
-            raise DataError(
-                f"{path}: image {parents.index(path) + 1} of {len(files)} in sorted "
-                "order lies in no patient's folder"
-            )
-        return _image_set(config, path, pixels, None, owners)
+        return _image_set(config, path, pixels, None, _owners(path, files))
     classes = sorted({file.parent for file in files})
     labels = np.array([classes.index(file.parent) for file in files])
     return _image_set(config, path, pixels, labels)
+
+
+def _owners(path: Path, files: Sequence[Path]) -> list[str]:
+    """Return the patient of each file: the folder that it lies in, just below the root.
+
+    Deeper folders are refused: whether the inner or the outer one is a person cannot be
+    known, and a person in two units would be protected half as well as it says.
+
+    Raises:
+        DataError: an image in no folder, or in a folder of a folder.
+    """
+    for number, file in enumerate(files, start=1):
+        depth = len(file.relative_to(path).parts) - 1
+        if depth != 1:
+            where = "in no patient's folder" if not depth else "deeper than that"
+            raise DataError(
+                f"{path}: image {number} of {len(files)} in sorted order lies {where}; "
+                "each must lie in its patient's folder, just below the root"
+            )
+    return [file.parent.name for file in files]
 
 
 def _read_image(path: Path, number: int) -> npt.NDArray[np.uint8]:

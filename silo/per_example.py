@@ -26,7 +26,9 @@ LOOP_FROM_MULTIPLICITY = 4
 ``benchmarks/dpsgd_speed.py``."""
 
 CPU_CHUNK_SIZE = 16
-CUDA_CHUNK_SIZE = 64
+MANY_UNITS = 64
+SMALL_WORK = 1e9
+"""Parameters times pixels times draws, up to which calls cost more than arithmetic."""
 
 
 @dataclass(frozen=True)
@@ -206,15 +208,24 @@ class HooksEngine:
             yield UnitGradients(gradients, losses.detach())
 
 
-def default_engine(device: torch.device, multiplicity: int) -> GradientEngine:
-    """Return the engine that did best on such a device; on a GPU none was measured.
+def default_engine(model: nn.Module, num_pixels: int, draws: int) -> GradientEngine:
+    """Return the engine that was the fastest for such a model on its device.
+
+    On a CPU a small model spends its time in calls rather than in arithmetic, and many
+    units at once need little memory.
+
+    Args:
+        num_pixels: of an image, all channels.
+        draws: of a unit with one image.
 
     Source:
         ``benchmarks/results/dpsgd_speed.json``.
     """
-    if device.type != "cpu":
-        return VmapEngine(CUDA_CHUNK_SIZE)
-    if multiplicity >= LOOP_FROM_MULTIPLICITY:
+    parameters = list(model.parameters())
+    work = sum(parameter.numel() for parameter in parameters) * num_pixels * draws
+    if parameters[0].device.type != "cpu" or work < SMALL_WORK:
+        return VmapEngine(MANY_UNITS)
+    if draws >= LOOP_FROM_MULTIPLICITY:
         return LoopEngine()
     return VmapEngine(CPU_CHUNK_SIZE)
 

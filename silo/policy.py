@@ -7,12 +7,15 @@ the policy has accepted.
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from privacy.accounting import Budget
 from protocol.mechanism import run_epsilon
 from protocol.plan import RunPlan
 from silo.config import SiloFolder, load_toml
 from silo.errors import PolicyViolation
+
+if TYPE_CHECKING:
+    from privacy.accounting import Budget
 
 DEFAULT_POLICY = """\
 # What this silo refuses. Its operator decides; no plan and no message overrules it.
@@ -137,8 +140,10 @@ def _too_dear(policy: Policy, plan: RunPlan) -> list[str]:
     ]
 
 
-def account_limit(policy: Policy) -> Budget | None:
+def account_limit(policy: Policy) -> "Budget | None":
     """Return what may ever be spent on one privacy unit; None for no limit."""
+    from privacy.accounting import Budget
+
     if math.isinf(policy.max_epsilon):
         return None
     return Budget(policy.max_epsilon, policy.max_delta)

@@ -111,11 +111,12 @@ def train_privately(
         raise DataError("there are no images to train on")
     model.train()
     validate(model)
+    num_pixels = images.pixels[0].size
     _, height, width, channels = images.pixels.shape
     check_independence(model, (channels, height, width))
     privacy, num_steps = plan.privacy, steps_per_round(plan)
     multiplicity = multiplicity_of(plan, device)
-    engine = engine or default_engine(device, multiplicity)
+    engine = engine or default_engine(model, num_pixels, multiplicity)
     objective = Objective(model, schedule, plan.training.loss)
     draw = _Drawing(images, units, plan, multiplicity, schedule, device, random)
     optimizer = PrivateOptimizer(
@@ -128,7 +129,7 @@ def train_privately(
     )
     noised_steps = NoisedSteps()
     optimizer.attach_step_hook(noised_steps)
-    meter = Meter(round_number, num_steps, observe, first_step)
+    meter = Meter(round_number, num_steps, observe, first_step, may_stop=False)
     loss = torch.zeros((), device=device)
     try:
         for step in range(first_step, num_steps):
@@ -157,7 +158,13 @@ def train_privately(
 
 
 class _Drawing:
-    """Draws what some units contribute to a step, always afresh."""
+    """Draws what some units contribute to a step, always afresh, and in secret.
+
+    Draws belong to a unit by its place in the batch, so that one unit more moves those
+    of the units behind it. That a unit moves the clipped sum by at most C therefore
+    means: with the same draws for every other unit, which are as likely as any, since
+    nobody knows them (``docs/privacy.md``).
+    """
 
     def __init__(
         self,
@@ -174,8 +181,6 @@ class _Drawing:
         self._multiplicity = multiplicity
         self._num_timesteps, self._device = schedule.num_timesteps, device
         self._random = random
-        generator = torch.Generator(device=device)
-        self._generator = generator.manual_seed(random.torch_seed())
 
     def __call__(self, chosen: npt.NDArray[np.int64]) -> Draws:
         """Return the draws of the chosen units, K of each of their images."""
@@ -189,14 +194,22 @@ class _Drawing:
         counts = torch.tensor([[len(mine)] for mine in picked])
         weights = (torch.arange(most) < counts) / (counts * self._multiplicity)
         weights = weights.repeat_interleave(self._multiplicity, dim=1)
-        t = torch.randint(
-            self._num_timesteps,
-            weights.shape,
-            generator=self._generator,
-            device=self._device,
+        t = self._random.integers(self._num_timesteps, weights.shape)
+        noise = self._noise(x_0.shape)
+        return Draws(
+            x_0, torch.from_numpy(t).to(self._device), noise, weights.to(self._device)
         )
-        noise = torch.randn(x_0.shape, generator=self._generator, device=self._device)
-        return Draws(x_0, t, noise, weights.to(self._device))
+
+    def _noise(self, shape: torch.Size) -> Tensor:
+        """Return the noise of some draws.
+
+        A GPU draws its own, from 63 fresh bits each time.
+        """
+        if self._device.type != "cpu":
+            generator = torch.Generator(device=self._device)
+            generator.manual_seed(self._random.torch_seed())
+            return torch.randn(shape, generator=generator, device=self._device)
+        return torch.from_numpy(self._random.normals(tuple(shape)))
 
     def _pick(self, unit: int) -> npt.NDArray[np.int64]:
         """Return the images that a unit contributes, as many as the plan permits."""

@@ -137,11 +137,21 @@ class PrivateRandom:
             normals *= noise_stddev
             flat[place] += normals
 
-    def torch_seed(self) -> int:
-        """Draw a seed of 63 bits for draws on which no guarantee rests.
+    def integers(self, high: int, shape: tuple[int, ...]) -> npt.NDArray[np.int64]:
+        """Draw numbers from 0 to high - 1, all equally likely, int64."""
+        return self._generator().integers(high, size=shape)
 
-        Timesteps and the noise of the diffusion process may be known to all; the seed
-        says nothing about any other number of this generator.
+    def normals(self, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
+        """Draw standard normals, float32: the noise of the diffusion process.
+
+        They are secret but hide nothing: one normal each will do.
+        """
+        return self._generator().standard_normal(shape, dtype=np.float32)
+
+    def torch_seed(self) -> int:
+        """Draw a seed of 63 bits for a generator of torch's.
+
+        On a CPU torch keeps no more than 32 of them: not for secrets there.
         """
         return int(self._generator().integers(1 << 63))
 

@@ -99,7 +99,8 @@ class Subject:
 
     def engine(self) -> GradientEngine:
         """Return the engine that training would use here."""
-        return default_engine(self.device, self.multiplicity)
+        num_pixels = self.images.pixels[0].size
+        return default_engine(self.model(), num_pixels, self.multiplicity)
 
     def watch(self, **options: Any) -> Watch:
         """Return that engine, watched."""

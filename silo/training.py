@@ -179,7 +179,12 @@ def state_of(
 
 
 class Meter:
-    """Counts examples and losses, and tells the observer now and then."""
+    """Counts examples and losses, and tells the observer now and then.
+
+    Args:
+        may_stop: whether a loss that is not finite ends the training. With a privacy
+            mechanism it must not: others would see that somebody's loss is not finite.
+    """
 
     def __init__(
         self,
@@ -187,7 +192,10 @@ class Meter:
         num_steps: int,
         observe: Callable[[Progress], None],
         first_step: int = 0,
+        *,
+        may_stop: bool = True,
     ) -> None:
+        self._may_stop = may_stop
         self._round_number, self._num_steps = round_number, num_steps
         self._observe = observe
         self._start(first_step)
@@ -195,7 +203,7 @@ class Meter:
     def _start(self, step: int) -> None:
         """Begin a new interval."""
         self._began, self._first = time.monotonic(), step
-        self._examples, self._total = 0, torch.zeros(())
+        self._examples, self._total = 0, torch.zeros((), dtype=torch.float64)
 
     def count(self, step: int, loss: Tensor, examples: int, rate: float) -> None:
         """Count one step; report when the interval is over, or at the last step."""
@@ -205,7 +213,7 @@ class Meter:
         if elapsed < REPORT_SECONDS and step < self._num_steps:
             return
         mean = float(self._total) / (step - self._first)
-        if not np.isfinite(mean):
+        if self._may_stop and not np.isfinite(mean):
             raise TrainingDiverged(
                 f"the loss is not finite in round {self._round_number}, step {step} "
                 f"(learning rate {rate:g}); a smaller learning_rate may help"

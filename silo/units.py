@@ -1,5 +1,6 @@
 """Privacy units: which images belong to one example, or to one patient."""
 
+import hashlib
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,8 +17,9 @@ UnitKind = Literal["example", "patient"]
 class PrivacyUnits:
     """The units that are sampled, clipped and counted: image indices, by unit.
 
-    ``order`` holds all image indices, unit after unit; unit u has those from
-    ``starts[u]`` up to ``starts[u + 1]``. Every unit has at least one image.
+    ``order`` holds image indices, unit after unit; unit u has those from ``starts[u]``
+    up to ``starts[u + 1]``. Every unit has at least one image. Copies of an image,
+    value for value, are one example: all but the first are left out.
     """
 
     kind: UnitKind
@@ -40,8 +42,8 @@ def units_of(images: ImageSet, kind: UnitKind) -> PrivacyUnits:
         DataError: the unit is the patient, and no image says whose it is.
     """
     if kind == "example":
-        every = np.arange(len(images) + 1, dtype=np.int64)
-        return PrivacyUnits(kind, every[:-1], every)
+        distinct = _distinct(images)
+        return PrivacyUnits(kind, distinct, np.arange(len(distinct) + 1))
     if images.patients is None:
         raise DataError(
             "the plan protects patients, and these images do not say whose they are; "
@@ -50,3 +52,12 @@ def units_of(images: ImageSet, kind: UnitKind) -> PrivacyUnits:
     order = np.argsort(images.patients, kind="stable")
     ends = np.cumsum(np.bincount(images.patients))
     return PrivacyUnits(kind, order, np.concatenate(([0], ends)))
+
+
+def _distinct(images: ImageSet) -> npt.NDArray[np.int64]:
+    """Return the index of the first copy of every image, ascending."""
+    first: dict[bytes, int] = {}
+    for index, pixels in enumerate(images.pixels):
+        digest = hashlib.sha256(pixels.tobytes()).digest()
+        first.setdefault(digest, index)
+    return np.fromiter(first.values(), np.int64, len(first))

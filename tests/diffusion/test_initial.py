@@ -42,7 +42,7 @@ def test_the_files_parameters_are_all_taken(trained):
 
 def test_a_missing_file_says_what_belongs_there(tmp_path):
     path = tmp_path / "initial.safetensors"
-    with pytest.raises(WeightsUnavailable, match="put it at .*initial.safetensors"):
+    with pytest.raises(WeightsUnavailable, match=r"put it at .*initial\.safetensors"):
         first_model(TINY, 7, "ab" * 32, path)
     with pytest.raises(WeightsUnavailable, match="in this folder"):
         first_model(TINY, 7, "ab" * 32, None)

@@ -446,14 +446,21 @@ class TestPatientsOfArrays:
 class TestPatientsOfFolders:
     CONFIG = DataConfig(source="folder", path="images", patients="folder")
 
-    def test_the_parent_folder_is_the_patient_and_no_label(self, tmp_path):
-        save_images(tmp_path / "images" / "first" / "p2", GREY[0], GREY[1])
-        save_images(tmp_path / "images" / "first" / "p1", GREY[1])
-        save_images(tmp_path / "images" / "second" / "p2", GREY[0])
+    def test_the_folder_is_the_patient_and_no_label(self, tmp_path):
+        save_images(tmp_path / "images" / "p2", GREY[0], GREY[1])
+        save_images(tmp_path / "images" / "p1", GREY[1])
         loaded = load_images(self.CONFIG, tmp_path)
         assert loaded.patient_names == ("p1", "p2")
-        assert loaded.patients.tolist() == [0, 1, 1, 1]  # One p2, wherever it lies.
+        assert loaded.patients.tolist() == [0, 1, 1]
         assert loaded.labels is None
+
+    def test_a_folder_in_a_patients_folder(self, tmp_path):
+        """Neither 2019 nor 2020 is a person, and anna must not become two."""
+        save_images(tmp_path / "images" / "anna" / "2019", GREY[0])
+        save_images(tmp_path / "images" / "anna" / "2020", GREY[1])
+        message = refusal(self.CONFIG, tmp_path)
+        assert "image 1 of 2 in sorted order lies deeper than that" in message
+        assert "anna" not in message
 
     def test_an_image_outside_all_folders(self, tmp_path):
         save_images(tmp_path / "images" / "a-folder", GREY[0], GREY[1])
@@ -461,7 +468,7 @@ class TestPatientsOfFolders:
         message = refusal(self.CONFIG, tmp_path)
         assert message == (
             f"{tmp_path / 'images'}: image 3 of 3 in sorted order lies in no patient's "
-            "folder"
+            "folder; each must lie in its patient's folder, just below the root"
         )
 
 

@@ -219,7 +219,8 @@ class TestEngines:
             list(VmapEngine(4).gradients(objective, make_draws(even(5, 1))))
 
     def test_the_default_follows_the_measurement(self):
-        cpu, cuda = torch.device("cpu"), torch.device("cuda")
-        assert isinstance(default_engine(cpu, 1), VmapEngine)
-        assert isinstance(default_engine(cpu, 8), LoopEngine)
-        assert isinstance(default_engine(cuda, 8), VmapEngine)
+        large, small = torch.nn.Linear(1000, 2000), torch.nn.Linear(10, 10)
+        assert default_engine(large, 784, 1) == VmapEngine(16)
+        assert default_engine(large, 784, 8) == LoopEngine()
+        assert default_engine(small, 64, 8) == VmapEngine(64)
+        assert default_engine(large.to("meta"), 784, 8) == VmapEngine(64)

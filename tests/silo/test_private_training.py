@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -87,6 +89,40 @@ def close(a, b) -> bool:
     return all(torch.allclose(a[name], b[name], atol=1e-6) for name in a)
 
 
+class Overflowing:
+    """An engine whose losses are finite, and whose mean is not."""
+
+    chunk_size = 1
+
+    def gradients(self, objective, draws):
+        for made in LoopEngine().gradients(objective, draws):
+            yield replace(made, losses=torch.full_like(made.losses, 3e38))
+
+
+class TestWhatDataMustNotDecide:
+    def test_no_loss_stops_the_training(self):
+        """Others would see that it stopped, and so that somebody's loss was large."""
+        run = Run(draft({"sample_rate": 1.0}), engine=Overflowing())
+        assert len(run.kept) == 1
+        assert not np.isfinite(run.progress[-1].loss)
+
+    def test_timesteps_and_noise_are_secret(self):
+        drawn = []
+
+        class Watched(PrivateRandom):
+            def integers(self, high, shape):
+                drawn.append(("t", shape))
+                return super().integers(high, shape)
+
+            def normals(self, shape):
+                drawn.append(("noise", shape))
+                return super().normals(shape)
+
+        Run(draft({"sample_rate": 1.0}, local_steps=1), random=Watched(1))
+        assert {name for name, _ in drawn} == {"t", "noise"}
+        assert sum(shape[0] for name, shape in drawn if name == "t") == 6
+
+
 class TestRandomness:
     def test_a_debugging_seed_repeats(self):
         assert equal(Run(draft()).parameters, Run(draft()).parameters)
@@ -121,11 +157,11 @@ class TestMechanism:
         run = Run(plan, after_noise=steal)
         model = make_model(plan.model, 1)
         random = PrivateRandom(1)
-        generator = torch.Generator().manual_seed(random.torch_seed())
+        random.poisson_sample(6, 1.0)
         total = 0
         for unit in range(6):
-            t = torch.randint(10, (1, 2), generator=generator)[0]
-            noise = torch.randn((1, 2, 1, 8, 8), generator=generator)[0]
+            t = torch.from_numpy(random.integers(10, (1, 2)))[0]
+            noise = torch.from_numpy(random.normals((1, 2, 1, 8, 8)))[0]
             x_0 = run.images.batch(np.array([unit, unit]))
             model.zero_grad()
             denoising_loss(model, x_0, t, noise, SCHEDULE, "mse").mean().backward()

@@ -7,7 +7,8 @@ from silo.units import units_of
 
 
 def image_set(*patients: int) -> ImageSet:
-    pixels = np.zeros((max(len(patients), 3), 2, 2, 1), np.uint8)
+    number = max(len(patients), 3)
+    pixels = np.arange(4 * number, dtype=np.uint8).reshape(number, 2, 2, 1)
     if not patients:
         return ImageSet(pixels, (0.0, 255.0))
     names = tuple(f"p{number}" for number in range(max(patients) + 1))
@@ -23,6 +24,12 @@ def test_every_image_is_a_unit_of_its_own():
 
 def test_examples_are_units_even_where_patients_are_known():
     assert len(units_of(image_set(0, 0, 1), "example")) == 3
+
+
+def test_copies_of_an_image_are_one_unit():
+    pixels = image_set().pixels[[0, 1, 0, 2, 1, 1]]
+    units = units_of(ImageSet(pixels, (0.0, 255.0)), "example")
+    assert [units.images(u).tolist() for u in range(len(units))] == [[0], [1], [3]]
 
 
 def test_images_of_a_patient_are_one_unit():
