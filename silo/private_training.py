@@ -117,7 +117,7 @@ def train_privately(
     multiplicity = multiplicity_of(plan, device)
     engine = engine or default_engine(device, multiplicity)
     objective = Objective(model, schedule, plan.training.loss)
-    draw = _Drawing(images, units, plan, multiplicity, schedule, device, random)
+    draw = Drawing(images, units, plan, multiplicity, schedule, device, random)
     optimizer = PrivateOptimizer(
         make_optimizer(model, plan, state),
         noise_multiplier=privacy.noise_multiplier,
@@ -156,7 +156,7 @@ def train_privately(
         optimizer.release()
 
 
-class _Drawing:
+class Drawing:
     """Draws what some units contribute to a step, always afresh."""
 
     def __init__(

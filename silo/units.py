@@ -1,4 +1,4 @@
-"""Privacy units: which images belong to one example, or to one patient."""
+"""Privacy units: which images belong to one example, one patient, or to the silo."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -9,7 +9,7 @@ import numpy.typing as npt
 from silo.data import ImageSet
 from silo.errors import DataError
 
-UnitKind = Literal["example", "patient"]
+UnitKind = Literal["example", "patient", "silo"]
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,9 @@ def units_of(images: ImageSet, kind: UnitKind) -> PrivacyUnits:
     if kind == "example":
         every = np.arange(len(images) + 1, dtype=np.int64)
         return PrivacyUnits(kind, every[:-1], every)
+    if kind == "silo":
+        every = np.arange(len(images), dtype=np.int64)
+        return PrivacyUnits(kind, every, np.array([0, len(images)], np.int64))
     if images.patients is None:
         raise DataError(
             "the plan protects patients, and these images do not say whose they are; "
