@@ -91,8 +91,8 @@ def check_noisy(draft: HasSections) -> None:
     training, name = draft.training, f'privacy.mechanism "{draft.privacy.mechanism}"'
     require(
         protection.method == "mask",
-        f'protection.method: must be "mask" with {name}: without a secure sum a silo\'s '
-        "own noise is all there is; use dp-sgd",
+        f'protection.method: must be "mask" with {name}: without a secure sum a '
+        "silo's own noise is all there is; use dp-sgd",
     )
     require(
         protection.trust == "malicious",
@@ -148,7 +148,8 @@ def check_noisy_plan(plan: HasSilos) -> None:
     for field in ("share_variance", "num_values"):
         require(
             getattr(privacy, field) > 0,
-            f"privacy.{field}: a finished plan says it; `aggregator plan make` finds it",
+            f"privacy.{field}: a finished plan says it; `aggregator plan make` finds "
+            "it",
         )
     _check_honest(plan)
     require(
@@ -169,8 +170,8 @@ def _check_honest(plan: HasSilos) -> None:
     least, most = min_survivors(plan), plan.protection.max_colluding
     require(
         least - most >= MIN_HONEST,
-        f"protection.threshold: a sum of {least} silos, {most} of them colluding, holds "
-        f"the noise of fewer than {MIN_HONEST} honest ones; more silos, a threshold of "
+        f"protection.threshold: a sum of {least} silos, {most} of them colluding, "
+        f"holds the noise of fewer than {MIN_HONEST} honest ones; more silos, a threshold of "
         f"at least {most + MIN_HONEST}, or dp-sgd",
     )
 

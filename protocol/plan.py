@@ -25,11 +25,11 @@ from crypto.secagg.config import SecAggConfig
 from crypto.signatures import sign, verify
 from diffusion.config import ScheduleConfig, UNetConfig
 from privacy import errors
+from protocol import noise_plan
 from protocol.central_images import check_central_images
 from protocol.encoding import check_hex, encode, from_table, to_table
 from protocol.errors import EncodingError, PlanRejected
 from protocol.files import save_bytes
-from protocol import noise_plan
 from protocol.mechanism import calibrated
 from protocol.settings import (
     MAX_SILOS,

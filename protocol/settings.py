@@ -240,12 +240,13 @@ class ProtectionConfig:
 class PrivacyConfig:
     """The differential-privacy mechanism of the run, or none.
 
-    With "dp-sgd" and "record-distributed" in a step every privacy unit (``unit``: an image, or all images of a patient) is
-    drawn with probability ``sample_rate``; its gradient, the mean over ``multiplicity``
-    draws of timestep and noise (0: as suits the device), is clipped to
-    ``clipping_norm``; Gaussian noise of ``noise_multiplier`` times that is added to the
-    sum, which is divided by ``training.examples_per_step``. Rate and divisor are public
-    and the same for all silos, so that neither depends on anybody's data.
+    With "dp-sgd" and "record-distributed" every privacy unit (``unit``: an image, or
+    all images of a patient) is drawn in a step with probability ``sample_rate``; its
+    gradient, the mean over ``multiplicity`` draws of timestep and noise (0: as suits
+    the device), is clipped to ``clipping_norm``. Rate and divisor
+    (``training.examples_per_step``) are public and the same for all silos, so that
+    neither depends on anybody's data. With "dp-sgd" Gaussian noise of
+    ``noise_multiplier`` times the norm is added to the sum, which is then divided.
 
     With "record-distributed" and "silo" the noise is in the secure sum
     (docs/noise-inside-the-sum.md): every silo adds discrete Gaussian noise of

@@ -107,7 +107,7 @@ def add_clipped(
 
 
 def flat(gradients: list[Tensor]) -> Vector:
-    """Return one unit's gradients ``[1, *shape]`` as one new vector, float32 ``[d]``."""
+    """Return one unit's gradients ``[1, *shape]`` as a new vector, float32 ``[d]``."""
     joined = torch.cat([gradient.reshape(-1) for gradient in gradients])
     vector: Vector = joined.to("cpu", torch.float32).numpy()
     return vector

@@ -93,9 +93,7 @@ class PrivateRounds:
             fresh=opened.fresh,
         )
 
-    def record(
-        self, round_number: int
-    ) -> records.PrivacySpent | records.NoiseSpent:
+    def record(self, round_number: int) -> records.PrivacySpent | records.NoiseSpent:
         """Return what goes to the transcript of all that was released."""
         return self.spent(round_number)
 
