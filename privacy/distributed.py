@@ -31,6 +31,9 @@ FAILURE_BITS = 100
 MIN_HONEST = 3
 """With fewer honest silos a sum hides little of any of them."""
 
+SMALLEST_MULTIPLIER, LARGEST_MULTIPLIER = 1e-3, 1e6
+"""Below, a round is priced at infinity; above, as if it were this, which costs more."""
+
 _ROUND_UP = 1 + 1e-9
 _LOST = 1e-12
 """More than float64 loses in a price: a factor, and an absolute error."""
@@ -268,6 +271,9 @@ def _costs(
     all orders. Source: Mironov, Talwar & Zhang (2019); (docs, 4).
     """
     orders = _orders(is_sampled)
+    if noise_multiplier < SMALLEST_MULTIPLIER:
+        return np.full_like(orders, math.inf)
+    noise_multiplier = min(noise_multiplier, LARGEST_MULTIPLIER)
     if sample_rate == 1:
         return orders / (2 * noise_multiplier**2) * _ROUND_UP
     costs = [_sampled_cost(int(a), noise_multiplier, sample_rate) for a in orders]

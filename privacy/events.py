@@ -12,6 +12,8 @@ from typing import TypeAlias, TypeVar
 
 from privacy.distributed import DistributedNoise
 
+MAX_COUNT = 1 << 53
+
 
 @dataclass(frozen=True, kw_only=True)
 class SampledGaussian:
@@ -83,8 +85,11 @@ class NoisySum:
             raise ValueError(f"sample_rate: must be in (0, 1], is {self.sample_rate}")
         if not 0 < self.clipping_norm < math.inf:
             raise ValueError(f"clipping_norm: must be positive: {self.clipping_norm}")
-        if not isinstance(self.steps, int) or self.steps < 1:
-            raise ValueError(f"steps: must be an integer >= 1, is {self.steps}")
+        for name, most in (("steps", MAX_COUNT), ("length", MAX_COUNT),
+                           ("min_survivors", 1 << 16)):  # fmt: skip
+            value = getattr(self, name)
+            if not isinstance(value, int) or not 1 <= value <= most:
+                raise ValueError(f"{name}: must be an integer of 1 to {most}")
         _ = self.noise
 
     @property

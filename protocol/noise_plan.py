@@ -171,8 +171,8 @@ def _check_honest(plan: HasSilos) -> None:
     require(
         least - most >= MIN_HONEST,
         f"protection.threshold: a sum of {least} silos, {most} of them colluding, "
-        f"holds the noise of fewer than {MIN_HONEST} honest ones; more silos, a threshold of "
-        f"at least {most + MIN_HONEST}, or dp-sgd",
+        f"holds the noise of fewer than {MIN_HONEST} honest ones; more silos, a "
+        f"threshold of at least {most + MIN_HONEST}, or dp-sgd",
     )
 
 

@@ -74,8 +74,9 @@ def claim(plan: RunPlan, spent: list[Spending]) -> str:
         f"Whoever sees everything that left the silos, all rounds and the final model, "
         f"learns almost the same whether or not any one {unit} was in a silo's data: "
         f"(epsilon {noise_claim.upward(most.epsilon)}, delta "
-        f"{plan.privacy.delta:g})-differential privacy per {unit}, neighbouring data sets differing by adding or removing "
-        f"one, for the silo that spent most ({most.silo})."
+        f"{plan.privacy.delta:g})-differential privacy per {unit}, neighbouring data "
+        "sets differing by adding or removing one, for the silo that spent most "
+        f"({most.silo})."
     )
     return (
         sentence
