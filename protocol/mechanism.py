@@ -20,7 +20,6 @@ from protocol.settings import (
     UpdateConfig,
 )
 
-
 RATE_ROUNDING = 1e-12
 """A sample rate such as 1/3 is no exact number: three epochs of it are nine steps."""
 

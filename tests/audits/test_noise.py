@@ -1,4 +1,4 @@
-"""Noise inside the sum, recomputed: a row for each lie about it, beside an honest run."""
+"""Noise in the sum, recomputed: a row for each lie about it, beside an honest run."""
 
 import math
 from dataclasses import dataclass, replace
@@ -132,9 +132,7 @@ def audit_of(folder, parties, actions):
 def test_an_honest_run_passes_and_the_report_says_all_of_the_claim(mechanism, tmp_path):
     parties = parties_of(mechanism)
     plan = parties.plan
-    audit = audit_of(
-        tmp_path / "run", parties, noisy_script(plan, lost={2: "cork"})
-    )
+    audit = audit_of(tmp_path / "run", parties, noisy_script(plan, lost={2: "cork"}))
     assert not audit.with_severity(Severity.FAIL)
     passes = {f.check for f in audit.findings if f.severity == Severity.PASS}
     assert {"privacy", "mechanism", "epsilon", "ledgers", "randomness"} <= passes

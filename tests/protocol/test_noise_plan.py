@@ -123,7 +123,7 @@ def test_a_share_that_is_given_is_kept_or_refused():
         planned(RECORD | {"privacy.share_variance": 10**6})
     with pytest.raises(PlanRejected, match="more than can be priced"):
         planned(given | {"privacy.share_variance": 1})
-    with pytest.raises(PlanRejected, match="privacy.num_values: must be"):
+    with pytest.raises(PlanRejected, match=r"privacy\.num_values: must"):
         planned(RECORD | {"privacy.num_values": 7})
 
 

@@ -117,7 +117,9 @@ class TestGradientSum:
         total = 0.0
         for unit in drawn:
             draws = draw(np.array([unit]))
-            for made in LoopEngine().gradients(Objective(model, SCHEDULE, "mse"), draws):
+            for made in LoopEngine().gradients(
+                Objective(model, SCHEDULE, "mse"), draws
+            ):
                 total = total - torch.cat([g.reshape(-1) for g in made.gradients])
         assert np.allclose(vector, total.numpy(), rtol=1e-4, atol=2e-3)
         assert norm(vector) > 0
