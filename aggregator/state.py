@@ -34,7 +34,7 @@ class RoundState:
     moments: Moments | None = field(default=None, repr=False)
 
 
-def initial_state(plan: RunPlan, initial: Path | None) -> RoundState:
+def initial_state(plan: RunPlan, initial: Path | None = None) -> RoundState:
     """Return the state before the first round; it follows from the plan.
 
     Args:
