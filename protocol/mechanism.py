@@ -138,8 +138,8 @@ def calibrated(plan: HasMechanism) -> PrivacyConfig:
         spent = run_epsilon(plan, privacy.delta)
         if math.isinf(spent):
             raise Uncalibrated(
-                f"privacy.noise_multiplier {privacy.noise_multiplier:g} gives no finite "
-                f"epsilon at delta {privacy.delta:g}; a larger one is needed"
+                f"privacy.noise_multiplier {privacy.noise_multiplier:g} gives no "
+                f"finite epsilon at delta {privacy.delta:g}; a larger one is needed"
             )
         if privacy.epsilon and spent > privacy.epsilon:
             raise Uncalibrated(
