@@ -9,6 +9,7 @@
         checkpoint-000007/           the state after a round, written whole
           global.safetensors         global parameters, and how to sample from them
           average.safetensors        their moving average
+          moments.safetensors        those of the optimizer, where it has any
           state.json                 round number, grid ranges, number of EMA updates
         secagg-000002-03.slot, …     the slot in work (aggregator.slot_store)
         model.safetensors            the last average, when the run is over
@@ -21,14 +22,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from aggregator.errors import StateBroken
+from aggregator.optimizer import Moments
 from aggregator.slot_store import SlotStore
 from aggregator.state import RoundState
 from diffusion.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from diffusion.ema import ExponentialMovingAverage
 from diffusion.errors import DiffusionError
+from diffusion.parameters import load_safetensors, save_safetensors
 from protocol.encoding import decode, encode, from_table, to_table
 from protocol.errors import EncodingError
 from protocol.files import remove_leftovers, save_bytes, whole_folder
@@ -36,9 +40,11 @@ from protocol.plan import RunPlan
 
 GLOBAL_FILE = "global.safetensors"
 AVERAGE_FILE = "average.safetensors"
+MOMENTS_FILE = "moments.safetensors"
 STATE_FILE = "state.json"
 MODEL_FILE = "model.safetensors"
 _FOLDER = "checkpoint-"
+_MOMENTS = ("mean", "square")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +93,12 @@ class CheckpointStore:
                 (AVERAGE_FILE, state.average.parameters),
             ):
                 save_checkpoint(folder / name, self._checkpoint(parameters, state))
+            if state.moments is not None:
+                tensors = {
+                    name: torch.from_numpy(getattr(state.moments, name))
+                    for name in _MOMENTS
+                }
+                save_safetensors(folder / MOMENTS_FILE, tensors, {})
             save_bytes(folder / STATE_FILE, encode(to_table(numbers)))
         for number in self._saved():
             if number < state.round_number:
@@ -107,6 +119,7 @@ class CheckpointStore:
             parameters = load_checkpoint(folder / GLOBAL_FILE).parameters
             average = load_checkpoint(folder / AVERAGE_FILE).parameters
             ranges = np.frombuffer(base64.b64decode(numbers.ranges), dtype="<f4")
+            moments = self._load_moments(folder)
         except (DiffusionError, EncodingError, OSError, ValueError) as error:
             raise StateBroken(
                 f"{folder}: {error}; the run cannot go on without it: restore this "
@@ -123,7 +136,17 @@ class CheckpointStore:
                 num_updates=numbers.num_updates,
             ),
             ranges=ranges.astype(np.float32),
+            moments=moments,
         )
+
+    def _load_moments(self, folder: Path) -> Moments | None:
+        """Return the optimizer's moments, where the plan's optimizer has any."""
+        if self._plan.aggregation.optimizer == "sgd":
+            return None
+        tensors, _ = load_safetensors(folder / MOMENTS_FILE)
+        if set(tensors) != set(_MOMENTS):
+            raise ValueError(f"{MOMENTS_FILE} holds other tensors")
+        return Moments(**{name: tensors[name].numpy() for name in _MOMENTS})
 
     def finish(self, state: RoundState) -> None:
         """Write the finished model, the moving average of the global parameters.

@@ -20,6 +20,7 @@ from protocol.files import (
     save_bytes,
     save_identity,
 )
+from protocol.noise_claim import plan_sentences
 from protocol.plan import (
     RunPlan,
     SiloParty,
@@ -153,6 +154,8 @@ def plan_show(plan_path: Path) -> None:
     click.echo(f"  {shown.vector_bytes(1, size):,} bytes in the first round")
     click.echo(f"  {shown.vector_bytes(2, size):,} bytes in each later one")
     click.echo(f"and receives {4 * size:,} bytes, besides a few kB of the protocol.")
+    for line in plan_sentences(shown) if shown.privacy.is_in_sum else ():
+        click.echo(line)
 
 
 @cli.command()

@@ -243,7 +243,7 @@ def run_round(
     """
     number = state.round_number + 1
     numbers = round_grid(plan, layout.segments, number, state.ranges)
-    field_bits = plan.update.field_bits(number, len(plan.silos))
+    field_bits = plan.field_bits(number)
     numbers.check_headroom(plan, field_bits)
     task = Task(
         round_number=number,

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from aggregator.optimizer import Moments, first_moments
 from diffusion.ema import ExponentialMovingAverage
 from diffusion.initial import first_model
 from diffusion.model import make_model
@@ -22,16 +23,18 @@ class RoundState:
     """The global model after ``round_number`` rounds.
 
     ``ranges`` are the public numbers of the next round's grid (``protocol.grids``).
-    ``average`` is the moving average from which samples are drawn.
+    ``average`` is the moving average from which samples are drawn; ``moments`` are
+    those of the aggregator's optimizer, where it has any.
     """
 
     round_number: int
     parameters: Mapping[str, Tensor] = field(repr=False)
     average: ExponentialMovingAverage = field(repr=False)
     ranges: npt.NDArray[np.float32] = field(repr=False)
+    moments: Moments | None = field(default=None, repr=False)
 
 
-def initial_state(plan: RunPlan, initial: Path | None) -> RoundState:
+def initial_state(plan: RunPlan, initial: Path | None = None) -> RoundState:
     """Return the state before the first round; it follows from the plan.
 
     Args:
@@ -51,6 +54,7 @@ def initial_state(plan: RunPlan, initial: Path | None) -> RoundState:
             decay=plan.aggregation.ema_decay, parameters=parameters
         ),
         ranges=first_numbers(plan, layout.segments),
+        moments=first_moments(plan.aggregation, layout.size),
     )
 
 

@@ -7,12 +7,14 @@ found by its own self-test, not here.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 from audits.accounts import Account, Accounts
 from audits.findings import Finding, count, fail, passed, settle, warn
-from privacy.accounting import claims_agree, epsilon
-from privacy.events import SampledGaussian, merged
+from audits.noise import check_noise
+from audits.spending import spendings, spent_records, wrong_ledger
+from privacy.accounting import claims_agree
+from privacy.events import SampledGaussian
+from privacy.pricing import epsilon
 from protocol.mechanism import round_event, steps_per_round
 from protocol.plan import RunPlan
 from protocol.records import (
@@ -29,48 +31,6 @@ CLAIM_TOLERANCE = 1e-3
 """How far a claim may be from the price recomputed: another version's grid."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Spending:
-    """What one silo spent in a run, recomputed from the events in its transcript.
-
-    ``account_epsilon`` also counts earlier runs on the same data.
-    """
-
-    silo: str
-    round_number: int
-    steps: int
-    multiplicity: int
-    epsilon: float
-    epsilon_prv: float | None
-    account_epsilon: float
-    has_earlier: bool
-
-
-def spendings(accounts: Accounts) -> list[Spending]:
-    """Return what each silo spent, as far as its transcript says."""
-    if not accounts.plan.privacy.is_private:
-        return []
-    result = []
-    for account in accounts.silos.values():
-        last = account.last(PrivacySpent)
-        if last is None:
-            continue
-        spent, delta = last.record, accounts.plan.privacy.delta
-        result.append(
-            Spending(
-                silo=account.party,
-                round_number=spent.round_number,
-                steps=sum(event.steps for event in spent.events),
-                multiplicity=spent.multiplicity,
-                epsilon=epsilon(spent.events, delta),
-                epsilon_prv=spent.epsilon_prv,
-                account_epsilon=epsilon((*spent.earlier, *spent.events), delta),
-                has_earlier=bool(spent.earlier),
-            )
-        )
-    return result
-
-
 def check_budget(accounts: Accounts) -> list[Finding]:
     """Return the findings on differential privacy."""
     plan = accounts.plan
@@ -83,13 +43,12 @@ def check_budget(accounts: Accounts) -> list[Finding]:
                 "run and may reveal training examples.",
             )
         ]
-    return [
-        *_privacy(accounts),
-        *_mechanism(accounts),
-        *_epsilon(accounts),
-        *_ledgers(accounts),
-        *_randomness(accounts),
-    ]
+    own = (
+        check_noise(accounts)
+        if plan.privacy.is_in_sum
+        else [*_privacy(accounts), *_mechanism(accounts), *_epsilon(accounts)]
+    )
+    return [*own, *_ledgers(accounts), *_randomness(accounts)]
 
 
 def _privacy(accounts: Accounts) -> list[Finding]:
@@ -137,17 +96,7 @@ def _mechanism(accounts: Accounts) -> list[Finding]:
 def _mechanism_of(plan: RunPlan, account: Account) -> Iterator[Finding]:
     """Yield where one silo's events are not those of the plan."""
     wanted, per_round = round_event(plan), steps_per_round(plan)
-    opened = account.last(LedgerOpened)
-    if opened is not None:
-        record = opened.record
-        if (record.unit, record.delta) != (plan.privacy.unit, plan.privacy.delta):
-            yield fail(
-                "mechanism",
-                f"{account.party} keeps its ledger per {record.unit} at delta "
-                f"{record.delta:g}; the plan says {plan.privacy.unit}, "
-                f"{plan.privacy.delta:g}.",
-                party=account.party,
-            )
+    yield from wrong_ledger(plan, account)
     trained: set[int] = set()
     for placed in account.all(PrivacySpent):
         spent = placed.record
@@ -222,7 +171,7 @@ def _epsilon_of(plan: RunPlan, account: Account) -> Iterator[Finding]:
             ),
         )
         for what, events, claim in claims:
-            price = epsilon(merged(events), delta)
+            price = epsilon(events, delta)
             if abs(claim - price) > CLAIM_TOLERANCE * price:
                 yield fail(
                     "epsilon",
@@ -306,7 +255,7 @@ def _ledger_of(account: Account, seen: Sequence[LedgerSeen]) -> Iterator[Finding
             "same data is left out.",
             party=account.party,
         )
-    spent = [placed.record for placed in account.all(PrivacySpent)]
+    spent = [placed.record for placed in spent_records(account)]
     written = {(one.round_number, one.ledger_size, one.ledger_head) for one in spent}
     for one in seen:
         if (one.round_number, one.size, one.head) not in written and not account.broken:

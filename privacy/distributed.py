@@ -12,8 +12,10 @@ Noise and sensitivity are in grid steps, and variances are exact fractions.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +30,9 @@ FAILURE_BITS = 100
 """Rounding lengthens a difference beyond its bound with probability 2^-100 at most."""
 MIN_HONEST = 3
 """With fewer honest silos a sum hides little of any of them."""
+
+SMALLEST_MULTIPLIER, LARGEST_MULTIPLIER = 1e-3, 1e6
+"""Below, a round is priced at infinity; above, as if it were this, which costs more."""
 
 _ROUND_UP = 1 + 1e-9
 _LOST = 1e-12
@@ -163,33 +168,70 @@ def distributed_epsilon(
         sample_rate: Poisson inclusion probability of a unit in a round, in (0, 1].
         rounds: sums that were or will be opened, lost ones included.
     """
-    return _epsilon(noise, noise.honest, delta, sample_rate, rounds)
+    return renyi_epsilon([part_of(noise, noise.honest, sample_rate, rounds)], delta)
 
 
 def share_epsilon(
     noise: DistributedNoise, delta: float, *, sample_rate: float, rounds: int
 ) -> float:
     """Return epsilon where secure aggregation fails and a silo's own noise is all."""
-    return _epsilon(noise, 1, delta, sample_rate, rounds)
+    return renyi_epsilon([part_of(noise, 1, sample_rate, rounds)], delta)
 
 
-def _epsilon(
-    noise: DistributedNoise, honest: int, delta: float, sample_rate: float, rounds: int
-) -> float:
-    """Return the least epsilon that all parts of the bound permit (docs, 4)."""
-    if not (0 < delta < 1 and 0 < sample_rate <= 1 and rounds >= 1):
+@dataclass(frozen=True)
+class RenyiPart:
+    """Equal rounds of a sampled Gaussian mechanism, as Rényi divergence prices them.
+
+    ``ratio`` is η of all rounds together, how far their laws are from Gaussians by a
+    factor, and ``lost`` is T, how far in total variation (docs, 4); a continuous
+    Gaussian has neither.
+    """
+
+    noise_multiplier: float
+    sample_rate: float
+    rounds: int
+    ratio: float = 0.0
+    lost: float = 0.0
+
+
+def part_of(
+    noise: DistributedNoise, honest: int, sample_rate: float, rounds: int
+) -> RenyiPart:
+    """Return what so many rounds with the noise of so many silos come to (docs, 4)."""
+    return RenyiPart(
+        math.sqrt(honest * noise.share_variance) / noise.sensitivity,
+        sample_rate,
+        rounds,
+        rounds * noise.length * sum_ratio(noise.share_variance, honest),
+        rounds * (2.0**-FAILURE_BITS + noise.length * honest * 2.0**-TAIL_BITS),
+    )
+
+
+def renyi_epsilon(parts: Sequence[RenyiPart], delta: float) -> float:
+    """Return the least epsilon that all parts of the bound permit (docs, 4).
+
+    Guarantees: an upper bound for all parts together, in whatever order their rounds
+    alternate: at each order their divergences add up, and so do η and T.
+
+    Raises:
+        ValueError: a number out of its range, or nothing to price.
+    """
+    in_range = all(0 < p.sample_rate <= 1 and p.rounds >= 1 for p in parts)
+    if not (parts and in_range and 0 < delta < 1):
         raise ValueError("delta, sample_rate, rounds: out of range")
-    multiplier = math.sqrt(honest * noise.share_variance) / noise.sensitivity
-    ratio = rounds * noise.length * sum_ratio(noise.share_variance, honest)
-    lost = rounds * (2.0**-FAILURE_BITS + noise.length * honest * 2.0**-TAIL_BITS)
-    orders, costs = _renyi_costs(multiplier, sample_rate)
+    is_sampled = any(part.sample_rate < 1 for part in parts)
+    orders = _orders(is_sampled)
+    ratio, lost = sum(p.ratio for p in parts), sum(p.lost for p in parts)
+    total = np.zeros_like(orders)
+    for p in parts:
+        total += p.rounds * _costs(p.noise_multiplier, p.sample_rate, is_sampled)
     epsilon = 0.0
     for _ in range(100):
         left = delta - lost * (1 + math.exp(min(epsilon, 700.0)))
         if left <= 0:
             return math.inf
         logs = np.log(left) - ratio + np.log(orders)
-        options = rounds * costs + np.log1p(-1 / orders) - logs / (orders - 1)
+        options = total + np.log1p(-1 / orders) - logs / (orders - 1)
         following = max(0.0, float(options.min()) * _ROUND_UP + 2 * ratio)
         if following <= epsilon:
             return epsilon
@@ -210,21 +252,32 @@ def sum_ratio(variance: Fraction | int | float, num_shares: int) -> float:
     return float(10 * np.exp(-2 * math.pi**2 * float(variance) * k / (k + 1)).sum())
 
 
-def _renyi_costs(
-    noise_multiplier: float, sample_rate: float
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Return Rényi orders, and the divergence of one round at each.
+def _orders(is_sampled: bool) -> npt.NDArray[np.float64]:
+    """Return the Rényi orders that are tried: whole ones where units are sampled."""
+    if not is_sampled:
+        return np.asarray(1 + np.geomspace(1e-3, 1e6, 2000))
+    whole = {*range(2, 129), *map(int, np.geomspace(129, 8192, 60))}
+    return np.array(sorted(whole), np.float64)
+
+
+@lru_cache(maxsize=64)
+def _costs(
+    noise_multiplier: float, sample_rate: float, is_sampled: bool
+) -> npt.NDArray[np.float64]:
+    """Return the divergence of one round at each order.
 
     For integer orders, Σ_k C(α, k) (1 - q)^(α - k) q^k exp((k² - k) / 2z²): exact for
     discrete Gaussians too, where the shift is an integer. Without sampling α / 2z², for
     all orders. Source: Mironov, Talwar & Zhang (2019); (docs, 4).
     """
+    orders = _orders(is_sampled)
+    if noise_multiplier < SMALLEST_MULTIPLIER:
+        return np.full_like(orders, math.inf)
+    noise_multiplier = min(noise_multiplier, LARGEST_MULTIPLIER)
     if sample_rate == 1:
-        orders = 1 + np.geomspace(1e-3, 1e6, 2000)
-        return orders, orders / (2 * noise_multiplier**2) * _ROUND_UP
-    whole = sorted({*range(2, 129), *map(int, np.geomspace(129, 8192, 60))})
-    costs = [_sampled_cost(order, noise_multiplier, sample_rate) for order in whole]
-    return np.array(whole, np.float64), np.array(costs) * _ROUND_UP + _LOST
+        return orders / (2 * noise_multiplier**2) * _ROUND_UP
+    costs = [_sampled_cost(int(a), noise_multiplier, sample_rate) for a in orders]
+    return np.array(costs) * _ROUND_UP + _LOST
 
 
 def _sampled_cost(order: int, noise_multiplier: float, sample_rate: float) -> float:

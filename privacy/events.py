@@ -7,6 +7,12 @@ examples, no value of a gradient.
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from fractions import Fraction
+from typing import TypeAlias, TypeVar
+
+from privacy.distributed import DistributedNoise
+
+MAX_COUNT = 1 << 53
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,12 +53,73 @@ class SampledGaussian:
         return replace(self, steps=steps)
 
 
-def merged(events: Iterable[SampledGaussian]) -> tuple[SampledGaussian, ...]:
+@dataclass(frozen=True, kw_only=True)
+class NoisySum:
+    """``steps`` adaptive releases of a sum to which every silo added integer noise.
+
+    In each step a silo draws its privacy units with probability ``sample_rate`` (1: no
+    sampling), and adds to its levels discrete Gaussian noise of ``share_variance``,
+    grid steps squared. The sum of at least ``min_survivors`` silos is released; of
+    them at most ``max_colluding`` tell others their noise. One unit moves the levels,
+    ``length`` of them, by at most ``sensitivity`` grid steps of L2 norm;
+    ``clipping_norm`` says to what it was clipped, and is not in the price.
+
+    Source: docs/noise-inside-the-sum.md.
+
+    Raises:
+        ValueError: a number out of its range; fewer than three honest silos.
+    """
+
+    sample_rate: float
+    clipping_norm: float
+    sensitivity: float
+    share_variance: int
+    min_survivors: int
+    max_colluding: int
+    length: int
+    steps: int
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        if not 0 < self.sample_rate <= 1:
+            raise ValueError(f"sample_rate: must be in (0, 1], is {self.sample_rate}")
+        if not 0 < self.clipping_norm < math.inf:
+            raise ValueError(f"clipping_norm: must be positive: {self.clipping_norm}")
+        for name, most in (("steps", MAX_COUNT), ("length", MAX_COUNT),
+                           ("min_survivors", 1 << 16)):  # fmt: skip
+            value = getattr(self, name)
+            if not isinstance(value, int) or not 1 <= value <= most:
+                raise ValueError(f"{name}: must be an integer of 1 to {most}")
+        _ = self.noise
+
+    @property
+    def noise(self) -> DistributedNoise:
+        """How much noise is in the sum, and how much of it is relied on."""
+        return DistributedNoise(
+            share_variance=Fraction(self.share_variance),
+            min_survivors=self.min_survivors,
+            max_colluding=self.max_colluding,
+            sensitivity=self.sensitivity,
+            length=self.length,
+        )
+
+    def times(self, steps: int) -> "NoisySum":
+        """Return the same mechanism, run so many steps."""
+        return replace(self, steps=steps)
+
+
+Event: TypeAlias = SampledGaussian | NoisySum
+"""All that a ledger may hold; whoever prices events refuses what is none of these."""
+
+E = TypeVar("E", SampledGaussian, NoisySum, Event)
+
+
+def merged(events: Iterable[E]) -> tuple[E, ...]:
     """Return the events with equal neighbours made one; their steps are added.
 
     Nothing else is reordered: the price of a composition is that of the list as given.
     """
-    result: list[SampledGaussian] = []
+    result: list[E] = []
     for event in events:
         if result and result[-1].times(event.steps) == event:
             result[-1] = event.times(result[-1].steps + event.steps)

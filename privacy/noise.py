@@ -61,10 +61,9 @@ class DiscreteGaussian:
 
     def __init__(self, variance: Fraction | int | float) -> None:
         self.variance = exact_variance(variance)
-        # The block's width decides how fast the sampler is; the law is the same.
-        self._shift = max(0, math.frexp(math.sqrt(self.variance) / 32)[1] - 1)
-        num_blocks = (noise_bound(self.variance) >> self._shift) + 1
-        self.bound = (num_blocks << self._shift) - 1
+        self._shift = _block_bits(self.variance)
+        self.bound = sampler_bound(self.variance)
+        num_blocks = (self.bound + 1) >> self._shift
         self._fraction_bits = 47 - self._shift
         above = [self._weight(k << self._shift)[1] for k in range(num_blocks)]
         self._top = (((1 << _GUIDE_BITS) - num_blocks) << 64) // sum(above)
@@ -191,6 +190,23 @@ def noise_bound(variance: Fraction | int | float, tail_bits: int = TAIL_BITS) ->
     """
     square = 2 * exact_variance(variance) * _LN2_ABOVE * (tail_bits + 1)
     return math.isqrt(math.ceil(square) - 1) + 1
+
+
+def sampler_bound(variance: Fraction | int | float) -> int:
+    """Return what no value of a :class:`DiscreteGaussian` exceeds: its ``bound``.
+
+    At least :func:`noise_bound`, rounded up to whole blocks.
+    """
+    shift = _block_bits(exact_variance(variance))
+    return (((noise_bound(variance) >> shift) + 1) << shift) - 1
+
+
+def _block_bits(variance: Fraction) -> int:
+    """Return b, blocks being of 2^b integers.
+
+    The width decides how fast the sampler is; the law is the same.
+    """
+    return max(0, math.frexp(math.sqrt(variance) / 32)[1] - 1)
 
 
 def check_noisy_headroom(

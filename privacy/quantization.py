@@ -193,30 +193,40 @@ def dequantize_sum(
     *,
     num_contributors: int,
     total_weight: float,
+    noise_bound: int = 0,
 ) -> Vector:
     """Return the mean update, float32 ``[d]``, of a sum of fields.
 
     Guarantees: every value is (sum - n M) · step / total weight, of which the product
     alone is rounded, to a relative 2^-22, but no further from zero than its range,
-    whoever lied. (Honest values reach beyond it by their rounding at most.)
+    whoever lied. (Honest values reach beyond it by their rounding at most.) With noise
+    up to N the middle is n (M + N), and the mean is *not* cut off at its range: that
+    would bias it.
 
     Args:
         blocks: (start, sums of ``num_contributors`` fields), in any order, which
             together are the vector once.
-        total_weight: the sum of the contributors' relative weights.
+        total_weight: the sum of the contributors' relative weights; with noise, where
+            all weights are 1, whatever the sum is to be divided by.
+        noise_bound: N, the largest noise that a contributor adds to a level.
 
     Raises:
         GridTooCoarse: the grid belongs to a vector of another length.
         Overflow: a sum is further from the middle than contributors of this total
             weight can bring it: somebody lied, or the masks did not cancel.
     """
-    deviation = largest_deviation(grid, num_contributors, total_weight)
     center, mean = grid.max_level * num_contributors, np.empty(grid.length, "f4")
+    if noise_bound:
+        center += noise_bound * num_contributors
+        deviation, may_exceed = center, False
+    else:
+        deviation = largest_deviation(grid, num_contributors, total_weight)
+        may_exceed = deviation > grid.max_level * total_weight
     # Up to 2^24 a whole number is exact in float32.
     real = np.float32 if 2 * center <= 1 << 24 else np.float64
     middle = real(center)
     factors = (grid.steps / total_weight).astype(real)
-    may_exceed, num_values = deviation > grid.max_level * total_weight, 0
+    num_values = 0
     for start, fields in blocks:
         num_values += fields.size
         if start + fields.size > grid.length or num_values > grid.length:

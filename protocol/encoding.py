@@ -157,10 +157,17 @@ def _convert(hint: Any, item: object, where: str) -> Any:
 
 
 def _convert_optional(arguments: tuple[Any, ...], item: object, where: str) -> Any:
-    """Return None, or the item as the one other type of an optional field."""
+    """Return None, or the item as the other type of an optional field.
+
+    Of several dataclasses it is the one whose fields all are those of the table.
+    """
     if item is None and type(None) in arguments:
         return None
-    (hint,) = [argument for argument in arguments if argument is not type(None)]
+    hint, *others = [argument for argument in arguments if argument is not type(None)]
+    names = set(item) if isinstance(item, Mapping) else set()
+    for other in others:
+        if names == {field.name for field in dataclasses.fields(other)}:
+            hint = other
     return _convert(hint, item, where)
 
 

@@ -8,6 +8,8 @@ bit. In this order:
   tensor, and none in round 1, whose range is the plan's clipping norm;
 - with ``update.clipping = "previous-mean"`` the round's clipping norm.
 
+With noise inside the secure sum there are none: grid and norm follow from the plan.
+
 A silo takes the numbers from ROUND, where all that it can know is checked here: how
 many there are, that none is larger than the plan's clipping norm permits, the whole of
 round 1, and with rotation that the range is the one that belongs to the clipping norm.
@@ -35,6 +37,7 @@ from privacy.grids import (
     next_ranges,
     rounded_down,
 )
+from protocol import noise_plan
 from protocol.errors import EnvelopeRejected
 from protocol.plan import RunPlan
 from protocol.settings import MIN_CLIPPING_NORM
@@ -53,6 +56,9 @@ class RoundGrid:
 
     def check_headroom(self, plan: RunPlan, field_bits: int) -> None:
         """Raise ``Overflow`` if a sum over all silos could leave a field."""
+        if plan.privacy.is_in_sum:
+            noise_plan.check_headroom(plan)
+            return
         self.grid.check_headroom(field_bits, len(plan.silos))
 
 
@@ -70,6 +76,7 @@ def round_grid(
     """
     update = plan.update
     num_ranges = 1 if update.rotation else len(segments) * (round_number > 1)
+    num_ranges *= not plan.privacy.is_in_sum
     has_norm = update.clipping == "previous-mean"
     if numbers.shape != (num_ranges + has_norm,):
         raise EnvelopeRejected(
@@ -79,6 +86,8 @@ def round_grid(
     clipping_norm = update.clipping_norm
     if has_norm:
         clipping_norm = _checked_norm(plan, round_number, numbers[-1])
+    if plan.privacy.is_in_sum:
+        return RoundGrid(noise_plan.noisy_grid(plan, sum(segments)), clipping_norm)
     value_bits = update.value_bits_in(round_number, len(plan.silos))
     if update.is_wide(round_number):
         return RoundGrid(first_grid(value_bits, clipping_norm, segments), clipping_norm)
@@ -107,6 +116,8 @@ def next_numbers(plan: RunPlan, segments: Sequence[int], mean: Vector) -> Number
     Raises:
         NotFinite: the mean holds NaN or infinity.
     """
+    if plan.privacy.is_in_sum:
+        return np.empty(0, np.float32)
     norm = next_clipping_norm(mean, plan.update.clipping_norm)
     if norm < _SMALLEST_NORM:
         norm = rounded_down(plan.update.clipping_norm)
@@ -123,7 +134,7 @@ def numbers_after_loss(
     is six times what a value has if the clipping norm is spread evenly.
     """
     has_norm = plan.update.clipping == "previous-mean"
-    if plan.update.rotation or numbers.size > has_norm:
+    if plan.update.rotation or numbers.size > has_norm or plan.privacy.is_in_sum:
         return numbers
     norm = numbers[-1] if has_norm else rounded_down(plan.update.clipping_norm)
     even = even_range(_effective_norm(plan, norm), sum(segments))

@@ -7,10 +7,11 @@ with and without an image, run the same mechanism.
 import math
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Protocol
+from typing import Protocol, cast
 
 from privacy.errors import Uncalibrated
-from privacy.events import SampledGaussian
+from privacy.events import Event, SampledGaussian
+from protocol import noise_plan
 from protocol.settings import (
     EvaluationConfig,
     InitialConfig,
@@ -59,9 +60,11 @@ def steps_per_round(plan: HasMechanism) -> int:
     """Return how many private steps every silo takes in a round.
 
     An epoch is 1 / ``sample_rate`` steps, whatever a silo's number of examples;
-    ``local_epochs`` of them are rounded up.
+    ``local_epochs`` of them are rounded up. With noise in the sum a round is one step.
     """
     training = plan.training
+    if plan.privacy.is_in_sum:
+        return 1
     if training.local_steps:
         return training.local_steps
     steps = training.local_epochs / plan.privacy.sample_rate
@@ -74,10 +77,11 @@ def steps_of_run(plan: HasMechanism) -> int:
 
 
 def round_event(plan: HasMechanism) -> SampledGaussian:
-    """Return what a silo releases in one round.
+    """Return what a silo releases in one round of DP-SGD.
 
     Raises:
-        ValueError: the plan has no mechanism, or its multiplier was never calibrated.
+        ValueError: the plan has another mechanism, or its multiplier was never
+            calibrated.
     """
     privacy = plan.privacy
     return SampledGaussian(
@@ -88,14 +92,28 @@ def round_event(plan: HasMechanism) -> SampledGaussian:
     )
 
 
-def run_events(plan: HasMechanism) -> tuple[SampledGaussian, ...]:
+def round_release(plan: HasMechanism) -> Event:
+    """Return what a silo releases in one round, whatever the mechanism.
+
+    Raises:
+        ValueError: the plan has no mechanism, or its noise was never calibrated.
+    """
+    if plan.privacy.is_in_sum:
+        return noise_plan.round_noise(cast("noise_plan.HasSilos", plan))
+    return round_event(plan)
+
+
+def run_events(plan: HasMechanism) -> tuple[Event, ...]:
     """Return all that a silo may release in a run, spare steps included."""
-    return (round_event(plan).times(steps_of_run(plan)),)
+    return (round_release(plan).times(steps_of_run(plan)),)
 
 
 def run_epsilon(plan: HasMechanism, delta: float) -> float:
-    """Return the epsilon of a whole run at a delta; infinity without a mechanism."""
-    from privacy.accounting import epsilon
+    """Return the epsilon of a whole run at a delta; infinity without a mechanism.
+
+    With noise in the sum it is that of a finished plan, under its assumptions.
+    """
+    from privacy.pricing import epsilon
 
     if not plan.privacy.is_private:
         return math.inf
@@ -103,7 +121,7 @@ def run_epsilon(plan: HasMechanism, delta: float) -> float:
 
 
 def calibrated(plan: HasMechanism) -> PrivacyConfig:
-    """Return the plan's mechanism with its noise multiplier.
+    """Return the plan's mechanism with its noise multiplier, for DP-SGD.
 
     Guarantees: where the plan names a target, a whole run spends no more than it.
 
@@ -114,7 +132,7 @@ def calibrated(plan: HasMechanism) -> PrivacyConfig:
     from privacy.calibration import calibrate
 
     privacy = plan.privacy
-    if not privacy.is_private:
+    if not privacy.is_private or privacy.is_in_sum:
         return privacy
     if privacy.noise_multiplier:
         spent = run_epsilon(plan, privacy.delta)

@@ -12,6 +12,7 @@ import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal, TypeVar
 
 import tomli_w
@@ -23,7 +24,8 @@ from crypto.ring import words_needed
 from crypto.secagg.config import SecAggConfig
 from crypto.signatures import sign, verify
 from diffusion.config import ScheduleConfig, UNetConfig
-from privacy.errors import Uncalibrated
+from privacy import errors
+from protocol import noise_plan
 from protocol.central_images import check_central_images
 from protocol.encoding import check_hex, encode, from_table, to_table
 from protocol.errors import EncodingError, PlanRejected
@@ -78,7 +80,9 @@ class PlanDraft:
         require(0 <= self.seed < 2**63, "seed: must be 0 to 2^63 - 1")
         if self.model.is_central_images:
             check_central_images(self)
-        if self.privacy.is_private:
+        if self.privacy.is_in_sum:
+            noise_plan.check_noisy(self)
+        elif self.privacy.is_private:
             self._check_private()
         require(
             self.update.selection == "full" or not self.evaluation.every_rounds,
@@ -147,7 +151,7 @@ class RunPlan(PlanDraft):
         super().__post_init__()
         check_hex("nonce", self.nonce, RUN_BYTES)
         require(
-            self.privacy.noise_multiplier > 0 or not self.privacy.is_private,
+            self.privacy.noise_multiplier > 0 or self.privacy.mechanism != "dp-sgd",
             "privacy.noise_multiplier: a finished plan says it; `aggregator plan make` "
             "finds it for a target epsilon",
         )
@@ -163,6 +167,8 @@ class RunPlan(PlanDraft):
             self.protection.check_silos(len(self.silos))
         except ValueError as error:
             raise ValueError(f"protection.{error}") from None
+        if self.privacy.is_in_sum:
+            noise_plan.check_noisy_plan(self)
         canonical = labels.PLAN + b"\x00" + encode(to_table(self))
         object.__setattr__(self, "digest", hashlib.sha256(canonical).digest())
 
@@ -208,6 +214,12 @@ class RunPlan(PlanDraft):
         """Return the parameters of the secure aggregation."""
         return self.protection.secagg_config(len(self.silos))
 
+    def field_bits(self, round_number: int) -> int:
+        """Return the bits that one packed value occupies in a round."""
+        if self.privacy.is_in_sum:
+            return noise_plan.FIELD_BITS
+        return self.update.field_bits(round_number, len(self.silos))
+
     def num_words(self, round_number: int, num_parameters: int) -> int:
         """Return the length of a round's packed vector: values, padding and weight.
 
@@ -215,7 +227,7 @@ class RunPlan(PlanDraft):
         secret weight is the last word, after the fields of the values.
         """
         num_values = self.update.num_values(num_parameters)
-        field_bits = self.update.field_bits(round_number, len(self.silos))
+        field_bits = self.field_bits(round_number)
         return words_needed(num_values, field_bits) + (self.update.weights == "secret")
 
     def vector_bytes(self, round_number: int, num_parameters: int) -> int:
@@ -248,7 +260,7 @@ def make_plan(
 ) -> RunPlan:
     """Return the plan of a new run: the draft, its parties, and a fresh nonce.
 
-    The noise multiplier of a target epsilon is found here, once for all silos.
+    The noise of a target epsilon is found here, once for all silos.
 
     Raises:
         PlanRejected: the draft cannot be carried out by these parties.
@@ -257,14 +269,19 @@ def make_plan(
     protection = dataclasses.replace(
         draft.protection, threshold=draft.protection.threshold_for(len(silos))
     )
+    sections |= {"protection": protection}
     try:
+        privacy = calibrated(draft)
+        if privacy.is_in_sum:
+            protection.check_silos(len(silos))
+            privacy = noise_plan.finished(SimpleNamespace(**sections, silos=silos))
         return RunPlan(
-            **(sections | {"protection": protection, "privacy": calibrated(draft)}),
+            **(sections | {"privacy": privacy}),
             nonce=secrets.token_hex(RUN_BYTES),
             aggregator=AggregatorParty(identity_key=aggregator_key.hex()),
             silos=tuple(silos),
         )
-    except (ValueError, Uncalibrated) as error:
+    except (ValueError, errors.PrivacyError) as error:
         raise PlanRejected(str(error)) from None
 
 

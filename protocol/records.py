@@ -10,9 +10,9 @@ complete: the sum over the records is the sum over the wire.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal, TypeAlias
+from typing import ClassVar, Literal, TypeAlias, get_args
 
-from privacy.events import SampledGaussian
+from privacy.events import Event, NoisySum, SampledGaussian
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -271,11 +271,32 @@ class PrivacySpent:
     ledger_head: str
     multiplicity: int
     events: tuple[SampledGaussian, ...]
-    earlier: tuple[SampledGaussian, ...]
+    earlier: tuple[Event, ...]
     epsilon: float
     epsilon_prv: float | None
     prv_error: float
     account_epsilon: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoiseSpent:
+    """What a silo is charged with for noise in the sum, when a round's vector was made.
+
+    As :class:`PrivacySpent`, with other events. ``epsilon`` holds under the assumptions
+    of the mechanism, ``share_epsilon`` where secure aggregation fails; None is
+    infinity.
+    """
+
+    kind: ClassVar[str] = "noise-spent"
+    round_number: int
+    ledger_size: int
+    ledger_head: str
+    multiplicity: int
+    events: tuple[NoisySum, ...]
+    earlier: tuple[Event, ...]
+    epsilon: float | None
+    share_epsilon: float | None
+    account_epsilon: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -348,37 +369,11 @@ Record: TypeAlias = (
     | Evaluated
     | LedgerOpened
     | PrivacySpent
+    | NoiseSpent
     | LedgerSeen
     | HeadSeen
     | SiloHead
     | Finished
 )
 
-RECORD_KINDS: dict[str, type[Record]] = {
-    record.kind: record
-    for record in (
-        Opened,
-        Resumed,
-        SetupOpened,
-        RoundOpened,
-        Cohort,
-        Masked,
-        Survivors,
-        Confirmed,
-        Revealed,
-        Summed,
-        SiloExcluded,
-        RoundClosed,
-        RoundLost,
-        Dropped,
-        Refused,
-        Traffic,
-        Evaluated,
-        LedgerOpened,
-        PrivacySpent,
-        LedgerSeen,
-        HeadSeen,
-        SiloHead,
-        Finished,
-    )
-}
+RECORD_KINDS: dict[str, type[Record]] = {each.kind: each for each in get_args(Record)}

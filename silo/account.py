@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Self
 
 from crypto.keys import IdentityKey
-from privacy.accounting import Budget, epsilon, would_exceed
+from privacy.accounting import Budget
 from privacy.errors import BudgetExceeded
-from privacy.events import SampledGaussian, merged
+from privacy.events import Event, merged
+from privacy.pricing import epsilon, would_exceed
 from silo.data import ImageSet
 from silo.entries import (
     Closed,
@@ -33,7 +34,7 @@ from silo.overlap import LedgerPurpose, OtherLedgers, open_ledger
 from silo.partial import PartialRound, resume_point
 from silo.units import PrivacyUnits
 
-Events = tuple[SampledGaussian, ...]
+Events = tuple[Event, ...]
 
 
 class PrivacyAccount:
@@ -168,7 +169,7 @@ class PrivacyAccount:
     def begin(
         self,
         round_number: int,
-        event: SampledGaussian,
+        event: Event,
         *,
         checkpoint_steps: int,
         model: str,
@@ -206,7 +207,7 @@ class PrivacyAccount:
         return done
 
     def reserve(
-        self, round_number: int, event: SampledGaussian, *, checkpoint_steps: int = 0
+        self, round_number: int, event: Event, *, checkpoint_steps: int = 0
     ) -> None:
         """Reserve steps of a round before the first of them; on disk on return.
 
@@ -300,7 +301,7 @@ class PrivacyAccount:
         if self.open_round:
             self.close_round(self.open_round.round_number)
 
-    def release(self, event: SampledGaussian, what: str) -> None:
+    def release(self, event: Event, what: str) -> None:
         """Charge a release outside the rounds' training, before it is made.
 
         Raises:
@@ -322,7 +323,7 @@ class PrivacyAccount:
             raise RuntimeError("an interrupted round is not settled; begin it anew")
 
     def _check_limits(
-        self, spent: Events, others: Events, planned: SampledGaussian, what: str
+        self, spent: Events, others: Events, planned: Event, what: str
     ) -> None:
         """Raise :class:`BudgetExceeded` where a limit would be passed."""
         limits = (

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from diffusion.config import UNetConfig
 from protocol.mechanism import not_covered, run_epsilon, steps_per_round
+from protocol.noise_claim import plan_sentences
 from protocol.plan import RunPlan
 from protocol.settings import UpdateConfig
 from silo.policy import Policy, refusals
@@ -84,6 +85,12 @@ def _privacy_sentences(plan: RunPlan, policy: Policy) -> list[str]:
             "the trained model are public to the run, and nothing limits what they may "
             "reveal about an image."
         ]
+    if privacy.is_in_sum:
+        return [
+            *plan_sentences(plan),
+            "Not covered by epsilon: " + "; ".join(not_covered(plan)) + ".",
+            *_own_limit(policy),
+        ]
     steps, spare = steps_per_round(plan) * plan.num_rounds, privacy.spare_steps
     lines = [
         f"Privacy cost: epsilon {run_epsilon(plan, privacy.delta):.4g} at delta "
@@ -95,12 +102,17 @@ def _privacy_sentences(plan: RunPlan, policy: Policy) -> list[str]:
         f"{privacy.clipping_norm:g}, noise multiplier {privacy.noise_multiplier:g}.",
         "Not covered by epsilon: " + "; ".join(not_covered(plan)) + ".",
     ]
-    if math.isfinite(policy.max_epsilon):
-        lines.append(
-            f"This silo's own limit: epsilon {policy.max_epsilon:g} at delta "
-            f"{policy.max_delta:g}, over all runs on the same data."
-        )
-    return lines
+    return lines + _own_limit(policy)
+
+
+def _own_limit(policy: Policy) -> list[str]:
+    """Say what may ever be spent, if that is limited."""
+    if math.isinf(policy.max_epsilon):
+        return []
+    return [
+        f"This silo's own limit: epsilon {policy.max_epsilon:g} at delta "
+        f"{policy.max_delta:g}, over all runs on the same data."
+    ]
 
 
 def _unit(plan: RunPlan) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, TypeAlias
 
-from privacy.events import SampledGaussian, merged
+from privacy.events import Event, merged
 from protocol.encoding import check_hex
 
 DIGEST_BYTES = 32
@@ -55,7 +55,7 @@ class Opened:
     kind: ClassVar[str] = "opened"
     ledger: str
     plan: str
-    unit: Literal["example", "patient"]
+    unit: Literal["example", "patient", "silo"]
     delta: float
     commitment: str
     nonce: str
@@ -63,7 +63,7 @@ class Opened:
     fresh: bool
     randomness: Randomness
     earlier: tuple[EarlierLedger, ...] = ()
-    relation: Literal["add-or-remove-one"] = "add-or-remove-one"
+    relation: Literal["add-or-remove-one", "updates-or-zeros"] = "add-or-remove-one"
 
     def __post_init__(self) -> None:
         """Check the digests."""
@@ -82,7 +82,7 @@ class Reserved:
 
     kind: ClassVar[str] = "reserved"
     round_number: int
-    event: SampledGaussian
+    event: Event
     checkpoint_steps: int
 
     def __post_init__(self) -> None:
@@ -122,7 +122,7 @@ class Released:
     """A release outside the training of a round, e.g. ``central images``."""
 
     kind: ClassVar[str] = "released"
-    event: SampledGaussian
+    event: Event
     what: str
 
 
@@ -141,7 +141,7 @@ class OpenRound:
     """
 
     round_number: int
-    event: SampledGaussian
+    event: Event
     left: int
     checkpoint_steps: int
     is_settled: bool = False
@@ -160,7 +160,7 @@ class Spending:
     ``last_round`` the highest round that was ever reserved.
     """
 
-    counted: tuple[SampledGaussian, ...] = ()
+    counted: tuple[Event, ...] = ()
     open_round: OpenRound | None = None
     last_round: int = 0
     is_opened: bool = False
@@ -183,7 +183,7 @@ class Spending:
         return cls(merged(event for one in many for event in one.events))
 
     @property
-    def events(self) -> tuple[SampledGaussian, ...]:
+    def events(self) -> tuple[Event, ...]:
         """All that is charged: what was counted, and what is still reserved."""
         reserved = self.open_round
         if reserved is None or not reserved.left:
@@ -239,7 +239,7 @@ class Spending:
         counted = self._with(current.event.times(entry.steps))
         return replace(counted, open_round=changed)
 
-    def _with(self, event: SampledGaussian) -> "Spending":
+    def _with(self, event: Event) -> "Spending":
         """Return the spending with an event more."""
         return replace(self, counted=merged((*self.counted, event)))
 

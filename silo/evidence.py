@@ -100,7 +100,7 @@ class Evidence:
         """Record which privacy ledger this silo keeps for the run."""
         self._transcript.append(opened)
 
-    def spend(self, spent: records.PrivacySpent) -> None:
+    def spend(self, spent: records.PrivacySpent | records.NoiseSpent) -> None:
         """Record what the mechanism has released; it is on disk when this returns."""
         self._transcript.append(spent)
         self._transcript.sync()

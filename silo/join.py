@@ -129,6 +129,11 @@ def train_without_others(
     """
     if not out.parent.is_dir():
         raise ConfigRejected(f"--out: the folder {out.parent} does not exist")
+    if draft.privacy.is_in_sum:
+        raise ConfigRejected(
+            f'privacy.mechanism "{draft.privacy.mechanism}" needs the noise of several '
+            "silos; alone, use dp-sgd"
+        )
     draft = replace(draft, privacy=calibrated(draft))
     device = choose_device(config.compute.device)
     with make_display("alone", draft.num_rounds, lines=False) as display:

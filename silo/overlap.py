@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from crypto.keys import IdentityKey
-from privacy.events import SampledGaussian
+from privacy.events import Event
 from protocol.files import remove_leftovers
 from silo.data import ImageSet
 from silo.entries import EarlierLedger, Opened, Randomness, Spending
@@ -122,12 +122,14 @@ class OtherLedgers:
                 found.append(content)
         return tuple(found)
 
-    def events(self) -> tuple[SampledGaussian, ...]:
+    def events(self) -> tuple[Event, ...]:
         """Return what the overlapping ledgers are charged with; call it locked.
 
         Raises:
-            AccountRefused: this run protects patients, and another one spent on some
-                of its images while protecting single images only.
+            AccountRefused: another run spent on some of this one's images, and
+                protected a unit from which nothing follows for this run's: single
+                images where this one protects patients; a silo's updates as a whole
+                where this one does not, or the other way round.
             LedgerBroken, StateBroken, KeyFileRejected: as :meth:`load`.
         """
         if not self.is_composed:
@@ -135,13 +137,13 @@ class OtherLedgers:
         spending = []
         for content in self.load():
             spending.append(content.spending)
-            if self._unit == "patient" and content.opened.unit == "example":
-                if not content.spending.events:
-                    continue
+            if _composes(content.opened.unit, self._unit):
+                continue
+            if content.spending.events:
                 raise AccountRefused(
                     f"ledger {content.name} spent on some of these images with the "
-                    "unit example, which does not compose to one for patients; "
-                    "--new-ledger leaves it out of account"
+                    f"unit {content.opened.unit}, which does not compose to one for "
+                    f"{self._unit}s; --new-ledger leaves it out of account"
                 )
         return Spending.joined(spending).events
 
@@ -155,6 +157,16 @@ class OtherLedgers:
             )
         tags = load_ledger_tags(self._folder / content.name, opened)
         return has_common(tags, self._tags)
+
+
+def _composes(earlier: UnitKind, unit: UnitKind) -> bool:
+    """Return whether what protects one unit protects another at the same price.
+
+    Whoever protects a patient protects each image of theirs. Whether a silo's updates
+    were zeros is another question: to change one image may move an update by twice
+    what its price is for.
+    """
+    return earlier == unit or (earlier, unit) == ("patient", "example")
 
 
 def open_ledger(
@@ -244,6 +256,7 @@ def _opened(
         tag_key=key_digest(key),
         fresh=purpose.fresh,
         randomness=purpose.randomness,
+        relation="updates-or-zeros" if purpose.unit == "silo" else "add-or-remove-one",
         earlier=tuple(
             EarlierLedger(ledger=other.name, head=other.head) for other in overlapping
         ),

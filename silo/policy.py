@@ -128,6 +128,8 @@ def _too_dear(policy: Policy, plan: RunPlan) -> list[str]:
             f"privacy.delta is {delta:g}, this silo permits at most "
             f"{policy.max_delta:g}"
         ]
+    if plan.privacy.is_in_sum and math.isinf(run_epsilon(plan, delta)):
+        return ["the plan's noise is too little for any epsilon at its delta"]
     if math.isinf(policy.max_epsilon):
         return []
     epsilon = run_epsilon(plan, policy.max_delta)

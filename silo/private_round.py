@@ -13,7 +13,9 @@ from diffusion.means import CentralImages
 from diffusion.parameters import load_parameters, parameters_of
 from diffusion.parts import DenoisingNetwork
 from diffusion.schedule import Schedule
-from privacy.accounting import Budget, epsilon
+from privacy.accounting import Budget
+from privacy.events import SampledGaussian
+from privacy.pricing import epsilon
 from protocol import records
 from protocol.mechanism import round_event
 from protocol.plan import PlanDraft
@@ -54,7 +56,7 @@ class PrivateRounds:
     ) -> None:
         privacy, local = plan.privacy, resources.privacy
         if local.ledgers is None:
-            raise ConfigRejected("a plan with dp-sgd needs a folder for its ledger")
+            raise ConfigRejected("a plan with a mechanism needs a ledger's folder")
         self._plan, self._folder, self._resources = plan, folder, resources
         self._units = units_of(resources.images, privacy.unit)
         check_delta(privacy.delta, len(self._units), privacy.unit)
@@ -91,17 +93,22 @@ class PrivateRounds:
             fresh=opened.fresh,
         )
 
+    def record(self, round_number: int) -> records.PrivacySpent | records.NoiseSpent:
+        """Return what goes to the transcript of all that was released."""
+        return self.spent(round_number)
+
     def spent(self, round_number: int) -> records.PrivacySpent:
         """Return the record of all that was released up to a round."""
         account, delta = self._account, self._plan.privacy.delta
         events, earlier = account.events, account.earlier_events
-        claim = prv_epsilon(events, delta)
+        mine = [event for event in events if isinstance(event, SampledGaussian)]
+        claim = prv_epsilon(mine, delta)
         return records.PrivacySpent(
             round_number=round_number,
             ledger_size=account.head.size,
             ledger_head=account.head.digest,
             multiplicity=multiplicity_of(self._plan, self._resources.device),
-            events=events,
+            events=tuple(mine),
             earlier=earlier,
             epsilon=epsilon(events, delta),
             epsilon_prv=claim.epsilon,

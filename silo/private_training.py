@@ -118,7 +118,7 @@ def train_privately(
     multiplicity = multiplicity_of(plan, device)
     engine = engine or default_engine(model, num_pixels, multiplicity)
     objective = Objective(model, schedule, plan.training.loss)
-    draw = _Drawing(images, units, plan, multiplicity, schedule, device, random)
+    draw = Drawing(images, units, plan, multiplicity, schedule, device, random)
     optimizer = PrivateOptimizer(
         make_optimizer(model, plan, state),
         noise_multiplier=privacy.noise_multiplier,
@@ -157,7 +157,7 @@ def train_privately(
         optimizer.release()
 
 
-class _Drawing:
+class Drawing:
     """Draws what some units contribute to a step, always afresh, and in secret.
 
     Draws belong to a unit by its place in the batch, so that one unit more moves those

@@ -16,7 +16,7 @@ from diffusion.parts import DenoisingNetwork, Part
 from diffusion.schedule import make_schedule
 from privacy.accounting import claims_agree, epsilon
 from protocol.encoding import encode, to_table
-from protocol.mechanism import run_events
+from protocol.mechanism import round_event, steps_of_run
 from silo.entries import Interrupted, Taken
 from silo.ledger import LedgerContent, load_ledger
 from silo.observed import (
@@ -256,7 +256,7 @@ def _run_rounds(subject: Subject, rate: float) -> _Run:
 def check_price(subject: Subject) -> list[CheckResult]:
     """Check that two accountants agree on what the plan's mechanism costs."""
     delta = subject.privacy.delta
-    (event,) = run_events(subject.draft)
+    event = round_event(subject.draft).times(steps_of_run(subject.draft))
     claim = prv_epsilon([event], delta)
     while claim.epsilon is None and event.steps > 1:
         event = event.times(max(1, event.steps // 10))

@@ -179,6 +179,10 @@ def make_subject(
             "central images are released without training; test the mechanism on the "
             "plan of a network"
         )
+    if draft.privacy.is_in_sum:
+        raise ConfigRejected(
+            f'the self-test is for dp-sgd; "{draft.privacy.mechanism}" has none yet'
+        )
     mechanism = replace(calibrated(draft), epsilon=0.0)
     sections = {f.name: getattr(draft, f.name) for f in fields(PlanDraft)}
     draft = PlanDraft(**(sections | {"privacy": mechanism}))

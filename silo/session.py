@@ -49,6 +49,7 @@ from protocol.errors import KeyFileRejected, ProtocolError
 from protocol.plan import RunPlan
 from silo.errors import DataError, PolicyViolation, SiloError, StateBroken
 from silo.evidence import Evidence
+from silo.noisy_round import NoisyRounds
 from silo.policy import check_plan
 from silo.private_round import PrivateRounds
 from silo.resources import LocalResources
@@ -119,8 +120,7 @@ class SiloSession:
         with ExitStack() as opened:
             self._private: PrivateRounds | None = None
             if plan.privacy.is_private:
-                folder, digest = store.folder, plan.digest.hex()
-                self._private = PrivateRounds(plan, digest, folder, resources)
+                self._private = _mechanism(plan, store, resources)
                 opened.callback(self._private.close)
             self._trainer = RoundTrainer(
                 plan,
@@ -261,7 +261,7 @@ class SiloSession:
         )
         self._trainer.train_once(request)
         if self._private is not None:
-            self._evidence.spend(self._private.spent(request.round_number))
+            self._evidence.spend(self._private.record(request.round_number))
         if not is_masked:
             return self._send_plain(header, request)
         ready = self._secure.ready(header.slot, request.round_number, digest)
@@ -357,3 +357,12 @@ class SiloSession:
             setup=setup,
             slot=slot,
         )
+
+
+def _mechanism(
+    plan: RunPlan, store: RunStore, resources: LocalResources
+) -> PrivateRounds:
+    """Return this silo's part in the plan's privacy mechanism, on account."""
+    if plan.privacy.is_in_sum:
+        return NoisyRounds(plan, store.folder, resources)
+    return PrivateRounds(plan, plan.digest.hex(), store.folder, resources)

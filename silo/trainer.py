@@ -22,7 +22,8 @@ from protocol.envelope import RoundRequest, floats_from_bytes, floats_to_bytes
 from protocol.grids import RoundGrid, round_grid
 from protocol.plan import RunPlan
 from silo.data import ImageSet
-from silo.errors import PolicyViolation
+from silo.errors import DataError, PolicyViolation
+from silo.noisy_round import NoisyRounds
 from silo.private_round import PrivateRounds
 from silo.store import RunStore, TrainedRound
 from silo.training import Progress, Tensors, TrainingState, train
@@ -67,6 +68,11 @@ class RoundTrainer:
             shared_names = set(self._layout.names)
             for name, parameter in self._model.named_parameters():
                 parameter.requires_grad_(name in shared_names)
+        if plan.privacy.num_values not in (0, self._layout.size):
+            raise DataError(
+                f"privacy.num_values is {plan.privacy.num_values:,}, the plan's model "
+                f"federates {self._layout.size:,} parameters"
+            )
         self._schedule = make_schedule(plan.schedule).to(device)
         first = self._parameters()
         self._first_parts = self._local_parts(first)
@@ -74,7 +80,7 @@ class RoundTrainer:
 
     def field_bits(self, round_number: int) -> int:
         """Return the bits of one packed field in a round."""
-        return self._plan.update.field_bits(round_number, len(self._plan.silos))
+        return self._plan.field_bits(round_number)
 
     def check_round(self, request: RoundRequest) -> None:
         """Refuse a round that is over, or that was trained for another model.
@@ -132,19 +138,30 @@ class RoundTrainer:
         load_parameters(self._model, local or self._first_parts)
         load_parameters(self._model, unflatten(shared, self._layout))
         before = self._parameters()
-        state = self._train(request, state)
-        after = self._parameters()
-        words = make_update(
-            self._plan,
-            self._layout,
-            grid,
-            silo=self._silo,
-            round_number=number,
-            field_bits=self.field_bits(number),
-            num_examples=len(self._images),
-            local=after,
-            global_=before,
-        )
+        if isinstance(self._private, NoisyRounds):
+            state, after = TrainingState(), before
+            words = self._private.contribute(
+                self._model,
+                self._schedule,
+                self._layout,
+                grid,
+                round_number=number,
+                model_digest=request.model_digest(),
+            )
+        else:
+            state = self._train(request, state)
+            after = self._parameters()
+            words = make_update(
+                self._plan,
+                self._layout,
+                grid,
+                silo=self._silo,
+                round_number=number,
+                field_bits=self.field_bits(number),
+                num_examples=len(self._images),
+                local=after,
+                global_=before,
+            )
         trained = TrainedRound(round_number=number, model=request.model_digest().hex())
         self._store.save_round(trained, words, state, self._local_parts(after))
         if self._private is not None:

@@ -1,4 +1,4 @@
-"""Privacy units: which images belong to one example, or to one patient."""
+"""Privacy units: which images belong to one example, one patient, or to the silo."""
 
 import hashlib
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ import numpy.typing as npt
 from silo.data import ImageSet
 from silo.errors import DataError
 
-UnitKind = Literal["example", "patient"]
+UnitKind = Literal["example", "patient", "silo"]
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,9 @@ def units_of(images: ImageSet, kind: UnitKind) -> PrivacyUnits:
     if kind == "example":
         distinct = _distinct(images)
         return PrivacyUnits(kind, distinct, np.arange(len(distinct) + 1))
+    if kind == "silo":
+        every = np.arange(len(images), dtype=np.int64)
+        return PrivacyUnits(kind, every, np.array([0, len(images)], np.int64))
     if images.patients is None:
         raise DataError(
             "the plan protects patients, and these images do not say whose they are; "

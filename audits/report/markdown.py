@@ -65,8 +65,7 @@ def _privacy(privacy: Mapping[str, Any] | None) -> Iterator[str]:
             "silo",
             "steps",
             "draws a step",
-            "epsilon (PLD)",
-            "(PRV)",
+            *privacy["headings"],
             "with earlier runs",
         ),
         (
@@ -74,9 +73,10 @@ def _privacy(privacy: Mapping[str, Any] | None) -> Iterator[str]:
                 row["silo"],
                 f"{row['steps']:,}",
                 row["multiplicity"],
-                f"{row['epsilon']:.4g}",
-                "–" if row["epsilon_prv"] is None else f"{row['epsilon_prv']:.4g}",
-                f"{row['account_epsilon']:.4g}",
+                *(
+                    "–" if row[name] is None else f"{row[name]:.4g}"
+                    for name in ("epsilon", "second", "account_epsilon")
+                ),
             )
             for row in privacy["silos"]
         ),

@@ -1,13 +1,14 @@
 """The privacy of a run, as a report says it: claim, price, and what is left out."""
 
-from math import ceil, exp, floor, isfinite, log10
+from math import exp, isfinite
 from typing import Any
 
 from audits.accounts import Accounts
-from audits.budget import Spending, spendings
 from audits.findings import listing
+from audits.spending import Spending, spendings
 from privacy.accounting import gaussian_mu, privacy_profile
 from privacy.events import SampledGaussian
+from protocol import noise_claim
 from protocol.mechanism import not_covered, steps_of_run
 from protocol.plan import RunPlan
 from protocol.records import PrivacySpent
@@ -31,12 +32,15 @@ def privacy_table(accounts: Accounts) -> Table | None:
     table: Table = {
         "claim": claim(plan, spent),
         "mechanism": _mechanism(plan),
+        "headings": ["Epsilon (PLD)", "Epsilon (PRV)"],
         "silos": [_spending(each) for each in spent],
         "not_covered": list(not_covered(plan)),
         "profile": [],
         "ceilings": [],
         "gaussian_mu": None,
     }
+    if plan.privacy.is_in_sum:
+        table["headings"] = ["Epsilon (Rényi)", "If secure aggregation fails"]
     events = _events_of_most(accounts, spent)
     if events:
         profile = list(
@@ -58,25 +62,45 @@ def claim(plan: RunPlan, spent: list[Spending]) -> str:
         return "Nothing can be claimed: no transcript says what was spent."
     most = max(spent, key=lambda spending: spending.epsilon)
     unit = "image" if plan.privacy.unit == "example" else "patient"
+    if plan.privacy.is_in_sum:
+        said = noise_claim.as_sentence(
+            f"{noise_claim.claim(plan, most.epsilon)}, for the silo that spent most "
+            f"({most.silo}), {noise_claim.assumption(plan)}"
+        )
+        fails = noise_claim.as_sentence(noise_claim.if_it_fails(most.share_epsilon))
+        sentence = f"{said} {fails} {noise_claim.signal(plan)}".rstrip()
+        return sentence + _earlier(spent) + _silent(plan, spent)
     sentence = (
         f"Whoever sees everything that left the silos, all rounds and the final model, "
         f"learns almost the same whether or not any one {unit} was in a silo's data: "
-        f"(epsilon {_up(most.epsilon)}, delta {plan.privacy.delta:g})-differential "
-        f"privacy per {unit}, neighbouring data sets differing by adding or removing "
-        f"one, for the silo that spent most ({most.silo})."
+        f"(epsilon {noise_claim.upward(most.epsilon)}, delta "
+        f"{plan.privacy.delta:g})-differential privacy per {unit}, neighbouring data "
+        "sets differing by adding or removing one, for the silo that spent most "
+        f"({most.silo})."
     )
-    if any(spending.has_earlier for spending in spent):
-        total = max(spending.account_epsilon for spending in spent)
-        sentence += (
-            f" Together with earlier runs on the same data: epsilon {_up(total)}."
-        )
-    silent = len(plan.silos) - len(spent)
-    if silent:
-        sentence += f" Nothing is said of {silent} silos whose transcripts are missing."
-    return sentence + (
-        f" It holds for each silo by itself; if several silos hold the same {unit}, "
+    return (
+        sentence
+        + _earlier(spent)
+        + _silent(plan, spent)
+        + f" It holds for each silo by itself; if several silos hold the same {unit}, "
         "their epsilons add up."
     )
+
+
+def _earlier(spent: list[Spending]) -> str:
+    """Say what was spent together with earlier runs, where there are any."""
+    if not any(spending.has_earlier for spending in spent):
+        return ""
+    total = noise_claim.upward(max(spending.account_epsilon for spending in spent))
+    return f" Together with earlier runs on the same data: epsilon {total}."
+
+
+def _silent(plan: RunPlan, spent: list[Spending]) -> str:
+    """Say of how many silos nothing is known."""
+    silent = len(plan.silos) - len(spent)
+    if not silent:
+        return ""
+    return f" Nothing is said of {silent} silos whose transcripts are missing."
 
 
 def ceiling(profile: list[tuple[float, float]], rate: float) -> float:
@@ -95,6 +119,8 @@ def ceiling(profile: list[tuple[float, float]], rate: float) -> float:
 
 def _mechanism(plan: RunPlan) -> list[list[str]]:
     """Return the mechanism as pairs of words."""
+    if plan.privacy.is_in_sum:
+        return noise_claim.mechanism_rows(plan)
     privacy = plan.privacy
     unit = privacy.unit
     rows = [
@@ -122,10 +148,19 @@ def _spending(each: Spending) -> Table:
         "round_number": each.round_number,
         "steps": each.steps,
         "multiplicity": each.multiplicity,
-        "epsilon": each.epsilon,
+        "epsilon": _finite(each.epsilon),
         "epsilon_prv": each.epsilon_prv,
-        "account_epsilon": each.account_epsilon,
+        "share_epsilon": _finite(each.share_epsilon),
+        "second": _finite(
+            each.epsilon_prv if each.share_epsilon is None else each.share_epsilon
+        ),
+        "account_epsilon": _finite(each.account_epsilon),
     }
+
+
+def _finite(epsilon: float | None) -> float | None:
+    """Return an epsilon; None for infinity, which JSON cannot hold."""
+    return epsilon if epsilon is not None and isfinite(epsilon) else None
 
 
 def _events_of_most(
@@ -139,14 +174,6 @@ def _events_of_most(
     return last.record.events if last else ()
 
 
-def _up(epsilon: float) -> str:
-    """Return an epsilon in four digits, rounded up."""
-    if not isfinite(epsilon) or epsilon <= 0:
-        return f"{epsilon:g}"
-    unit = 10.0 ** (floor(log10(epsilon)) - 3)
-    return f"{ceil(epsilon / unit - 1e-9) * unit:.6g}"
-
-
 def board_sentence(plan: RunPlan, spent: list[Spending]) -> str:
     """Return the verdict's sentence on privacy."""
     if not plan.privacy.is_private:
@@ -156,8 +183,13 @@ def board_sentence(plan: RunPlan, spent: list[Spending]) -> str:
         silent = listing(silo.name for silo in plan.silos if silo.name not in named)
         return f"What {silent} spent of the privacy budget is not known."
     most = max(spent, key=lambda spending: spending.epsilon)
+    if plan.privacy.is_in_sum:
+        return noise_claim.as_sentence(
+            f"{noise_claim.claim(plan, most.epsilon)}, {noise_claim.assumption(plan)}; "
+            f"{noise_claim.if_it_fails(most.share_epsilon)}"
+        )
     unit = "image" if plan.privacy.unit == "example" else "patient"
     return (
         f"What any one {unit} can change about all that left a silo is bounded: "
-        f"epsilon {_up(most.epsilon)} at delta {plan.privacy.delta:g}."
+        f"epsilon {noise_claim.upward(most.epsilon)} at delta {plan.privacy.delta:g}."
     )

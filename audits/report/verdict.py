@@ -1,11 +1,11 @@
 """The verdict in plain words, made from the findings and nothing else."""
 
 from audits.audit import Audit
-from audits.budget import spendings
 from audits.evidence import AGGREGATOR
 from audits.findings import Severity, count, listing
 from audits.report.privacy import board_sentence
 from audits.report.units import format_bytes, format_share
+from audits.spending import spendings
 from protocol.mechanism import not_covered as what_epsilon_leaves_out
 from protocol.records import Revealed, RoundClosed, RoundLost, Survivors
 

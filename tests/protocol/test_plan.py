@@ -43,6 +43,18 @@ DP_SGD = {
 }
 
 
+NOISE_IN_SUM = {
+    "privacy.mechanism": "silo",
+    "privacy.unit": "silo",
+    "privacy.delta": 1e-3,
+    "privacy.share_variance": 10**8,
+    "privacy.num_values": 1000,
+    "update.value_bits": 24,
+    "training.optimizer_state": "fresh",
+    "protection.threshold": 4,
+}
+
+
 def rejection(load, path):
     """Return the message of a rejected file, which is one line and names the file."""
     with pytest.raises(PlanRejected) as caught:
@@ -298,7 +310,11 @@ OTHER_VALUES = {
     "protection.max_colluding": 0,
     "protection.trust": "semi-honest",
     "protection.slots_per_setup": 8,
+    "aggregation.optimizer": "adam",
     "aggregation.learning_rate": 0.5,
+    "aggregation.decay_mean": 0.8,
+    "aggregation.decay_square": 0.999,
+    "aggregation.adaptivity": 1e-8,
     "aggregation.ema_decay": 0.9,
     "evaluation.every_rounds": 1,
     "evaluation.num_samples": 100,
@@ -326,6 +342,9 @@ DP_VALUES = {
 }
 """Fields that belong to a mechanism."""
 
+NOISE_VALUES = {"privacy.share_variance": 200_000_000, "privacy.num_values": 1001}
+"""Fields that belong to noise inside the secure sum."""
+
 ONE_VALUE = {"format"}
 """Fields that can have one value only in this version."""
 
@@ -337,7 +356,13 @@ def test_every_field_is_walked():
     names = {name for name, _ in describe(to_table(make_example()))}
     of_silos = {name for name in names if name.startswith("silos[")}
     assert "silos[0].identity_key" in of_silos
-    assert names - of_silos == {*OTHER_VALUES, *DP_VALUES, *ONE_VALUE, *IN_COMPANY}
+    assert names - of_silos == {
+        *OTHER_VALUES,
+        *DP_VALUES,
+        *NOISE_VALUES,
+        *ONE_VALUE,
+        *IN_COMPANY,
+    }
 
 
 TOGETHER = {"training.local_epochs", "update.max_weight"}
@@ -355,6 +380,12 @@ def test_the_digest_changes_with_every_field_of_a_mechanism(path):
     plan = make_example(DP_SGD)
     assert plan.digest != make_example().digest
     assert with_change(plan, path, DP_VALUES[path]).digest != plan.digest
+
+
+@pytest.mark.parametrize("path", sorted(NOISE_VALUES))
+def test_the_digest_changes_with_every_field_of_noise_in_the_sum(path):
+    plan = make_example(NOISE_IN_SUM, num_silos=5)
+    assert with_change(plan, path, NOISE_VALUES[path]).digest != plan.digest
 
 
 def test_the_digest_changes_with_the_initial_parameters():

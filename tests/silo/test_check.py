@@ -4,7 +4,9 @@ from diffusion.model import make_model
 from protocol import records
 from protocol.settings import ProtectionConfig, UpdateConfig
 from silo.check import count_parameters, explain, what_would_leave
-from silo.policy import Policy
+from silo.policy import Policy, refusals
+from tests.protocol.examples import with_change
+from tests.protocol.test_noise_plan import RECORD, SILO, planned
 from tests.silo.conftest import TINY_MODEL, Federation, tiny_plan
 
 
@@ -97,3 +99,25 @@ class TestExplain:
         lines = explain(plan, Policy())
         assert any(line.startswith("Protection: NONE") for line in lines)
         assert any('is "none"' in line for line in lines)
+
+
+@pytest.mark.parametrize("changes", [SILO, RECORD], ids=["silo", "record-distributed"])
+def test_noise_in_the_sum_is_explained_with_what_it_rests_on(changes):
+    text = "\n".join(explain(planned(changes), Policy(max_delta=1e-3)))
+    assert "Privacy cost: differential privacy, epsilon 7.99" in text
+    assert "at least 3 of those in every sum are honest" in text
+    assert "if secure aggregation fails" in text
+    assert "Not covered by epsilon: " in text
+    assert ("WARNING: the noise is" in text) == (changes is SILO)
+    assert "This silo's policy permits the plan." in text
+    text = "\n".join(explain(planned(changes), Policy(max_delta=1e-3, max_epsilon=1.0)))
+    assert "REFUSED by this silo's policy: the plan's epsilon is" in text
+
+
+def test_noise_too_little_for_any_claim_is_refused():
+    plan = planned(RECORD | {"privacy.epsilon": None, "privacy.share_variance": 10**9})
+    useless = with_change(plan, "privacy.share_variance", 1)
+    assert refusals(Policy(), plan) == []
+    assert refusals(Policy(), useless) == [
+        "the plan's noise is too little for any epsilon at its delta"
+    ]

@@ -288,7 +288,7 @@ class TestPatients:
     @staticmethod
     def drawing(images, units, limit):
         plan = draft({"unit": "patient", "max_images_per_patient": limit})
-        return silo.private_training._Drawing(
+        return silo.private_training.Drawing(
             images, units, plan, 2, SCHEDULE, CPU, PrivateRandom(1)
         )
 

@@ -1,0 +1,82 @@
+"""What each silo says that it spent, and what that costs by our own reckoning."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from audits.accounts import Account, Accounts, Placed
+from audits.findings import Finding, fail
+from privacy.pricing import epsilon, share_epsilon
+from protocol.plan import RunPlan
+from protocol.records import LedgerOpened, NoiseSpent, PrivacySpent
+
+Spent = Placed[PrivacySpent] | Placed[NoiseSpent]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spending:
+    """What one silo spent in a run, recomputed from the events in its transcript.
+
+    ``account_epsilon`` also counts earlier runs on the same data. ``share_epsilon`` is
+    what noise inside the sum costs where secure aggregation fails.
+    """
+
+    silo: str
+    round_number: int
+    steps: int
+    multiplicity: int
+    epsilon: float
+    epsilon_prv: float | None
+    account_epsilon: float
+    has_earlier: bool
+    share_epsilon: float | None = None
+
+
+def spent_records(account: Account) -> list[Spent]:
+    """Return a silo's records of spending, in order, whatever its mechanism."""
+    found: list[Spent] = [*account.all(PrivacySpent), *account.all(NoiseSpent)]
+    return sorted(found, key=lambda placed: placed.index)
+
+
+def spendings(accounts: Accounts) -> list[Spending]:
+    """Return what each silo spent, as far as its transcript says."""
+    if not accounts.plan.privacy.is_private:
+        return []
+    result = []
+    for account in accounts.silos.values():
+        if not (records := spent_records(account)):
+            continue
+        spent, delta = records[-1].record, accounts.plan.privacy.delta
+        prv = share = None
+        if isinstance(spent, NoiseSpent):
+            share = share_epsilon(spent.events, delta)
+        else:
+            prv = spent.epsilon_prv
+        result.append(
+            Spending(
+                silo=account.party,
+                round_number=spent.round_number,
+                steps=sum(event.steps for event in spent.events),
+                multiplicity=spent.multiplicity,
+                epsilon=epsilon(spent.events, delta),
+                epsilon_prv=prv,
+                account_epsilon=epsilon((*spent.earlier, *spent.events), delta),
+                has_earlier=bool(spent.earlier),
+                share_epsilon=share,
+            )
+        )
+    return result
+
+
+def wrong_ledger(plan: RunPlan, account: Account) -> Iterator[Finding]:
+    """Yield where a silo's ledger is about something else than the plan."""
+    opened = account.last(LedgerOpened)
+    if opened is None:
+        return
+    record, privacy = opened.record, plan.privacy
+    if (record.unit, record.delta) != (privacy.unit, privacy.delta):
+        yield fail(
+            "mechanism",
+            f"{account.party} keeps its ledger per {record.unit} at delta "
+            f"{record.delta:g}; the plan says {privacy.unit}, {privacy.delta:g}.",
+            party=account.party,
+        )
