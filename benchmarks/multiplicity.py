@@ -177,10 +177,12 @@ def gradient_errors(results: Results) -> None:
         results.add_mean(f"gradient, K = {k}: relative error", values, "ratio", target)
 
 
-def qualities(results: Results, multiplicities: Sequence[int]) -> None:
+def qualities(
+    results: Results, multiplicities: Sequence[int], seeds: Sequence[int]
+) -> None:
     """Train and score a private model for each seed and K, what is not there yet."""
     images, judge = digits(), Judge()
-    for seed in SEEDS:
+    for seed in seeds:
         for k in multiplicities:
             name = run_name(k, seed)
             if results.has(f"{name}: FD-small"):
@@ -232,12 +234,13 @@ def main() -> None:
         default=MULTIPLICITIES,
         help="these multiplicities of the second part; another process may do the rest",
     )
+    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     results = Results("multiplicity", "1 thread", fresh=arguments.fresh)
     if tuple(arguments.only) == MULTIPLICITIES:
         gradient_errors(results)
-    qualities(results, arguments.only)
+    qualities(results, arguments.only, arguments.seeds)
     add_means(results)
 
 
