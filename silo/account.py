@@ -50,6 +50,7 @@ class PrivacyAccount:
     Args:
         run_budget: what this run may spend by itself; None for no limit.
         account_limit: what may ever be spent on a unit, over all ledgers.
+        max_steps: how many steps the run may take, whoever asks; None for no limit.
     """
 
     def __init__(
@@ -59,7 +60,9 @@ class PrivacyAccount:
         *,
         run_budget: Budget | None,
         account_limit: Budget | None,
+        max_steps: int | None = None,
     ) -> None:
+        self._max_steps = max_steps
         self._ledger, self._others = ledger, others
         self._run_budget, self._account_limit = run_budget, account_limit
         self._is_inherited = self._uncertain_steps > 0
@@ -77,6 +80,7 @@ class PrivacyAccount:
         units: PrivacyUnits,
         run_budget: Budget | None,
         account_limit: Budget | None,
+        max_steps: int | None = None,
         fresh: bool = False,
         is_secure: bool = True,
         clock: Callable[[], float] = time.time,
@@ -107,7 +111,13 @@ class PrivacyAccount:
             fresh=fresh,
         )
         ledger, others = open_ledger(folder, purpose, identity, images, clock=clock)
-        return cls(ledger, others, run_budget=run_budget, account_limit=account_limit)
+        return cls(
+            ledger,
+            others,
+            run_budget=run_budget,
+            account_limit=account_limit,
+            max_steps=max_steps,
+        )
 
     def __enter__(self) -> Self:
         """Return the account."""
@@ -326,6 +336,13 @@ class PrivacyAccount:
         self, spent: Events, others: Events, planned: Event, what: str
     ) -> None:
         """Raise :class:`BudgetExceeded` where a limit would be passed."""
+        taken = sum(event.steps for event in spent)
+        if self._max_steps is not None and taken + planned.steps > self._max_steps:
+            raise BudgetExceeded(
+                f"{what} needs {planned.steps:,} steps, {taken:,} of the plan's "
+                f"{self._max_steps:,} are on account already; nothing was trained "
+                "(privacy.spare_steps are for what crashes repeat)"
+            )
         limits = (
             (self._run_budget, spent, "the plan's budget"),
             (self._account_limit, merged((*others, *spent)), "this silo's own limit"),

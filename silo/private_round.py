@@ -17,12 +17,13 @@ from privacy.accounting import Budget
 from privacy.events import SampledGaussian
 from privacy.pricing import epsilon
 from protocol import records
-from protocol.mechanism import round_event
+from protocol.mechanism import round_event, steps_of_run
 from protocol.plan import PlanDraft
 from silo.account import PrivacyAccount
 from silo.central_images import release_central_images
 from silo.entries import LedgerHead
 from silo.errors import ConfigRejected, DataError
+from silo.ledger import LedgerBroken
 from silo.partial import PartialRound, forget_partial, load_partial, save_partial
 from silo.private_training import Kept, multiplicity_of, train_privately
 from silo.prv import prv_epsilon
@@ -60,6 +61,8 @@ class PrivateRounds:
         self._plan, self._folder, self._resources = plan, folder, resources
         self._units = units_of(resources.images, privacy.unit)
         check_delta(privacy.delta, len(self._units), privacy.unit)
+        if local.limit is not None:
+            check_delta(local.limit.delta, len(self._units), privacy.unit)
         self._random = PrivateRandom(local.insecure_seed)
         budget = Budget(privacy.epsilon, privacy.delta) if privacy.epsilon else None
         self._account = PrivacyAccount.open(
@@ -72,6 +75,7 @@ class PrivateRounds:
             units=self._units,
             run_budget=budget,
             account_limit=local.limit,
+            max_steps=_max_steps(plan),
             fresh=local.new_ledger,
             is_secure=self._random.is_secure,
         )
@@ -185,6 +189,18 @@ class PrivateRounds:
         account.close_round(round_number)
         return state
 
+    def check_ledger(self, head: LedgerHead | None) -> None:
+        """Refuse a ledger that lacks the head which a finished round remembers.
+
+        Raises:
+            LedgerBroken: it was deleted, cut off or restored from a backup.
+        """
+        if head is not None and not self._account.ledger.contains(head):
+            raise LedgerBroken(
+                f"ledger {self._folder.name} lacks entries that this silo has written: "
+                "it was deleted, or restored from a backup; put the newest one back"
+            )
+
     def forget_partial(self) -> None:
         """Remove the checkpoint of a round whose update is on disk."""
         forget_partial(self._folder)
@@ -199,6 +215,13 @@ class PrivateRounds:
         self._account.close()
 
 
+def _max_steps(plan: PlanDraft) -> int:
+    """Return how many steps a run may take: one a round where noise is in the sum."""
+    if plan.privacy.is_in_sum:
+        return plan.num_rounds + plan.privacy.spare_steps
+    return steps_of_run(plan)
+
+
 def check_delta(delta: float, num_units: int, unit: str) -> None:
     """Refuse a delta that one privacy unit in the data set could use up.
 
@@ -207,6 +230,6 @@ def check_delta(delta: float, num_units: int, unit: str) -> None:
     """
     if delta >= 1 / num_units:
         raise DataError(
-            f"the plan's delta is {delta:g}, not below 1 / {num_units:,}, one over the "
+            f"delta is {delta:g}, not below 1 / {num_units:,}, one over the "
             f"number of {unit}s here: publishing one of them whole would satisfy it"
         )

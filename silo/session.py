@@ -51,6 +51,9 @@ from silo.errors import DataError, PolicyViolation, SiloError, StateBroken
 from silo.evidence import Evidence
 from silo.noisy_round import NoisyRounds
 from silo.policy import check_plan
+from silo.ledger import LedgerBroken
+from silo.overlap import AccountRefused
+from silo.partial import CheckpointOutdated
 from silo.private_round import PrivateRounds
 from silo.resources import LocalResources
 from silo.secure_upload import SecureUpload
@@ -90,7 +93,10 @@ Refusable = (
 )
 
 LocalTrouble = (
+    AccountRefused,
+    CheckpointOutdated,
     DataError,
+    LedgerBroken,
     StateBroken,
     KeyFileRejected,
     TrainingDiverged,
@@ -134,6 +140,8 @@ class SiloSession:
             )
             trained = store.load_trained()
             self._asked_round = trained.round_number if trained else 0
+            if self._private is not None and trained is not None:
+                self._private.check_ledger(trained.ledger)
             self._secure = SecureUpload(plan, store, self._identity, self._silo)
             opened.callback(self._secure.close)
             self._evidence = Evidence(
@@ -259,13 +267,26 @@ class SiloSession:
         self._evidence.enter_round(
             self._place("ready", header), request, digest, field_bits
         )
-        self._trainer.train_once(request)
-        if self._private is not None:
-            self._evidence.spend(self._private.record(request.round_number))
+        self._train(request)
         if not is_masked:
             return self._send_plain(header, request)
         ready = self._secure.ready(header.slot, request.round_number, digest)
         return self._with_ledger(header, ready), 0
+
+    def _train(self, request: RoundRequest) -> None:
+        """Train a round, unless that is done; record what the mechanism released.
+
+        Also where the training fails: its noised steps are on account.
+        """
+        head = self._private.head if self._private is not None else None
+        try:
+            self._trainer.train_once(request)
+        except Refusable:
+            if self._private is not None and self._private.head != head:
+                self._evidence.spend(self._private.record(request.round_number))
+            raise
+        if self._private is not None:
+            self._evidence.spend(self._private.record(request.round_number))
 
     def _close_slot(self, notice: BytesLike) -> None:
         """Take note of the sum of the slot before, which the aggregator announces."""
@@ -330,7 +351,10 @@ class SiloSession:
         self._close_slot(request.sum_notice)
         self._trainer.save_model(request.average)
         if self._private is not None:
+            head = self._private.head
             self._private.finish()
+            if self._private.head != head:
+                self._evidence.spend(self._private.record(self._asked_round))
         head = self._evidence.finish(request.round_number, parameters, average)
         reply = self._envelope(Kind.END_SEEN, EndReply(head=head).to_body())
         self._store.save_finished(reply)

@@ -38,6 +38,7 @@ from protocol.files import (
     sync_folder,
     whole_folder,
 )
+from silo.entries import LedgerHead
 from silo.errors import StateBroken
 from silo.training import Tensors, TrainingState
 
@@ -54,10 +55,14 @@ _MOMENT, _LOCAL = "moment/", "local/"
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedRound:
-    """A round that this silo has trained, and the digest of the model it was for."""
+    """A round that this silo has trained, and the digest of the model it was for.
+
+    ``ledger`` is the head of the privacy ledger then, where there is one.
+    """
 
     round_number: int
     model: str
+    ledger: LedgerHead | None = None
 
 
 class RunStore:

@@ -162,7 +162,11 @@ class RoundTrainer:
                 local=after,
                 global_=before,
             )
-        trained = TrainedRound(round_number=number, model=request.model_digest().hex())
+        trained = TrainedRound(
+            round_number=number,
+            model=request.model_digest().hex(),
+            ledger=self._private.head if self._private is not None else None,
+        )
         self._store.save_round(trained, words, state, self._local_parts(after))
         if self._private is not None:
             self._private.forget_partial()

@@ -35,7 +35,11 @@ def noisy_draft(mechanism: str, **changes) -> PlanDraft:
         "sample_rate": 0.25, "multiplicity": 1,
     }  # fmt: skip
     privacy = PrivacyConfig(
-        mechanism=mechanism, share_variance=VARIANCE, delta=DELTA, **own
+        mechanism=mechanism,
+        share_variance=VARIANCE,
+        delta=DELTA,
+        spare_steps=1,
+        **own,
     )
     training = TrainingConfig(
         local_steps=1, examples_per_step=8, optimizer_state="fresh", learning_rate=1e-12

@@ -39,6 +39,7 @@ PRIVACY = PrivacyConfig(
     delta=DELTA,
     sample_rate=0.25,
     multiplicity=2,
+    spare_steps=4,
 )
 TINY = tiny_draft()
 
