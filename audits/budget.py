@@ -6,16 +6,32 @@ An event is a silo's word: a silo that ran another mechanism than it wrote down 
 found by its own self-test, not here.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 
 from audits.accounts import Account, Accounts
-from audits.findings import Finding, count, fail, passed, settle, warn
+from audits.findings import (
+    CHECKS,
+    Finding,
+    Severity,
+    count,
+    fail,
+    passed,
+    settle,
+    warn,
+)
 from audits.noise import check_noise
 from audits.spending import spendings, spent_records, wrong_ledger
 from privacy.accounting import claims_agree
 from privacy.events import SampledGaussian
 from privacy.pricing import epsilon
-from protocol.mechanism import round_event, steps_per_round
+from protocol.mechanism import (
+    round_event,
+    run_epsilon,
+    steps_of_run,
+    steps_per_round,
+)
+from protocol.noise_claim import upward
 from protocol.plan import RunPlan
 from protocol.records import (
     LedgerOpened,
@@ -48,7 +64,13 @@ def check_budget(accounts: Accounts) -> list[Finding]:
         if plan.privacy.is_in_sum
         else [*_privacy(accounts), *_mechanism(accounts), *_epsilon(accounts)]
     )
-    return [*own, *_ledgers(accounts), *_randomness(accounts)]
+    found = [*own, *_ledgers(accounts), *_randomness(accounts)]
+    failed = {f.check: None for f in found if f.severity == Severity.FAIL}
+    if not failed:
+        return found
+    titles = "; ".join(CHECKS[check] for check in failed)
+    nothing = fail("privacy", "No epsilon may be quoted. What failed is below.", titles)
+    return [nothing, *(finding for finding in found if finding.check != "privacy")]
 
 
 def _privacy(accounts: Accounts) -> list[Finding]:
@@ -65,12 +87,14 @@ def _privacy(accounts: Accounts) -> list[Finding]:
             )
         ]
     most = max(spent, key=lambda spending: spending.epsilon)
+    planned = upward(run_epsilon(plan, plan.privacy.delta))
     return [
         passed(
             "privacy",
             f"Differential privacy per {plan.privacy.unit}, add or remove one: epsilon "
-            f"{most.epsilon:.4g} at delta {plan.privacy.delta:g} in the silo that "
-            f"spent most ({most.silo}), against everyone outside it.",
+            f"{upward(most.epsilon)} at delta {plan.privacy.delta:g} in the silo that "
+            f"spent most ({most.silo}), {planned} in the whole run as planned, against "
+            "everyone outside a silo.",
         )
     ]
 
@@ -97,38 +121,48 @@ def _mechanism_of(plan: RunPlan, account: Account) -> Iterator[Finding]:
     """Yield where one silo's events are not those of the plan."""
     wanted, per_round = round_event(plan), steps_per_round(plan)
     yield from wrong_ledger(plan, account)
-    trained: set[int] = set()
+    most = steps_of_run(plan)
+    uploads = {p.record.round_number: p.index for p in reversed(account.all(Masked))}
+    written: dict[int, int] = {}
     for placed in account.all(PrivacySpent):
-        spent = placed.record
-        trained.add(spent.round_number)
+        spent, number = placed.record, placed.record.round_number
+        written.setdefault(number, placed.index)
         steps = sum(event.steps for event in spent.events)
         for event in spent.events:
             if event.times(1) != wanted.times(1):
                 yield fail(
                     "mechanism",
-                    f"{account.party}, round {spent.round_number}: ran "
-                    f"{_words(event)}; the plan says {_words(wanted)}.",
+                    f"{account.party}, round {number}: ran {_words(event)}; the plan "
+                    f"says {_words(wanted)}.",
                     party=account.party,
-                    round_number=spent.round_number,
+                    round_number=number,
                 )
-        if steps < per_round * len(trained):
+        sent = sum(1 for other in uploads if other <= number)
+        if steps < per_round * sent:
             yield fail(
                 "mechanism",
-                f"{account.party}, round {spent.round_number}: {steps:,} steps are on "
-                f"account, {count(len(trained), 'round')} took "
-                f"{per_round * len(trained):,}.",
+                f"{account.party}, round {number}: {steps:,} steps are on account, "
+                f"{count(sent, 'round')} took {per_round * sent:,}.",
                 party=account.party,
-                round_number=spent.round_number,
+                round_number=number,
             )
-    uploaded = {placed.record.round_number for placed in account.all(Masked)}
-    for number in sorted(uploaded - trained):
-        yield fail(
-            "mechanism",
-            f"{account.party} sent an update in round {number} without writing down "
-            "what it spent.",
-            party=account.party,
-            round_number=number,
-        )
+        if steps > most:
+            yield fail(
+                "mechanism",
+                f"{account.party}, round {number}: {steps:,} steps are on account, the "
+                f"plan permits {most:,}.",
+                party=account.party,
+                round_number=number,
+            )
+    for number, index in sorted(uploads.items()):
+        if written.get(number, index) >= index:
+            yield fail(
+                "mechanism",
+                f"{account.party} sent an update in round {number} without writing "
+                "down before what it spent.",
+                party=account.party,
+                round_number=number,
+            )
 
 
 def _words(event: SampledGaussian) -> str:
@@ -172,7 +206,7 @@ def _epsilon_of(plan: RunPlan, account: Account) -> Iterator[Finding]:
         )
         for what, events, claim in claims:
             price = epsilon(events, delta)
-            if abs(claim - price) > CLAIM_TOLERANCE * price:
+            if not abs(claim - price) <= CLAIM_TOLERANCE * price < math.inf:
                 yield fail(
                     "epsilon",
                     f"{account.party}, round {spent.round_number}: claims epsilon "
@@ -222,6 +256,7 @@ def _ledgers(accounts: Accounts) -> list[Finding]:
     found: list[Finding] = []
     for account in accounts.silos.values():
         found += _ledger_of(account, _seen(accounts, account.party))
+    found += _unseen(accounts)
     return settle(
         "ledgers",
         found,
@@ -235,6 +270,31 @@ def _seen(accounts: Accounts, silo: str) -> Sequence[LedgerSeen]:
         return ()
     seen = accounts.aggregator.all(LedgerSeen)
     return [placed.record for placed in seen if placed.record.silo == silo]
+
+
+def _unseen(accounts: Accounts) -> Iterator[Finding]:
+    """Yield where the aggregator took an update without being told of a ledger."""
+    if accounts.aggregator is None:
+        yield warn(
+            "ledgers",
+            "Without the aggregator's transcript nobody but the silos vouches for "
+            "their ledgers.",
+        )
+        return
+    told = {
+        (placed.record.silo, placed.record.round_number)
+        for placed in accounts.aggregator.all(LedgerSeen)
+    }
+    for placed in accounts.aggregator.all(Masked):
+        silo, number = placed.record.silo, placed.record.round_number
+        if (silo, number) not in told:
+            yield fail(
+                "ledgers",
+                f"Round {number}: the aggregator took an update of {silo} and says "
+                "nothing of its ledger.",
+                party=silo,
+                round_number=number,
+            )
 
 
 def _ledger_of(account: Account, seen: Sequence[LedgerSeen]) -> Iterator[Finding]:

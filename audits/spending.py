@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from audits.accounts import Account, Accounts, Placed
 from audits.findings import Finding, fail
 from privacy.pricing import epsilon, share_epsilon
+from protocol.mechanism import relation_of
 from protocol.plan import RunPlan
-from protocol.records import LedgerOpened, NoiseSpent, PrivacySpent
+from protocol.records import LedgerOpened, Masked, NoiseSpent, PrivacySpent
 
 Spent = Placed[PrivacySpent] | Placed[NoiseSpent]
 
@@ -17,7 +18,8 @@ class Spending:
     """What one silo spent in a run, recomputed from the events in its transcript.
 
     ``account_epsilon`` also counts earlier runs on the same data. ``share_epsilon`` is
-    what noise inside the sum costs where secure aggregation fails.
+    what noise inside the sum costs where secure aggregation fails. A silo that took
+    part and trained nothing has spent 0.
     """
 
     silo: str
@@ -44,6 +46,8 @@ def spendings(accounts: Accounts) -> list[Spending]:
     result = []
     for account in accounts.silos.values():
         if not (records := spent_records(account)):
+            if account.all(LedgerOpened) and not account.all(Masked):
+                result.append(_nothing(account.party))
             continue
         spent, delta = records[-1].record, accounts.plan.privacy.delta
         prv = share = None
@@ -67,12 +71,33 @@ def spendings(accounts: Accounts) -> list[Spending]:
     return result
 
 
+def _nothing(silo: str) -> Spending:
+    """Return what a silo spent that trained nothing."""
+    return Spending(
+        silo=silo,
+        round_number=0,
+        steps=0,
+        multiplicity=0,
+        epsilon=0.0,
+        epsilon_prv=0.0,
+        account_epsilon=0.0,
+        has_earlier=False,
+    )
+
+
 def wrong_ledger(plan: RunPlan, account: Account) -> Iterator[Finding]:
     """Yield where a silo's ledger is about something else than the plan."""
     opened = account.last(LedgerOpened)
     if opened is None:
         return
     record, privacy = opened.record, plan.privacy
+    if record.relation != relation_of(privacy.unit):
+        yield fail(
+            "mechanism",
+            f"{account.party} keeps its ledger for neighbours {record.relation}; the "
+            f"plan means {relation_of(privacy.unit)}.",
+            party=account.party,
+        )
     if (record.unit, record.delta) != (privacy.unit, privacy.delta):
         yield fail(
             "mechanism",

@@ -157,8 +157,7 @@ def drawn(
 def gradient_errors(results: Results) -> None:
     """Measure how the error of a batch's gradient falls with K."""
     names = {
-        k: f"gradient, K = {k}: relative error, mean of {NUM_BATCHES}"
-        for k in GRADIENT_MULTIPLICITIES
+        k: f"gradient, K = {k}: relative error, mean" for k in GRADIENT_MULTIPLICITIES
     }
     if all(results.has(name) for name in names.values()):
         return

@@ -135,7 +135,8 @@ class Results:
         self, name: str, values: Sequence[float], unit: str, target: str = ""
     ) -> None:
         """Add the mean of some values, and half the width of its 95 % interval."""
-        self.add(f"{name}, mean of {len(values)}", float(np.mean(values)), unit, target)
+        unit = f"{unit}, n = {len(values)}"
+        self.add(f"{name}, mean", float(np.mean(values)), unit, target)
         if len(values) > 1:
             self.add(f"{name}, ± (95 %)", half_width(values), unit)
 

@@ -71,6 +71,11 @@ def steps_per_round(plan: HasMechanism) -> int:
     return math.ceil(steps * (1 - RATE_ROUNDING))
 
 
+def relation_of(unit: str) -> str:
+    """Return how neighbouring data sets differ, as ledgers name it."""
+    return "updates-or-zeros" if unit == "silo" else "add-or-remove-one"
+
+
 def steps_of_run(plan: HasMechanism) -> int:
     """Return how many private steps a silo may take in a run, spare ones included."""
     return steps_per_round(plan) * plan.num_rounds + plan.privacy.spare_steps
@@ -169,5 +174,14 @@ def not_covered(plan: HasReleases) -> Iterator[str]:
             "the reference statistics of the evaluation, and every Fréchet distance "
             "measured against them"
         )
+    if plan.initial.name and plan.initial.origin == "run":
+        yield (
+            f"what an earlier run released ({plan.initial.name}): priced in that run's "
+            "ledgers, if it had a mechanism, which this run cannot know"
+        )
+    yield (
+        "whether two data sets of one silo share an image, which earlier events on the "
+        "same data and a spent budget tell"
+    )
     yield "the time that a silo takes to train, and when it is absent"
     yield "how plans, clipping norms and learning rates were chosen by earlier trials"

@@ -351,9 +351,9 @@ class SiloSession:
         self._close_slot(request.sum_notice)
         self._trainer.save_model(request.average)
         if self._private is not None:
-            head = self._private.head
+            ledger_head = self._private.head
             self._private.finish()
-            if self._private.head != head:
+            if self._private.head != ledger_head:
                 self._evidence.spend(self._private.record(self._asked_round))
         head = self._evidence.finish(request.round_number, parameters, average)
         reply = self._envelope(Kind.END_SEEN, EndReply(head=head).to_body())

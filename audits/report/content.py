@@ -49,7 +49,7 @@ def make_content(audit: Audit, samples: Samples | None) -> Table:
         "verdict": _verdict(audit),
         "findings": _findings(audit),
         "plan": _plan_in_brief(plan),
-        "privacy": privacy_table(audit.accounts),
+        "privacy": privacy_table(audit),
         "rounds": _rounds(audit),
         "disclosures": [
             _disclosure(each, plan.protection.method) for each in audit.disclosures

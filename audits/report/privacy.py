@@ -4,33 +4,39 @@ from math import exp, isfinite
 from typing import Any
 
 from audits.accounts import Accounts
-from audits.findings import listing
+from audits.audit import Audit
+from audits.findings import Severity, listing
 from audits.spending import Spending, spendings
 from privacy.accounting import gaussian_mu, privacy_profile
 from privacy.events import SampledGaussian
 from protocol import noise_claim
-from protocol.mechanism import not_covered, steps_of_run
+from protocol.mechanism import not_covered, run_epsilon, steps_of_run
 from protocol.plan import RunPlan
 from protocol.records import PrivacySpent
 
 Table = dict[str, Any]
 
+NOTHING = (
+    "No epsilon may be quoted of this run: a check failed. The findings say which."
+)
+
 PROFILE_EPSILONS = (0.1, 0.2, 0.5, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 10.0, 15.0, 20.0)
 FALSE_POSITIVE_RATES = (0.001, 0.01, 0.1)
 
 
-def privacy_table(accounts: Accounts) -> Table | None:
+def privacy_table(audit: Audit) -> Table | None:
     """Return what a report says of differential privacy; nothing without a mechanism.
 
     ``ceilings`` are the largest true-positive rates that any membership attack can
     have at a false-positive rate, by the privacy profile of the silo that spent most.
     """
+    accounts = audit.accounts
     plan = accounts.plan
     if not plan.privacy.is_private:
         return None
     spent = spendings(accounts)
     table: Table = {
-        "claim": claim(plan, spent),
+        "claim": claim(plan, spent) if may_quote(audit) else NOTHING,
         "mechanism": _mechanism(plan),
         "headings": ["Epsilon (PLD)", "Epsilon (PRV)"],
         "silos": [_spending(each) for each in spent],
@@ -56,6 +62,11 @@ def privacy_table(accounts: Accounts) -> Table | None:
     return table
 
 
+def may_quote(audit: Audit) -> bool:
+    """Return whether an epsilon may be quoted: only if no check failed at all."""
+    return not audit.with_severity(Severity.FAIL)
+
+
 def claim(plan: RunPlan, spent: list[Spending]) -> str:
     """Return the sentence that may be quoted; it is made from the evidence alone."""
     if not spent:
@@ -71,20 +82,29 @@ def claim(plan: RunPlan, spent: list[Spending]) -> str:
         sentence = f"{said} {fails} {noise_claim.signal(plan)}".rstrip()
         return sentence + _earlier(spent) + _silent(plan, spent)
     sentence = (
-        f"Whoever sees everything that left the silos, all rounds and the final model, "
-        f"learns almost the same whether or not any one {unit} was in a silo's data: "
-        f"(epsilon {noise_claim.upward(most.epsilon)}, delta "
-        f"{plan.privacy.delta:g})-differential privacy per {unit}, neighbouring data "
-        "sets differing by adding or removing one, for the silo that spent most "
-        f"({most.silo})."
+        f"Whoever sees all that the mechanism released, in all rounds, and the final "
+        f"model learns almost the same whether or not any one {unit} was in a silo's "
+        f"data: (epsilon {_quoted(plan, most)}, delta {plan.privacy.delta:g})-"
+        f"differential privacy per {unit}, neighbouring data sets differing by adding "
+        "or removing one, for every silo: the price of the whole run as planned. What "
+        "it does not cover is listed below."
     )
     return (
         sentence
         + _earlier(spent)
         + _silent(plan, spent)
         + f" It holds for each silo by itself; if several silos hold the same {unit}, "
-        "their epsilons add up."
+        "their epsilons and deltas add up."
     )
+
+
+def _quoted(plan: RunPlan, most: Spending) -> str:
+    """Return the epsilon of the whole run as planned, or what was spent if more.
+
+    A run that ended early is not cheaper: who ended it may have looked at it.
+    """
+    planned = run_epsilon(plan, plan.privacy.delta)
+    return noise_claim.upward(max(planned, most.epsilon))
 
 
 def _earlier(spent: list[Spending]) -> str:
@@ -174,10 +194,13 @@ def _events_of_most(
     return last.record.events if last else ()
 
 
-def board_sentence(plan: RunPlan, spent: list[Spending]) -> str:
+def board_sentence(audit: Audit) -> str:
     """Return the verdict's sentence on privacy."""
+    plan, spent = audit.evidence.plan, spendings(audit.accounts)
     if not plan.privacy.is_private:
         return ""
+    if not may_quote(audit):
+        return NOTHING
     if len(spent) < len(plan.silos):
         named = {each.silo for each in spent}
         silent = listing(silo.name for silo in plan.silos if silo.name not in named)
@@ -190,6 +213,6 @@ def board_sentence(plan: RunPlan, spent: list[Spending]) -> str:
         )
     unit = "image" if plan.privacy.unit == "example" else "patient"
     return (
-        f"What any one {unit} can change about all that left a silo is bounded: "
-        f"epsilon {noise_claim.upward(most.epsilon)} at delta {plan.privacy.delta:g}."
+        f"What any one {unit} can change about all that the mechanism released is "
+        f"bounded: epsilon {_quoted(plan, most)} at delta {plan.privacy.delta:g}."
     )

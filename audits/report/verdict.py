@@ -5,7 +5,6 @@ from audits.evidence import AGGREGATOR
 from audits.findings import Severity, count, listing
 from audits.report.privacy import board_sentence
 from audits.report.units import format_bytes, format_share
-from audits.spending import spendings
 from protocol.mechanism import not_covered as what_epsilon_leaves_out
 from protocol.records import Revealed, RoundClosed, RoundLost, Survivors
 
@@ -30,7 +29,7 @@ def sentences(audit: Audit) -> list[str]:
         _who(audit),
         _what_left(audit),
         _what_was_hidden(audit),
-        board_sentence(audit.evidence.plan, spendings(audit.accounts)),
+        board_sentence(audit),
     ]
     failed = audit.with_severity(Severity.FAIL)
     if failed:

@@ -1,6 +1,7 @@
 """What a run spent, recomputed: a row for each lie about it, beside the honest run."""
 
 import dataclasses
+import shutil
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -183,7 +184,48 @@ def priced(one: r.PrivacySpent, **changes) -> r.PrivacySpent:
     return replace(other, epsilon=price, epsilon_prv=price, account_epsilon=price)
 
 
+def later(kind, after, number: int) -> Edit:
+    """Return an edit: the silo records something only after another thing."""
+
+    def move(actions: Script) -> Script:
+        mine = [
+            i for i, (party, item) in enumerate(actions)
+            if party == SILO and getattr(item, "round_number", 0) == number
+        ]  # fmt: skip
+        (early,) = [i for i in mine if isinstance(actions[i][1], kind)]
+        (late,) = [i for i in mine if isinstance(actions[i][1], after)]
+        moved = [*actions[: late + 1], actions[early], *actions[late + 1 :]]
+        return [*moved[:early], *moved[early + 1 :]]
+
+    return move
+
+
+def omitted(kind) -> Edit:
+    """Return an edit: the aggregator records nothing of a kind about the silo."""
+
+    def omit_all(actions: Script) -> Script:
+        return [
+            (party, item)
+            for party, item in actions
+            if not (isinstance(item, kind) and item.silo == SILO)
+        ]
+
+    return omit_all
+
+
 ROWS = [
+    Row("neighbours of another kind", "mechanism", "neighbours replace-one",
+        (change(SILO, r.LedgerOpened, relation="replace-one"),)),
+    Row("more steps than the plan permits", "mechanism", "the plan permits 6",
+        (everywhere(lambda one: priced(one, events=(EVENT.times(
+            STEPS * one.round_number + 1),))),)),
+    Row("spending written down after the update", "mechanism", "writing down before",
+        (later(r.PrivacySpent, r.Masked, 2),)),
+    Row("an aggregator that was told of no ledger", "ledgers", "says nothing of",
+        (omitted(r.LedgerSeen),)),
+    Row("an infinite price", "epsilon", "its events cost inf",
+        (everywhere(lambda one: replace(one, events=tuple(
+            replace(e, noise_multiplier=5e-5) for e in one.events))),)),
     Row("an epsilon below its events", "epsilon", "claims epsilon 0.5",
         (lying(3, epsilon=0.5),)),
     Row("an epsilon above its events", "epsilon", "claims epsilon 50",
@@ -256,7 +298,7 @@ def test_more_than_the_target_fails(tmp_path):
     assert all("the plan permits" in f.statement for f in failed)
 
 
-def test_steps_repeated_after_a_crash_are_no_lie(tmp_path):
+def test_steps_repeated_after_a_crash_are_no_lie(tmp_path):  # spare_steps permit it
     actions = [
         (party, replace(spent(item.round_number, steps=2 * item.round_number + 7),
                         ledger_head=item.ledger_head))
@@ -264,15 +306,13 @@ def test_steps_repeated_after_a_crash_are_no_lie(tmp_path):
         else (party, item)
         for party, item in private_script()
     ]  # fmt: skip
-    audit = audit_of(tmp_path / "run", private_parties(), actions)
+    audit = audit_of(tmp_path / "run", private_parties(spare_steps=7), actions)
     assert not audit.with_severity(Severity.FAIL)
     (mine,) = [s for s in spendings(audit.accounts) if s.silo == SILO]
     assert mine.steps == 13
 
 
 def test_without_a_silos_transcript_its_price_is_not_claimed(tmp_path):
-    import shutil
-
     folder = tmp_path / "run"
     write_run(folder, private_parties(), private_script())
     shutil.rmtree(folder / "silos" / SILO)
@@ -281,6 +321,43 @@ def test_without_a_silos_transcript_its_price_is_not_claimed(tmp_path):
     assert finding.severity == Severity.WARN
     assert SILO in finding.evidence
     assert "missing" in make_content(audit, None)["privacy"]["claim"]
+
+
+def test_nothing_may_be_quoted_of_a_run_that_failed(tmp_path):
+    actions = change(SILO, r.LedgerOpened, randomness="insecure-seed")(private_script())
+    audit = audit_of(tmp_path / "run", private_parties(), actions)
+    (finding,) = [f for f in audit.findings if f.check == "privacy"]
+    assert finding.severity == Severity.FAIL
+    content = make_content(audit, None)
+    assert content["privacy"]["claim"].startswith("No epsilon may be quoted")
+    said = " ".join(content["verdict"]["sentences"])
+    assert "No epsilon may be quoted" in said
+    assert "is bounded" not in said
+
+
+def test_a_silo_that_trained_nothing_has_spent_nothing(tmp_path):
+    def absent(actions):
+        kinds = (r.PrivacySpent, r.Masked, r.Survivors, r.Confirmed, r.Revealed)
+        return [
+            (party, item)
+            for party, item in actions
+            if not (party == SILO and isinstance(item, kinds))
+            and not (isinstance(item, r.LedgerSeen | r.Masked) and item.silo == SILO)
+        ]
+
+    audit = audit_of(tmp_path / "run", private_parties(), absent(private_script()))
+    (mine,) = [s for s in spendings(audit.accounts) if s.silo == SILO]
+    assert (mine.steps, mine.epsilon) == (0, 0.0)
+    assert "missing" not in make_content(audit, None)["privacy"]["claim"]
+
+
+def test_without_the_aggregators_transcript_ledgers_are_the_silos_word(tmp_path):
+    folder = tmp_path / "run"
+    write_run(folder, private_parties(), private_script())
+    shutil.rmtree(folder / "aggregator")
+    audit = run_audit(load_evidence(folder, None))
+    found = [f for f in audit.findings if f.check == "ledgers"]
+    assert [f.severity for f in found] == [Severity.WARN]
 
 
 def test_public_data_is_printed(tmp_path):

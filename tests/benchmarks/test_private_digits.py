@@ -45,9 +45,9 @@ def test_a_mean_stands_beside_its_interval(results_folder):
     results = Results("some", "", fresh=False)
     results.add_mean("x", [1.0, 2.0, 3.0], "s", "< 3")
     rows = json.loads((results_folder / "some.json").read_text())["rows"]
-    assert [(row["name"], row["target"]) for row in rows] == [
-        ("x, mean of 3", "< 3"),
-        ("x, ± (95 %)", ""),
+    assert [(row["name"], row["unit"], row["target"]) for row in rows] == [
+        ("x, mean", "s, n = 3", "< 3"),
+        ("x, ± (95 %)", "s, n = 3", ""),
     ]
 
 
