@@ -218,11 +218,16 @@ def _config(
     source = config.data
     if data is not None:
         kind: Literal["folder", "npz"] = "folder" if data.is_dir() else "npz"
+        if config.data.patients and kind != config.data.source:
+            raise ConfigRejected(
+                f"--data: silo.toml says whose the images are for source "
+                f'"{config.data.source}", this is "{kind}"; change [data] there'
+            )
         source = DataConfig(
             source=kind,
             path=str(data.resolve()),
             value_range=config.data.value_range,
-            patients=config.data.patients if kind == config.data.source else "",
+            patients=config.data.patients,
         )
     return SiloConfig(data=source, compute=compute)
 

@@ -51,8 +51,9 @@ class PrivateOptimizer(DPOptimizer):  # type: ignore[misc]
         - A unit adds a vector of norm at most C (1 + 1e-6), and nothing if a value of
           its gradient is NaN or infinite, or the norm above 1e18.
         - Every step is noised, that of an empty batch, too.
-        - Norms and sums are in float64, whatever the parameters are; memory is that of
-          two gradients in float64.
+        - Norms and the sum over chunks are in float64; within a chunk of several units
+          their clipped gradients are added in the gradients' own precision. Memory is
+          that of two gradients in float64.
 
     Args:
         inner: the optimizer that takes the step.
@@ -225,6 +226,9 @@ def validate(model: nn.Module) -> None:
     Raises:
         NotPrivate: one line that names the module.
     """
+    for name, parameter in model.named_parameters():
+        if parameter.dtype not in (torch.float32, torch.float64):
+            raise NotPrivate(f"{name}: is {parameter.dtype}; DP-SGD wants float32")
     if not model.training:
         raise NotPrivate("the model needs to be in training mode for DP-SGD")
     for name, module in model.named_modules():

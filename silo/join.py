@@ -15,7 +15,7 @@ from protocol.plan import PlanDraft, RunPlan
 from silo.config import SiloConfig, SiloFolder
 from silo.data import load_images
 from silo.display import make_display
-from silo.errors import ConfigRejected
+from silo.errors import ConfigRejected, PolicyViolation
 from silo.local import train_alone
 from silo.policy import account_limit, check_approved, load_policy
 from silo.private_round import PrivateRounds
@@ -138,6 +138,7 @@ def train_without_others(
     device = choose_device(config.compute.device)
     with make_display("alone", draft.num_rounds, lines=False) as display:
         if not draft.privacy.is_private:
+            _check_unlimited(files)
             images = load_images(config.data, files.root)
             train_alone(
                 draft,
@@ -157,6 +158,19 @@ def train_without_others(
             )
             _train_privately_alone(draft, files, resources, out)
     say(f"saved: {out}")
+
+
+def _check_unlimited(files: SiloFolder) -> None:
+    """Refuse to train without a mechanism where the silo's operator sets a limit.
+
+    Raises:
+        PolicyViolation: max_epsilon is finite.
+    """
+    if files.policy.exists() and account_limit(load_policy(files)) is not None:
+        raise PolicyViolation(
+            "this draft has no privacy mechanism, and policy.toml limits max_epsilon: "
+            "what is trained so is under no limit"
+        )
 
 
 def _train_privately_alone(

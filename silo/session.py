@@ -49,11 +49,11 @@ from protocol.errors import KeyFileRejected, ProtocolError
 from protocol.plan import RunPlan
 from silo.errors import DataError, PolicyViolation, SiloError, StateBroken
 from silo.evidence import Evidence
-from silo.noisy_round import NoisyRounds
-from silo.policy import check_plan
 from silo.ledger import LedgerBroken
+from silo.noisy_round import NoisyRounds
 from silo.overlap import AccountRefused
 from silo.partial import CheckpointOutdated
+from silo.policy import check_plan
 from silo.private_round import PrivateRounds
 from silo.resources import LocalResources
 from silo.secure_upload import SecureUpload

@@ -2,6 +2,7 @@
 crashes, and nothing trained beyond a limit."""
 
 import hashlib
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -27,8 +28,10 @@ from protocol.plan import PlanDraft, make_plan
 from protocol.settings import InitialConfig, PrivacyConfig
 from protocol.transcript import read_records
 from silo.errors import DataError
+from silo.ledger import LedgerBroken
 from silo.policy import load_policy
 from silo.resources import LocalPrivacy
+from silo.training import TrainingDiverged
 from simulation.transport import open_session
 from tests.end_to_end.conftest import Harness, tiny_draft
 
@@ -172,6 +175,74 @@ def test_what_a_killed_silo_may_have_taken_is_counted(harness, monkeypatch, mome
     assert not failed & {"mechanism", "ledgers", "epsilon"}
 
 
+def diverged(kept):
+    raise TrainingDiverged("the parameters are not finite")
+
+
+def test_what_a_failed_training_spent_is_in_the_transcript(harness, monkeypatch):
+    run = harness(private_draft(num_rounds=1))
+    real = silo.private_round.train_privately
+    deaths = []
+
+    def diverge(*arguments, **options):
+        if deaths:
+            return real(*arguments, **options)
+        deaths.append(options["round_number"])
+        return real(*arguments, **options | {"keep": diverged})
+
+    monkeypatch.setattr(silo.private_round, "train_privately", diverge)
+    run.run()  # The round is tried again.
+    spent = records_of(run, "silo-1", records.PrivacySpent)
+    assert [one.events[0].steps for one in spent] == [4, 8]
+    refused = records_of(run, "silo-1", records.Refused)
+    assert {one.check for one in refused} == {
+        "this silo cannot train: its operator was told why"
+    }
+
+
+def test_nobody_gets_more_steps_than_the_plan_has(harness, monkeypatch):
+    """An aggregator may ask for a round again, with another model, until it fails."""
+    run = harness(private_draft(num_rounds=1))
+    real = silo.private_round.train_privately
+
+    def diverge(*arguments, **options):
+        return real(*arguments, **options | {"keep": diverged})
+
+    monkeypatch.setattr(silo.private_round, "train_privately", diverge)
+    for _ in range(4):
+        with pytest.raises(CohortTooSmall):
+            run.run()
+    spent = records_of(run, "silo-1", records.PrivacySpent)[-1]
+    assert sum(event.steps for event in spent.events) == 8  # 4, and 4 spare ones.
+
+
+class RoundOne(BaseException):
+    """The run is interrupted when round 1 is over."""
+
+
+@pytest.mark.parametrize("how", ["deleted", "restored"])
+def test_a_ledger_that_lost_a_round_is_refused(harness, how):
+    run = harness(private_draft())
+    ledger = run.federation.silo("silo-1").ledgers / run_folder(run).name
+    rounds, backup = [], ledger.parent.parent / "backup"
+
+    def interrupt(moment, kind, index):
+        if moment == "before" and kind == Kind.ROUND and index == 0:
+            rounds.append(kind)
+            if len(rounds) == 1:
+                shutil.copytree(ledger, backup)
+            else:
+                raise RoundOne
+
+    with pytest.raises(RoundOne):
+        run.run(interrupt)
+    shutil.rmtree(ledger)
+    if how == "restored":
+        shutil.copytree(backup, ledger)
+    with pytest.raises(LedgerBroken, match="lacks entries that this silo has written"):
+        run.run()
+
+
 def test_a_plan_dearer_than_the_silos_limit_is_refused(harness):
     run = harness(private_draft())
     limit(run, "silo-1", 0.5 * run_epsilon(run.plan, DELTA))
@@ -274,7 +345,8 @@ def test_a_fixed_seed_fails_the_report(harness, monkeypatch):
 
     monkeypatch.setattr(LocalPrivacy, "__init__", seeded)
     run.run()
-    assert {f.check for f in audit(run).with_severity(Severity.FAIL)} == {"randomness"}
+    failed = {f.check for f in audit(run).with_severity(Severity.FAIL)}
+    assert failed == {"privacy", "randomness"}
 
 
 def test_a_run_begins_with_the_parameters_that_its_plan_names(harness, tmp_path):
