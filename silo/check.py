@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from diffusion.config import UNetConfig
 from protocol.mechanism import not_covered, run_epsilon, steps_per_round
-from protocol.noise_claim import plan_sentences
+from protocol.noise_claim import plan_sentences, upward
 from protocol.plan import RunPlan
 from protocol.settings import UpdateConfig
 from silo.policy import Policy, refusals
@@ -93,7 +93,7 @@ def _privacy_sentences(plan: RunPlan, policy: Policy) -> list[str]:
         ]
     steps, spare = steps_per_round(plan) * plan.num_rounds, privacy.spare_steps
     lines = [
-        f"Privacy cost: epsilon {run_epsilon(plan, privacy.delta):.4g} at delta "
+        f"Privacy cost: epsilon {upward(run_epsilon(plan, privacy.delta))} at delta "
         f"{privacy.delta:g}, per {_unit(plan)}, against everyone outside this silo; "
         "neighbouring data sets differ by adding or removing one.",
         f"Mechanism: DP-SGD, {steps:,} steps"
