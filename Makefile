@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test check bench bench-secagg clean
+.PHONY: setup demo test check bench bench-secagg bench-privacy clean
 setup: $(READY)
 
 $(READY): requirements.lock pyproject.toml
@@ -31,6 +31,10 @@ bench: $(READY)
 
 bench-secagg: $(READY)
 	$(BIN)/python -m benchmarks secagg
+
+bench-privacy: $(READY)
+	$(BIN)/python -m benchmarks accounting dpsgd_speed discrete_noise \
+		multiplicity private_federation central_images
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build *.egg-info

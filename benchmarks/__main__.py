@@ -6,7 +6,19 @@ Each runs in a process of its own, so that none counts the memory of another's.
 import subprocess
 import sys
 
-BENCHMARKS = ("federation", "fd_small", "digits_recipe", "secagg", "secagg_fuzz")
+BENCHMARKS = (
+    "federation",
+    "fd_small",
+    "digits_recipe",
+    "secagg",
+    "secagg_fuzz",
+    "accounting",
+    "dpsgd_speed",
+    "discrete_noise",
+    "multiplicity",
+    "private_federation",
+    "central_images",
+)
 
 
 def main() -> None:
