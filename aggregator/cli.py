@@ -101,8 +101,10 @@ def plan() -> None:
 @dir_option
 def plan_make(draft_path: Path, silos: Sequence[str], out: Path, folder: Path) -> None:
     """Make a signed plan of a DRAFT and the silos' public keys."""
+    from aggregator.state import with_num_values
+
     identity = load_identity(AggregatorFolder(folder).identity)
-    draft, _ = load_draft(draft_path)
+    draft = with_num_values(load_draft(draft_path)[0])
     made = make_plan(draft, identity.public, [_party(text) for text in silos])
     if out.exists():
         raise ConfigRejected(f"{out}: exists; nothing was changed")

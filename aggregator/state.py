@@ -1,5 +1,6 @@
 """What survives a round: a value. The work on it is functions."""
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,8 +15,9 @@ from diffusion.initial import first_model
 from diffusion.model import make_model
 from diffusion.parameters import ParameterLayout, make_layout, parameters_of
 from diffusion.parts import SELECTIONS
+from protocol.errors import PlanRejected
 from protocol.grids import first_numbers
-from protocol.plan import RunPlan
+from protocol.plan import PlanDraft, RunPlan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,3 +64,22 @@ def shared_layout(plan: RunPlan) -> ParameterLayout:
     """Return names and shapes of the parameters that are federated."""
     model = make_model(plan.model, 0)
     return make_layout(model, SELECTIONS[plan.update.selection])
+
+
+def with_num_values(draft: PlanDraft) -> PlanDraft:
+    """Return a draft that says how many values a noisy update has, where it matters.
+
+    Raises:
+        PlanRejected: it says another number.
+    """
+    privacy = draft.privacy
+    if not privacy.is_in_sum:
+        return draft
+    layout = make_layout(make_model(draft.model, 0), SELECTIONS[draft.update.selection])
+    if privacy.num_values not in (0, layout.size):
+        raise PlanRejected(
+            f"privacy.num_values: must be {layout.size}, the number of federated "
+            "parameters; leave it out"
+        )
+    changed = dataclasses.replace(privacy, num_values=layout.size)
+    return dataclasses.replace(draft, privacy=changed)

@@ -19,7 +19,6 @@ from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import gammaln, logsumexp
 
 from privacy.errors import Uncalibrated
 from privacy.grids import Grid
@@ -282,6 +281,9 @@ def _costs(
 
 def _sampled_cost(order: int, noise_multiplier: float, sample_rate: float) -> float:
     """Return the divergence of one sampled round at an integer order."""
+    # Events know this module; commands that price nothing need not wait for scipy.
+    from scipy.special import gammaln, logsumexp
+
     k = np.arange(order + 1, dtype=np.float64)
     logs = gammaln(order + 1) - gammaln(k + 1) - gammaln(order - k + 1)
     logs += k * math.log(sample_rate) + (order - k) * math.log1p(-sample_rate)

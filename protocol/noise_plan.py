@@ -23,7 +23,6 @@ from privacy.errors import Overflow, Uncalibrated
 from privacy.events import NoisySum
 from privacy.grids import Grid
 from privacy.noise import check_noisy_headroom, sampler_bound
-from privacy.pricing import epsilon, share_epsilon
 from protocol.settings import (
     PrivacyConfig,
     ProtectionConfig,
@@ -251,25 +250,23 @@ def run_noise(plan: HasSilos) -> NoisySum:
 
 
 def finished(plan: HasSilos) -> PrivacyConfig:
-    """Return the mechanism with the noise that every silo adds, and to how many values.
+    """Return the mechanism with the noise that every silo adds.
 
     Guarantees: where the plan names a target, a whole run spends no more than it.
 
     Args:
-        plan: a draft, and the silos of its plan.
+        plan: a draft that says its ``num_values``, and the silos of its plan.
 
     Raises:
         Uncalibrated: no noise reaches the target, or what is given misses it.
         ValueError: the draft and its silos do not permit a claim.
     """
+    from privacy.pricing import epsilon
+
     privacy, rounds = plan.privacy, plan.num_rounds + plan.privacy.spare_steps
     _check_honest(plan)
-    length = _num_values(plan)
-    require(
-        privacy.num_values in (0, length),
-        f"privacy.num_values: must be {length}, the number of federated parameters",
-    )
-    privacy = replace(privacy, num_values=length)
+    length = privacy.num_values
+    require(length > 0, "privacy.num_values: the number of federated parameters")
     if not privacy.share_variance:
         share = calibrate_share(
             privacy.epsilon,
@@ -293,18 +290,10 @@ def finished(plan: HasSilos) -> PrivacyConfig:
     return privacy
 
 
-def _num_values(plan: HasSections) -> int:
-    """Return how many parameters are federated; needs the network, hence torch."""
-    from diffusion.model import make_model
-    from diffusion.parameters import make_layout
-    from diffusion.parts import SELECTIONS
-
-    network = make_model(plan.model, 0)
-    return make_layout(network, SELECTIONS[plan.update.selection]).size
-
-
 def prices(plan: HasSilos, delta: float) -> tuple[float, float]:
     """Return epsilon of the whole run, and epsilon if secure aggregation fails."""
+    from privacy.pricing import epsilon, share_epsilon
+
     event = run_noise(plan)
     return epsilon((event,), delta), share_epsilon((event,), delta)
 

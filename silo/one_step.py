@@ -77,7 +77,7 @@ def gradient_sum(
         for made in LoopEngine().gradients(objective, draw(np.array([unit]))):
             add_clipped(total, flat(made.gradients), plan.privacy.clipping_norm)
             losses += [loss.cpu() for loss in made.losses if loss.isfinite()]
-    meter = Meter(round_number, 1, observe)
+    meter = Meter(round_number, 1, observe, may_stop=False)
     meter.count(1, torch.stack(losses).sum() / max(1, len(losses) - 1), len(drawn), 0.0)
     exact = total.astype(np.float64) * -gradient_step(plan.privacy.clipping_norm)
     return exact.astype(np.float32)

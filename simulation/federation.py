@@ -19,6 +19,7 @@ import numpy as np
 import tomli_w
 
 from aggregator.config import AggregatorFolder
+from aggregator.state import with_num_values
 from crypto.keys import IdentityKey
 from protocol.encoding import to_table
 from protocol.files import save_bytes, save_identity, whole_folder
@@ -108,7 +109,7 @@ def make_federation(
         )
         for (name, key), share in zip(keys.items(), shares, strict=True)
     ]
-    plan = make_plan(draft, aggregator.public, parties)
+    plan = make_plan(with_num_values(draft), aggregator.public, parties)
     root.parent.mkdir(parents=True, exist_ok=True)
     with whole_folder(root) as folder:
         federation = Federation(folder)

@@ -7,6 +7,7 @@ from functools import lru_cache
 import pytest
 
 import tests.audits.evidence_builder as builder
+from aggregator.state import with_num_values
 from audits.audit import run_audit
 from audits.evidence import load_evidence
 from audits.findings import Severity
@@ -73,7 +74,9 @@ def parties_of(mechanism: str) -> Parties:
     silos = [
         SiloParty(name=name, identity_key=keys[name].public.hex()) for name in SILOS
     ]
-    return Parties(make_plan(draft, keys[AGGREGATOR].public, silos), keys)
+    return Parties(
+        make_plan(with_num_values(draft), keys[AGGREGATOR].public, silos), keys
+    )
 
 
 def spent(plan: RunPlan, number: int, **changes) -> r.NoiseSpent:

@@ -6,6 +6,7 @@ import pytest
 import aggregator.rounds
 import silo.noisy_round
 import silo.store
+from aggregator.state import with_num_values
 from audits.audit import run_audit
 from audits.evidence import load_evidence
 from audits.findings import Severity
@@ -198,7 +199,8 @@ def test_a_vector_that_was_never_saved_is_charged_all_the_same(
 def again(run: Harness, draft: PlanDraft) -> Harness:
     """Return another run of the same silos on the same images."""
     return Harness(
-        run.federation, make_plan(draft, run.plan.aggregator_key, run.plan.silos)
+        run.federation,
+        make_plan(with_num_values(draft), run.plan.aggregator_key, run.plan.silos),
     )
 
 

@@ -4,6 +4,7 @@ import math
 
 import pytest
 
+from aggregator.state import with_num_values
 from privacy.distributed import distributed_epsilon
 from privacy.distributed import share_epsilon as price_of_share
 from protocol.encoding import decode, encode, from_table, to_table
@@ -53,7 +54,7 @@ BOTH = {"silo": SILO, "record-distributed": RECORD}
 
 def planned(changes, num_silos=5):
     changes = {name: value for name, value in changes.items() if value is not None}
-    draft = from_table(PlanDraft, draft_table(changes))
+    draft = with_num_values(from_table(PlanDraft, draft_table(changes)))
     parties = make_example(num_silos=num_silos).silos
     return make_plan(draft, AGGREGATOR_IDENTITY.public, parties)
 
@@ -163,6 +164,12 @@ def test_what_the_proofs_do_not_cover_is_refused(mechanism, changes, words):
     with pytest.raises(ProtocolError) as caught:
         planned(BOTH[mechanism] | changes)
     assert words in str(caught.value), str(caught.value)
+
+
+def test_a_draft_without_the_number_of_its_values_is_not_finished():
+    draft = from_table(PlanDraft, draft_table(RECORD))
+    with pytest.raises(PlanRejected, match=r"privacy\.num_values: the number"):
+        make_plan(draft, AGGREGATOR_IDENTITY.public, make_example(num_silos=5).silos)
 
 
 def test_three_honest_silos_are_the_least():

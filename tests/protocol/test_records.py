@@ -5,11 +5,24 @@ from typing import Literal
 
 import pytest
 
-from privacy.events import SampledGaussian
+from privacy.events import Event, NoisySum, SampledGaussian
 from protocol.encoding import decode, encode, from_table, to_table
 from protocol.errors import EncodingError
 from protocol.records import RECORD_KINDS, Record
 
+GAUSSIAN = SampledGaussian(
+    sample_rate=0.5, noise_multiplier=2.0, clipping_norm=1.0, steps=3
+)
+NOISE = NoisySum(
+    sample_rate=0.5,
+    clipping_norm=1.0,
+    sensitivity=100.0,
+    share_variance=900,
+    min_survivors=4,
+    max_colluding=1,
+    length=7,
+    steps=3,
+)
 EXAMPLES = {
     int: 7,
     float: 0.25,
@@ -19,11 +32,9 @@ EXAMPLES = {
     float | None: 0.5,
     Literal["operating-system", "insecure-seed"]: "insecure-seed",
     tuple[float, ...]: (0.5, 0.25),
-    tuple[SampledGaussian, ...]: (
-        SampledGaussian(
-            sample_rate=0.5, noise_multiplier=2.0, clipping_norm=1.0, steps=3
-        ),
-    ),
+    tuple[SampledGaussian, ...]: (GAUSSIAN,),
+    tuple[NoisySum, ...]: (NOISE,),
+    tuple[Event, ...]: (NOISE, GAUSSIAN),
 }
 
 
