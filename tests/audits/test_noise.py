@@ -101,10 +101,12 @@ def spent(plan: RunPlan, number: int, **changes) -> r.NoiseSpent:
 
 def noisy_script(plan: RunPlan, lost=None):
     """Return what all parties do."""
+    is_silo = plan.privacy.mechanism == "silo"
+    relation = "updates-or-zeros" if is_silo else "add-or-remove-one"
     opened = r.LedgerOpened(
         commitment=digest("tags"),
         unit=plan.privacy.unit,
-        relation="updates-or-zeros",
+        relation=relation,
         delta=DELTA,
         randomness="operating-system",
         fresh=False,
