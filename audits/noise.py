@@ -11,7 +11,7 @@ from dataclasses import asdict
 
 from audits.accounts import Account, Accounts
 from audits.findings import Finding, count, fail, passed, settle, warn
-from audits.spending import spendings, wrong_ledger
+from audits.spending import quoted_noise, spendings, wrong_ledger
 from privacy.events import NoisySum
 from privacy.pricing import epsilon, share_epsilon
 from protocol.noise_claim import (
@@ -51,11 +51,10 @@ def _privacy(accounts: Accounts) -> list[Finding]:
             )
         ]
     most = max(spent, key=lambda spending: spending.epsilon)
-    said = (
-        f"{claim(plan, most.epsilon)}, for the silo that spent most ({most.silo}), "
-        f"{assumption(plan)}"
-    )
-    fails = as_sentence(if_it_fails(most.share_epsilon))
+    whole, share = quoted_noise(plan, most)
+    said = f"{claim(plan, whole)}, the price of the whole run as planned, "
+    said += assumption(plan)
+    fails = as_sentence(if_it_fails(share))
     found = [passed("privacy", f"{as_sentence(said)} {fails}")]
     noise = signal(plan)
     return [*found, warn("privacy", noise)] if "WARNING" in noise else found

@@ -7,6 +7,7 @@ from audits.accounts import Account, Accounts, Placed
 from audits.findings import Finding, fail
 from privacy.pricing import epsilon, share_epsilon
 from protocol.mechanism import relation_of
+from protocol.noise_plan import prices
 from protocol.plan import RunPlan
 from protocol.records import LedgerOpened, Masked, NoiseSpent, PrivacySpent
 
@@ -83,6 +84,16 @@ def _nothing(silo: str) -> Spending:
         account_epsilon=0.0,
         has_earlier=False,
     )
+
+
+def quoted_noise(plan: RunPlan, most: Spending) -> tuple[float, float]:
+    """Return what may be quoted of noise in the sum: epsilon, and without the sum.
+
+    The price of the whole run as planned, or what was spent if that is more: a run that
+    ended early is not cheaper, for who ended it may have looked at it.
+    """
+    whole, share = prices(plan, plan.privacy.delta)
+    return max(whole, most.epsilon), max(share, most.share_epsilon or 0.0)
 
 
 def wrong_ledger(plan: RunPlan, account: Account) -> Iterator[Finding]:

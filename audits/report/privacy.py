@@ -6,7 +6,7 @@ from typing import Any
 from audits.accounts import Accounts
 from audits.audit import Audit
 from audits.findings import Severity, listing
-from audits.spending import Spending, spendings
+from audits.spending import Spending, quoted_noise, spendings
 from privacy.accounting import gaussian_mu, privacy_profile
 from privacy.events import SampledGaussian
 from protocol import noise_claim
@@ -74,11 +74,12 @@ def claim(plan: RunPlan, spent: list[Spending]) -> str:
     most = max(spent, key=lambda spending: spending.epsilon)
     unit = "image" if plan.privacy.unit == "example" else "patient"
     if plan.privacy.is_in_sum:
+        whole, share = quoted_noise(plan, most)
         said = noise_claim.as_sentence(
-            f"{noise_claim.claim(plan, most.epsilon)}, for the silo that spent most "
-            f"({most.silo}), {noise_claim.assumption(plan)}"
+            f"{noise_claim.claim(plan, whole)}, the price of the whole run as planned, "
+            f"{noise_claim.assumption(plan)}"
         )
-        fails = noise_claim.as_sentence(noise_claim.if_it_fails(most.share_epsilon))
+        fails = noise_claim.as_sentence(noise_claim.if_it_fails(share))
         sentence = f"{said} {fails} {noise_claim.signal(plan)}".rstrip()
         return sentence + _earlier(spent) + _silent(plan, spent)
     sentence = (
@@ -207,9 +208,10 @@ def board_sentence(audit: Audit) -> str:
         return f"What {silent} spent of the privacy budget is not known."
     most = max(spent, key=lambda spending: spending.epsilon)
     if plan.privacy.is_in_sum:
+        whole, share = quoted_noise(plan, most)
         return noise_claim.as_sentence(
-            f"{noise_claim.claim(plan, most.epsilon)}, {noise_claim.assumption(plan)}; "
-            f"{noise_claim.if_it_fails(most.share_epsilon)}"
+            f"{noise_claim.claim(plan, whole)}, {noise_claim.assumption(plan)}; "
+            f"{noise_claim.if_it_fails(share)}"
         )
     unit = "image" if plan.privacy.unit == "example" else "patient"
     return (

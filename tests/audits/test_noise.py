@@ -14,7 +14,7 @@ from audits.findings import Severity
 from audits.report.content import make_content
 from audits.report.markdown import render_markdown
 from audits.report.page import render_html
-from audits.spending import spendings
+from audits.spending import quoted_noise, spendings
 from crypto.keys import IdentityKey
 from diffusion.config import UNetConfig
 from privacy.pricing import epsilon, share_epsilon
@@ -261,3 +261,21 @@ def test_an_infinite_price_is_no_number():
     plan = parties_of("silo").plan
     tiny = replace(round_noise(plan), share_variance=1)
     assert math.isinf(epsilon((tiny.times(9),), DELTA))
+
+
+def test_a_run_that_ended_early_is_not_cheaper(tmp_path):
+    parties = parties_of("record-distributed")
+    one = round_noise(parties.plan)
+    (most, *_) = [
+        replace(each, epsilon=epsilon((one,), DELTA), share_epsilon=0.1)
+        for each in spendings(
+            audit_of(tmp_path / "run", parties, noisy_script(parties.plan)).accounts
+        )
+    ]
+    whole = (one.times(ROUNDS),)
+    assert quoted_noise(parties.plan, most) == (
+        epsilon(whole, DELTA),
+        share_epsilon(whole, DELTA),
+    )
+    dearer = replace(most, epsilon=99.0)
+    assert quoted_noise(parties.plan, dearer)[0] == 99.0
