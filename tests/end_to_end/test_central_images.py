@@ -179,7 +179,8 @@ class Killed(BaseException):
 def test_a_killed_silo_counts_the_image_that_it_may_have_drawn(
     harness, monkeypatch
 ) -> None:
-    run = harness(central_draft())
+    spare = replace(central_draft().privacy, spare_steps=NUM_IMAGES)
+    run = harness(central_draft(privacy=spare))
     real, deaths = silo.private_round.release_central_images, []
 
     def release(*arguments, **options):

@@ -8,6 +8,7 @@ from randomgen import AESCounter
 
 import silo.dpsgd
 import silo.run_checks
+import silo.self_test_subject
 from diffusion.model import make_model
 from diffusion.schedule import make_schedule
 from protocol.settings import PrivacyConfig, TrainingConfig
@@ -227,6 +228,15 @@ class TestNoise:
         assert failed(check_rounds(subject)) == {"fresh randomness"}
 
 
+@pytest.fixture
+def loop(monkeypatch):
+    """Let training use the loop, whose methods a test replaces."""
+    monkeypatch.setattr(
+        silo.self_test_subject, "default_engine", lambda *arguments: LoopEngine()
+    )
+
+
+@pytest.mark.usefixtures("loop")
 class TestClip:
     def test_a_larger_norm(self, subject, monkeypatch):
         honest = PrivateOptimizer.clip_and_accumulate
@@ -321,6 +331,7 @@ class TestClip:
         assert not result.passed
 
 
+@pytest.mark.usefixtures("loop")
 class TestSum:
     def test_divided_by_the_number_of_units_drawn(self, subject, monkeypatch):
         honest = PrivateOptimizer.accumulate
