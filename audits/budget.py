@@ -21,7 +21,7 @@ from audits.findings import (
     warn,
 )
 from audits.noise import check_noise
-from audits.spending import spendings, spent_records, wrong_ledger
+from audits.spending import spendings, spent_records, unwritten, wrong_ledger
 from privacy.accounting import claims_agree
 from privacy.events import SampledGaussian
 from privacy.pricing import epsilon
@@ -64,13 +64,21 @@ def check_budget(accounts: Accounts) -> list[Finding]:
         if plan.privacy.is_in_sum
         else [*_privacy(accounts), *_mechanism(accounts), *_epsilon(accounts)]
     )
-    found = [*own, *_ledgers(accounts), *_randomness(accounts)]
-    failed = {f.check: None for f in found if f.severity == Severity.FAIL}
+    return [*own, *_ledgers(accounts), *_randomness(accounts)]
+
+
+def withhold(findings: Sequence[Finding]) -> list[Finding]:
+    """Return the findings, with no epsilon among them where any check failed."""
+    failed = {f.check: None for f in findings if f.severity == Severity.FAIL}
     if not failed:
-        return found
+        return list(findings)
     titles = "; ".join(CHECKS[check] for check in failed)
-    nothing = fail("privacy", "No epsilon may be quoted. What failed is below.", titles)
-    return [nothing, *(finding for finding in found if finding.check != "privacy")]
+    nothing = fail("privacy", "No epsilon may be quoted. What failed is named.", titles)
+    is_claim = [f.check == "privacy" and f.severity == Severity.PASS for f in findings]
+    return [
+        nothing if claims else finding
+        for finding, claims in zip(findings, is_claim, strict=True)
+    ]
 
 
 def _privacy(accounts: Accounts) -> list[Finding]:
@@ -122,11 +130,9 @@ def _mechanism_of(plan: RunPlan, account: Account) -> Iterator[Finding]:
     wanted, per_round = round_event(plan), steps_per_round(plan)
     yield from wrong_ledger(plan, account)
     most = steps_of_run(plan)
-    uploads = {p.record.round_number: p.index for p in reversed(account.all(Masked))}
-    written: dict[int, int] = {}
+    uploads = {placed.record.round_number for placed in account.all(Masked)}
     for placed in account.all(PrivacySpent):
         spent, number = placed.record, placed.record.round_number
-        written.setdefault(number, placed.index)
         steps = sum(event.steps for event in spent.events)
         for event in spent.events:
             if event.times(1) != wanted.times(1):
@@ -154,15 +160,7 @@ def _mechanism_of(plan: RunPlan, account: Account) -> Iterator[Finding]:
                 party=account.party,
                 round_number=number,
             )
-    for number, index in sorted(uploads.items()):
-        if written.get(number, index) >= index:
-            yield fail(
-                "mechanism",
-                f"{account.party} sent an update in round {number} without writing "
-                "down before what it spent.",
-                party=account.party,
-                round_number=number,
-            )
+    yield from unwritten(account)
 
 
 def _words(event: SampledGaussian) -> str:

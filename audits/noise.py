@@ -11,7 +11,7 @@ from dataclasses import asdict
 
 from audits.accounts import Account, Accounts
 from audits.findings import Finding, count, fail, passed, settle, warn
-from audits.spending import quoted_noise, spendings, wrong_ledger
+from audits.spending import quoted_noise, spendings, unwritten, wrong_ledger
 from privacy.events import NoisySum
 from privacy.pricing import epsilon, share_epsilon
 from protocol.noise_claim import (
@@ -22,9 +22,9 @@ from protocol.noise_claim import (
     signal,
     upward,
 )
-from protocol.noise_plan import min_survivors, prices, round_noise
+from protocol.noise_plan import min_survivors, prices, round_noise, run_noise
 from protocol.plan import RunPlan
-from protocol.records import Masked, NoiseSpent, RoundClosed, Survivors
+from protocol.records import NoiseSpent, RoundClosed, Survivors
 
 CLAIM_TOLERANCE = 1e-3
 """How far a claim may be from the price recomputed, relatively."""
@@ -105,15 +105,15 @@ def _mechanism_of(plan: RunPlan, account: Account) -> Iterator[Finding]:
                 party=account.party,
                 round_number=spent.round_number,
             )
-    uploaded = {placed.record.round_number for placed in account.all(Masked)}
-    for number in sorted(uploaded - made):
-        yield fail(
-            "mechanism",
-            f"{account.party} sent an update in round {number} without writing down "
-            "what it spent.",
-            party=account.party,
-            round_number=number,
-        )
+        if rounds > (most := run_noise(plan).steps):
+            yield fail(
+                "mechanism",
+                f"{account.party}, round {spent.round_number}: "
+                f"{count(rounds, 'round')} on account, the plan permits {most:,}.",
+                party=account.party,
+                round_number=spent.round_number,
+            )
+    yield from unwritten(account)
 
 
 def _differing(event: NoisySum, wanted: NoisySum) -> str:
@@ -197,7 +197,10 @@ def _epsilon_of(plan: RunPlan, account: Account) -> Iterator[Finding]:
             (" with earlier runs", spent.account_epsilon, whole),
         ):  # fmt: skip
             stated = math.inf if claimed is None else claimed
-            if not math.isclose(stated, due, rel_tol=CLAIM_TOLERANCE):
+            must_be_finite = what != " if secure aggregation fails"
+            if not math.isclose(stated, due, rel_tol=CLAIM_TOLERANCE) or (
+                must_be_finite and math.isinf(due)
+            ):
                 yield fail(
                     "epsilon",
                     f"{account.party}, round {spent.round_number}: claims epsilon "

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 
 from audits.accounts import Account, Accounts, Placed
 from audits.findings import Finding, fail
+from privacy.events import NoisySum, SampledGaussian
 from privacy.pricing import epsilon, share_epsilon
-from protocol.mechanism import relation_of
-from protocol.noise_plan import prices
+from protocol.mechanism import relation_of, run_events
+from protocol.noise_plan import prices, run_noise
 from protocol.plan import RunPlan
 from protocol.records import LedgerOpened, Masked, NoiseSpent, PrivacySpent
 
@@ -18,7 +19,8 @@ Spent = Placed[PrivacySpent] | Placed[NoiseSpent]
 class Spending:
     """What one silo spent in a run, recomputed from the events in its transcript.
 
-    ``account_epsilon`` also counts earlier runs on the same data. ``share_epsilon`` is
+    ``account_epsilon`` is the whole run as planned together with earlier ones on the
+    same data. ``share_epsilon`` is
     what noise inside the sum costs where secure aggregation fails. A silo that took
     part and trained nothing has spent 0.
     """
@@ -44,7 +46,7 @@ def spendings(accounts: Accounts) -> list[Spending]:
     """Return what each silo spent, as far as its transcript says."""
     if not accounts.plan.privacy.is_private:
         return []
-    result = []
+    plan, result = accounts.plan, []
     for account in accounts.silos.values():
         if not (records := spent_records(account)):
             if account.all(LedgerOpened) and not account.all(Masked):
@@ -64,12 +66,24 @@ def spendings(accounts: Accounts) -> list[Spending]:
                 multiplicity=spent.multiplicity,
                 epsilon=epsilon(spent.events, delta),
                 epsilon_prv=prv,
-                account_epsilon=epsilon((*spent.earlier, *spent.events), delta),
+                account_epsilon=epsilon(
+                    (*spent.earlier, *_dearest(plan, spent)), delta
+                ),
                 has_earlier=bool(spent.earlier),
                 share_epsilon=share,
             )
         )
     return result
+
+
+def _dearest(
+    plan: RunPlan, spent: PrivacySpent | NoiseSpent
+) -> tuple[SampledGaussian | NoisySum, ...]:
+    """Return the events of the whole run as planned, or those of the silo if more."""
+    planned = run_noise(plan) if plan.privacy.is_in_sum else run_events(plan)[0]
+    if sum(event.steps for event in spent.events) > planned.steps:
+        return spent.events
+    return (planned,)
 
 
 def _nothing(silo: str) -> Spending:
@@ -116,3 +130,20 @@ def wrong_ledger(plan: RunPlan, account: Account) -> Iterator[Finding]:
             f"{record.delta:g}; the plan says {privacy.unit}, {privacy.delta:g}.",
             party=account.party,
         )
+
+
+def unwritten(account: Account) -> Iterator[Finding]:
+    """Yield the rounds whose update left before what it spent was written down."""
+    written: dict[int, int] = {}
+    for placed in spent_records(account):
+        written.setdefault(placed.record.round_number, placed.index)
+    uploads = {p.record.round_number: p.index for p in reversed(account.all(Masked))}
+    for number, index in sorted(uploads.items()):
+        if written.get(number, index) >= index:
+            yield fail(
+                "mechanism",
+                f"{account.party} sent an update in round {number} without writing "
+                "down before what it spent.",
+                party=account.party,
+                round_number=number,
+            )

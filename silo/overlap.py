@@ -162,11 +162,11 @@ class OtherLedgers:
 def _composes(earlier: UnitKind, unit: UnitKind) -> bool:
     """Return whether what protects one unit protects another at the same price.
 
-    Whoever protects a patient protects each image of theirs. Whether a silo's updates
-    were zeros is another question: to change one image may move an update by twice
-    what its price is for.
+    Only the same unit does. To remove one image of a patient who has others changes
+    what the patient contributes, by up to twice the clipping norm; to change one image
+    of a silo changes the silo's whole update.
     """
-    return earlier == unit or (earlier, unit) == ("patient", "example")
+    return earlier == unit
 
 
 def open_ledger(
@@ -189,7 +189,7 @@ def open_ledger(
         remove_leftovers(folder)
         names = ledger_names(folder)
         key = load_or_make_key(folder, may_make=not names)
-        tags = tags_of(images, key)
+        tags = tags_of(images, key, whole_silo=purpose.unit == "silo")
         others = OtherLedgers(
             folder,
             purpose.name,

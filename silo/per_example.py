@@ -59,6 +59,14 @@ class Draws:
             self.x_0[chosen], self.t[chosen], self.noise[chosen], self.weights[chosen]
         )
 
+    def filled(self, size: int) -> "Draws":
+        """Return the draws of so many units, the last one repeated as needed."""
+        missing = size - len(self)
+        if missing <= 0:
+            return self
+        rows = torch.arange(size).clamp_(max=len(self) - 1).to(self.t.device)
+        return Draws(self.x_0[rows], self.t[rows], self.noise[rows], self.weights[rows])
+
 
 @dataclass(frozen=True)
 class Objective:
@@ -85,6 +93,12 @@ class UnitGradients:
 
     gradients: list[Tensor]
     losses: Tensor
+
+    def first(self, count: int) -> "UnitGradients":
+        """Return those of the first units alone, as views."""
+        if count == len(self.losses):
+            return self
+        return UnitGradients([g[:count] for g in self.gradients], self.losses[:count])
 
 
 class GradientEngine(Protocol):
@@ -128,7 +142,9 @@ class VmapEngine:
     """``torch.func``: the gradient of one unit, vectorised over a chunk of them.
 
     The fastest with one draw, and on a GPU, which a single unit cannot fill. A chunk
-    that does not fit into the memory of a GPU is halved.
+    that does not fit into the memory of a GPU is halved. Every chunk has the same
+    shape, the last one filled up with copies that are dropped, so that the kernels that
+    compute a unit's gradient do not depend on how many others were drawn.
     """
 
     chunk_size: int = CPU_CHUNK_SIZE
@@ -141,8 +157,9 @@ class VmapEngine:
         """
         size, start = self.chunk_size, 0
         while start < len(draws):
+            part = draws.part(start, start + size)
             try:
-                made = self._vectorised(objective, draws.part(start, start + size))
+                made = self._vectorised(objective, part.filled(size)).first(len(part))
             except torch.OutOfMemoryError:
                 if size == 1:
                     raise
@@ -223,8 +240,10 @@ def default_engine(model: nn.Module, num_pixels: int, draws: int) -> GradientEng
     """
     parameters = list(model.parameters())
     work = sum(parameter.numel() for parameter in parameters) * num_pixels * draws
-    if parameters[0].device.type != "cpu" or work < SMALL_WORK:
+    if parameters[0].device.type != "cpu":
         return VmapEngine(MANY_UNITS)
+    if work < SMALL_WORK:
+        return VmapEngine(CPU_CHUNK_SIZE)
     if draws >= LOOP_FROM_MULTIPLICITY:
         return LoopEngine()
     return VmapEngine(CPU_CHUNK_SIZE)

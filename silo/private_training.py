@@ -186,7 +186,8 @@ class Drawing:
         """Return the draws of the chosen units, K of each of their images."""
         picked = [self._pick(int(unit)) for unit in chosen]
         most = max(len(indices) for indices in picked)
-        # What is padded repeats an image of the same unit, with weight 0.
+        # What is padded repeats a draw of the same unit, with weight 0: nothing that
+        # the unit does not have by itself, such as a loss that is not finite, enters.
         indices = np.stack([np.resize(mine, most) for mine in picked])  # [u, images]
         pixels = self._images.batch(indices.reshape(-1)).to(self._device)
         x_0 = pixels.reshape(*indices.shape, *pixels.shape[1:])
@@ -194,11 +195,13 @@ class Drawing:
         counts = torch.tensor([[len(mine)] for mine in picked])
         weights = (torch.arange(most) < counts) / (counts * self._multiplicity)
         weights = weights.repeat_interleave(self._multiplicity, dim=1)
-        t = self._random.integers(self._num_timesteps, weights.shape)
+        t = torch.from_numpy(self._random.integers(self._num_timesteps, weights.shape))
         noise = self._noise(x_0.shape)
-        return Draws(
-            x_0, torch.from_numpy(t).to(self._device), noise, weights.to(self._device)
-        )
+        if not weights.all():
+            source = torch.arange(weights.shape[1]) % (counts * self._multiplicity)
+            rows = torch.arange(len(source))[:, None]
+            t, noise = t[rows, source], noise[rows, source]
+        return Draws(x_0, t.to(self._device), noise, weights.to(self._device))
 
     def _noise(self, shape: torch.Size) -> Tensor:
         """Return the noise of some draws.

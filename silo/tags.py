@@ -37,8 +37,11 @@ Tags: TypeAlias = npt.NDArray[np.bytes_]
 """``[m]`` of type ``S32``, sorted, no tag twice."""
 
 
-def tags_of(images: ImageSet, key: bytes) -> Tags:
+def tags_of(images: ImageSet, key: bytes, *, whole_silo: bool = False) -> Tags:
     """Return the tags of all images and, where they are known, of all patients.
+
+    With ``whole_silo`` there is one more, always the same: the silo itself is the unit,
+    whatever its images are.
 
     Guarantees: the result depends on the set of images and patients only, not on their
     order, number of copies, or the type of their values. Patients and images never
@@ -50,6 +53,8 @@ def tags_of(images: ImageSet, key: bytes) -> Tags:
     prefix = _prefix(labels.PATIENT_TAG)
     for name in images.patient_names:
         found += hmac.digest(key, prefix + name.encode(), "sha256")
+    if whole_silo:
+        found += hmac.digest(key, _prefix(labels.SILO_TAG), "sha256")
     return np.unique(np.frombuffer(bytes(found), dtype=f"S{TAG_BYTES}"))
 
 

@@ -16,6 +16,11 @@ from protocol.records import PrivacySpent
 
 Table = dict[str, Any]
 
+IN_SEVERAL = (
+    " Who is in s silos is a group of s in the same sum: s times epsilon, and a delta "
+    "that grows as e to the (s - 1) epsilon."
+)
+
 NOTHING = (
     "No epsilon may be quoted of this run: a check failed. The findings say which."
 )
@@ -81,7 +86,7 @@ def claim(plan: RunPlan, spent: list[Spending]) -> str:
         )
         fails = noise_claim.as_sentence(noise_claim.if_it_fails(share))
         sentence = f"{said} {fails} {noise_claim.signal(plan)}".rstrip()
-        return sentence + _earlier(spent) + _silent(plan, spent)
+        return sentence + _earlier(spent) + _silent(plan, spent) + IN_SEVERAL
     sentence = (
         f"Whoever sees all that the mechanism released, in all rounds, and the final "
         f"model learns almost the same whether or not any one {unit} was in a silo's "

@@ -106,6 +106,20 @@ class TestWhatDataMustNotDecide:
         assert len(run.kept) == 1
         assert not np.isfinite(run.progress[-1].loss)
 
+    def test_padding_brings_nothing_that_a_unit_does_not_have(self):
+        """Draws that only fill up a chunk are copies of the unit's own."""
+        images, units = by_patient(1, 3)
+        plan = draft({"unit": "patient", "multiplicity": 2})
+        draw = silo.private_training.Drawing(
+            images, units, plan, 2, SCHEDULE, CPU, PrivateRandom(1)
+        )
+        draws = draw(np.array([0, 1]))
+        assert draws.weights[0].tolist() == [0.5, 0.5, 0, 0, 0, 0]
+        for part in (draws.x_0, draws.t, draws.noise):
+            for place in range(2, 6):
+                assert torch.equal(part[0, place], part[0, place % 2])
+        assert len({int(t) for t in draws.t[1]} | {-1}) > 2
+
     def test_timesteps_and_noise_are_secret(self):
         drawn = []
 

@@ -196,3 +196,16 @@ class TestFiles:
         (tmp_path / "tags.key").chmod(0o644)
         with pytest.raises(KeyFileRejected, match="other users"):
             load_or_make_key(tmp_path, may_make=True)
+
+
+def test_the_silo_itself_is_a_unit_whatever_its_images_are():
+    key = bytes(32)
+    images = [
+        ImageSet(np.full((1, 2, 2, 1), value, np.uint8), (0.0, 255.0))
+        for value in (1, 2)
+    ]
+    first, second = (tags_of(each, key) for each in images)
+    assert not has_common(first, second)
+    first, second = (tags_of(each, key, whole_silo=True) for each in images)
+    assert has_common(first, second)
+    assert len(first) == 2
