@@ -126,7 +126,10 @@ def _silent(plan: RunPlan, spent: list[Spending]) -> str:
     silent = len(plan.silos) - len(spent)
     if not silent:
         return ""
-    return f" Nothing is said of {silent} silos whose transcripts are missing."
+    said = f" Nothing is said of {silent} silos whose transcripts are missing."
+    if plan.privacy.is_in_sum:
+        said += " What is said of the others rests on the noise of those, too."
+    return said
 
 
 def ceiling(profile: list[tuple[float, float]], rate: float) -> float:
