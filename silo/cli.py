@@ -1,6 +1,5 @@
 """The ``silo`` command: what an institution runs beside its data."""
 
-import os
 import sys
 import threading
 from dataclasses import replace
@@ -12,7 +11,6 @@ import click
 from diffusion.errors import DiffusionError
 from protocol.command import (
     EXIT_FAILED,
-    EXIT_INTERRUPTED,
     missing_extra,
     reporting_errors,
     set_up_logging,
@@ -173,7 +171,7 @@ def train(
     config = _config(files, data, device, threads, must_exist=plan_path is not None)
     _use_threads(config.compute.threads)
     if progress_lines:
-        threading.Thread(target=_end_with_parent, daemon=True).start()
+        threading.Thread(target=join.end_with_parent, daemon=True).start()
     if draft_path is not None:
         join.train_without_others(
             load_draft(draft_path)[0],
@@ -291,6 +289,18 @@ def self_test_command(
 
 
 @cli.command()
+@dir_option
+def ledger(folder: Path) -> None:
+    """Say what this silo has spent of its privacy budget, run by run."""
+    from silo.policy import account_limit
+    from silo.spent import explain_spent
+
+    files = SiloFolder(folder)
+    for line in explain_spent(files, account_limit(load_policy(files))):
+        click.echo(line)
+
+
+@cli.command()
 @click.argument("checkpoint_path", metavar="CHECKPOINT", type=FilePath)
 @click.option("--count", type=click.IntRange(1, 10_000), default=64, show_default=True)
 @click.option("--columns", type=click.IntRange(1, 100), default=8, show_default=True)
@@ -366,16 +376,6 @@ def _use_threads(threads: int) -> None:
 
     if threads:
         torch.set_num_threads(threads)
-
-
-def _end_with_parent() -> None:
-    """End this process when the one that started it does, however it ends.
-
-    ``sys.stdin`` would be locked meanwhile, and Python aborts at its own end if it is.
-    """
-    while os.read(sys.stdin.fileno(), 1):
-        pass
-    os._exit(EXIT_INTERRUPTED)
 
 
 def main() -> None:

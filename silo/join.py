@@ -1,13 +1,16 @@
 """A silo's part in a run, and training alone: from its files to the end."""
 
 import hashlib
+import os
 import secrets
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 from diffusion.checkpoint import choose_device
+from protocol.command import EXIT_INTERRUPTED
 from protocol.encoding import encode, to_table
 from protocol.files import load_identity, locked
 from protocol.mechanism import calibrated
@@ -193,3 +196,13 @@ def _train_privately_alone(
         )
     finally:
         shutil.rmtree(folder)
+
+
+def end_with_parent() -> None:
+    """End this process when the one that started it does, however it ends.
+
+    ``sys.stdin`` would be locked meanwhile, and Python aborts at its own end if it is.
+    """
+    while os.read(sys.stdin.fileno(), 1):
+        pass
+    os._exit(EXIT_INTERRUPTED)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from protocol.mechanism import run_epsilon
+from protocol.noise_claim import upward
 from protocol.plan import RunPlan
 from silo.config import SiloFolder, load_toml
 from silo.errors import PolicyViolation
@@ -137,7 +138,7 @@ def _too_dear(policy: Policy, plan: RunPlan) -> list[str]:
         return []
     at = f" at delta {policy.max_delta:g}" if plan.privacy.is_private else ""
     return [
-        f"the plan's epsilon is {epsilon:.4g}{at}, this silo permits at most "
+        f"the plan's epsilon is {upward(epsilon)}{at}, this silo permits at most "
         f"{policy.max_epsilon:g}"
     ]
 

@@ -20,7 +20,7 @@ from diffusion.errors import WeightsUnavailable
 from diffusion.model import make_model
 from diffusion.parameters import make_layout, parameters_of, save_safetensors
 from diffusion.parts import SELECTIONS
-from privacy.accounting import epsilon
+from privacy.accounting import Budget, epsilon
 from protocol import records
 from protocol.envelope import Kind
 from protocol.mechanism import round_event, run_epsilon, steps_per_round
@@ -31,6 +31,7 @@ from silo.errors import DataError
 from silo.ledger import LedgerBroken
 from silo.policy import load_policy
 from silo.resources import LocalPrivacy
+from silo.spent import explain_spent, runs_spent
 from silo.training import TrainingDiverged
 from simulation.transport import open_session
 from tests.end_to_end.conftest import Harness, tiny_draft
@@ -266,6 +267,24 @@ def test_two_runs_on_the_same_images_share_one_account(harness):
     whole = round_event(first.plan).times(2 * steps_per_round(first.plan))
     assert (spent.events, spent.earlier) == ((whole,), (whole,))
     assert spent.account_epsilon == epsilon((whole, whole), DELTA) > spent.epsilon
+
+
+def test_the_operator_can_read_what_was_spent(harness):
+    first = harness(private_draft())
+    folder = first.federation.silo("silo-1")
+    (said,) = [s for s in explain_spent(folder, None) if s.startswith("Nothing")]
+    assert "no privacy ledger" in said
+    first.run()
+    again = second_run(first)
+    again.run()
+    alone = epsilon((round_event(first.plan).times(8),), DELTA)
+    both = epsilon((round_event(first.plan).times(16),), DELTA)
+    runs = runs_spent(folder)
+    assert [(run.epsilon, run.account) for run in runs] == [(alone, both)] * 2
+    said = "\n".join(explain_spent(folder, Budget(30.0, DELTA)))
+    assert said.count("8 steps, epsilon") == 2
+    assert "on some of the same data" in said
+    assert "This silo's limit: epsilon 30 at delta 0.001" in said
 
 
 def test_a_second_run_cannot_pass_the_silos_limit(harness):

@@ -6,6 +6,7 @@ import pytest
 
 from protocol.encoding import from_table
 from protocol.mechanism import run_epsilon
+from protocol.noise_claim import upward
 from protocol.settings import PrivacyConfig, ProtectionConfig
 from silo.config import SiloFolder
 from silo.errors import ConfigRejected, PolicyViolation
@@ -52,7 +53,7 @@ class TestRefusals:
         [
             (
                 {"max_epsilon": 8.0},
-                "the plan's epsilon is inf, this silo permits at most 8",
+                "the plan's epsilon is infinity, this silo permits at most 8",
             ),
             ({"min_cohort": 4}, "min_cohort is 3, this silo demands at least 4"),
             ({"max_rounds": 2}, "num_rounds is 3, this silo permits at most 2"),
@@ -94,14 +95,14 @@ class TestRefusals:
 
     def test_without_a_mechanism_nothing_is_guaranteed(self, plan):
         (found,) = refusals(Policy(max_epsilon=1e6), plan)
-        assert "the plan's epsilon is inf" in found
+        assert "the plan's epsilon is infinity" in found
         assert refusals(Policy(), plan) == []
 
     def test_a_run_dearer_than_the_limit_is_refused(self):
         plan = tiny_plan(privacy=DP_SGD)
         price = run_epsilon(plan, 1e-5)
         (found,) = refusals(Policy(max_epsilon=0.99 * price), plan)
-        assert f"the plan's epsilon is {price:.4g} at delta 1e-05" in found
+        assert f"the plan's epsilon is {upward(price)} at delta 1e-05" in found
         assert refusals(Policy(max_epsilon=1.01 * price), plan) == []
 
     def test_a_larger_delta_is_refused_and_does_not_make_a_plan_cheaper(self):
