@@ -129,7 +129,7 @@ class TestCheckPlan:
         policy.write_text("max_epsilon = 8.0\n")
         before = listing(plan.parent)
         ended = silo_command("check-plan", plan, "--approve", "--dir", "silo")
-        assert "this silo refuses the plan: the plan's epsilon is infinity" in ended.error
+        assert "refuses the plan: the plan's epsilon is infinity" in ended.error
         assert "REFUSED by this silo's policy" in ended.out
         assert listing(plan.parent) == before
 
