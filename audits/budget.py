@@ -21,7 +21,13 @@ from audits.findings import (
     warn,
 )
 from audits.noise import check_noise
-from audits.spending import spendings, spent_records, unwritten, wrong_ledger
+from audits.spending import (
+    spendings,
+    spent_records,
+    unknown_spending,
+    unwritten,
+    wrong_ledger,
+)
 from privacy.accounting import claims_agree
 from privacy.events import SampledGaussian
 from privacy.pricing import epsilon
@@ -84,16 +90,8 @@ def withhold(findings: Sequence[Finding]) -> list[Finding]:
 def _privacy(accounts: Accounts) -> list[Finding]:
     """Say what was spent, by the silo that spent most."""
     plan, spent = accounts.plan, spendings(accounts)
-    silent = [silo.name for silo in plan.silos if silo.name not in accounts.silos]
-    if not spent or silent:
-        return [
-            warn(
-                "privacy",
-                "What was spent cannot be recomputed for every silo: transcripts or "
-                "their records of spending are missing.",
-                *silent,
-            )
-        ]
+    if unknown := unknown_spending(accounts, spent):
+        return unknown
     most = max(spent, key=lambda spending: spending.epsilon)
     planned = upward(run_epsilon(plan, plan.privacy.delta))
     return [

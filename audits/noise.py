@@ -11,7 +11,13 @@ from dataclasses import asdict
 
 from audits.accounts import Account, Accounts
 from audits.findings import Finding, count, fail, passed, settle, warn
-from audits.spending import quoted_noise, spendings, unwritten, wrong_ledger
+from audits.spending import (
+    quoted_noise,
+    spendings,
+    unknown_spending,
+    unwritten,
+    wrong_ledger,
+)
 from privacy.events import NoisySum
 from privacy.pricing import epsilon, share_epsilon
 from protocol.noise_claim import (
@@ -40,16 +46,8 @@ def check_noise(accounts: Accounts) -> list[Finding]:
 def _privacy(accounts: Accounts) -> list[Finding]:
     """Say what was spent, by the silo that spent most, and warn of too much noise."""
     plan, spent = accounts.plan, spendings(accounts)
-    silent = [silo.name for silo in plan.silos if silo.name not in accounts.silos]
-    if not spent or silent:
-        return [
-            warn(
-                "privacy",
-                "What was spent cannot be recomputed for every silo: transcripts or "
-                "their records of spending are missing.",
-                *silent,
-            )
-        ]
+    if unknown := unknown_spending(accounts, spent):
+        return unknown
     most = max(spent, key=lambda spending: spending.epsilon)
     whole, share = quoted_noise(plan, most)
     said = f"{claim(plan, whole)}, the price of the whole run as planned, "

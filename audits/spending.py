@@ -1,10 +1,10 @@
 """What each silo says that it spent, and what that costs by our own reckoning."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from audits.accounts import Account, Accounts, Placed
-from audits.findings import Finding, fail
+from audits.findings import Finding, fail, warn
 from privacy.events import NoisySum, SampledGaussian
 from privacy.pricing import epsilon, share_epsilon
 from protocol.mechanism import relation_of, run_events
@@ -108,6 +108,22 @@ def quoted_noise(plan: RunPlan, most: Spending) -> tuple[float, float]:
     """
     whole, share = prices(plan, plan.privacy.delta)
     return max(whole, most.epsilon), max(share, most.share_epsilon or 0.0)
+
+
+def unknown_spending(accounts: Accounts, spent: Sequence[Spending]) -> list[Finding]:
+    """Return the warning that not every silo's spending is known, if that is so."""
+    names = (silo.name for silo in accounts.plan.silos)
+    silent = [name for name in names if name not in accounts.silos]
+    if spent and not silent:
+        return []
+    return [
+        warn(
+            "privacy",
+            "What was spent cannot be recomputed for every silo: transcripts or their "
+            "records of spending are missing.",
+            *silent,
+        )
+    ]
 
 
 def wrong_ledger(plan: RunPlan, account: Account) -> Iterator[Finding]:
