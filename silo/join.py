@@ -6,6 +6,7 @@ import secrets
 import shutil
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -184,7 +185,11 @@ def _train_privately_alone(
     name = f"local-{draft.name}-{secrets.token_hex(8)}"
     folder = files.runs / name
     folder.mkdir(parents=True, mode=0o700)
-    try:
+    with ExitStack() as opened:
+        opened.callback(shutil.rmtree, folder)
+        private = PrivateRounds(draft, digest, folder, resources)
+        opened.callback(private.close)
+        opened.callback(private.finish)
         train_alone(
             draft,
             resources.images,
@@ -192,10 +197,8 @@ def _train_privately_alone(
             device=resources.device,
             observe=resources.observe,
             initial=resources.initial,
-            private=PrivateRounds(draft, digest, folder, resources),
+            private=private,
         )
-    finally:
-        shutil.rmtree(folder)
 
 
 def end_with_parent() -> None:

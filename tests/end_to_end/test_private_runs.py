@@ -27,7 +27,9 @@ from protocol.mechanism import round_event, run_epsilon, steps_per_round
 from protocol.plan import PlanDraft, make_plan
 from protocol.settings import InitialConfig, PrivacyConfig
 from protocol.transcript import read_records
+from silo.config import load_config
 from silo.errors import DataError
+from silo.join import train_without_others
 from silo.ledger import LedgerBroken
 from silo.policy import load_policy
 from silo.resources import LocalPrivacy
@@ -285,6 +287,27 @@ def test_the_operator_can_read_what_was_spent(harness):
     assert said.count("8 steps, epsilon") == 2
     assert "on some of the same data" in said
     assert "This silo's limit: epsilon 30 at delta 0.001" in said
+
+
+def test_training_alone_that_fails_gives_back_what_it_reserved(
+    harness, monkeypatch, tmp_path
+):
+    """Steps that may have been taken stay on account; the round is not left open."""
+    run = harness(private_draft())
+    folder = run.federation.silo("silo-1")
+
+    def fail(*arguments, **options):
+        raise TrainingDiverged("the parameters are not finite")
+
+    monkeypatch.setattr(silo.private_round, "train_privately", fail)
+    with pytest.raises(TrainingDiverged):
+        train_without_others(
+            private_draft(), load_config(folder), folder, tmp_path / "m", print
+        )
+    (alone,) = runs_spent(folder)
+    assert alone.ledger.spending.open_round is None
+    assert sum(event.steps for event in alone.ledger.spending.events) == 4
+    assert not list(folder.runs.iterdir())
 
 
 def test_a_second_run_cannot_pass_the_silos_limit(harness):
