@@ -119,8 +119,11 @@ def _plan_in_brief(plan: RunPlan) -> list[list[str]]:
     )
     model = plan.model
     shape = f"{model.channels} × {model.image_size} × {model.image_size}"
+    network = f"{model.architecture} UNet for images of {shape}"
+    if model.is_central_images:
+        network = f"none: {model.dim} central images of {shape}"
     return [
-        ["Model", f"{model.architecture} UNet for images of {shape}"],
+        ["Model", network],
         ["What is federated", f"{update.selection} ({_form(update)})"],
         ["Training in a round", f"{amount} of {training.examples_per_step} examples"],
         ["Clipping norm of an update", _clipping(update)],
