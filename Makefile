@@ -33,7 +33,7 @@ bench-secagg: $(READY)
 	$(BIN)/python -m benchmarks secagg
 
 bench-privacy: $(READY)
-	$(BIN)/python -m benchmarks accounting dpsgd_speed discrete_noise \
+	$(BIN)/python -m benchmarks accounting dpsgd_speed engine_choice discrete_noise \
 		multiplicity private_federation central_images
 
 clean:

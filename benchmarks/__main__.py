@@ -14,6 +14,7 @@ BENCHMARKS = (
     "secagg_fuzz",
     "accounting",
     "dpsgd_speed",
+    "engine_choice",
     "discrete_noise",
     "multiplicity",
     "private_federation",

@@ -236,15 +236,13 @@ def default_engine(model: nn.Module, num_pixels: int, draws: int) -> GradientEng
         draws: of a unit with one image.
 
     Source:
-        ``benchmarks/results/dpsgd_speed.json``.
+        ``benchmarks/results/dpsgd_speed.json`` and ``engine_choice.json``.
     """
     parameters = list(model.parameters())
     work = sum(parameter.numel() for parameter in parameters) * num_pixels * draws
     if parameters[0].device.type != "cpu":
         return VmapEngine(MANY_UNITS)
-    if work < SMALL_WORK:
-        return VmapEngine(CPU_CHUNK_SIZE)
-    if draws >= LOOP_FROM_MULTIPLICITY:
+    if draws >= LOOP_FROM_MULTIPLICITY and work >= SMALL_WORK:
         return LoopEngine()
     return VmapEngine(CPU_CHUNK_SIZE)
 

@@ -8,11 +8,10 @@ import torch
 
 from crypto.keys import IdentityKey
 from privacy.accounting import Budget
+from silo.config import ComputeConfig
 from silo.data import ImageSet
 from silo.policy import Policy
 from silo.training import Progress
-
-CHECKPOINT_STEPS = 50
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +28,7 @@ class LocalPrivacy:
     limit: Budget | None = None
     new_ledger: bool = False
     insecure_seed: int | None = None
-    checkpoint_steps: int = CHECKPOINT_STEPS
+    checkpoint_steps: int = ComputeConfig().checkpoint_steps
 
 
 @dataclass(frozen=True, kw_only=True)
