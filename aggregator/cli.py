@@ -21,14 +21,12 @@ from protocol.files import (
     save_identity,
 )
 from protocol.noise_claim import plan_sentences
-from protocol.plan import (
-    RunPlan,
-    SiloParty,
+from protocol.plan import RunPlan, SiloParty, make_plan
+from protocol.plan_files import (
     describe,
     load_draft,
     load_plan,
     load_unsigned_plan,
-    make_plan,
     save_plan,
 )
 
@@ -262,7 +260,7 @@ def evaluate(
     from aggregator.evaluation import evaluate as measure
     from aggregator.evaluation import load_reference
     from diffusion.checkpoint import choose_device, load_checkpoint
-    from protocol.settings import EvaluationConfig
+    from protocol.aggregation_settings import EvaluationConfig
 
     if reference is None:
         raise click.UsageError("give --reference, a file of reference statistics")

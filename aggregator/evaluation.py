@@ -20,7 +20,7 @@ from diffusion.fid import (
     frechet_distance,
     load_statistics,
 )
-from protocol.settings import EvaluationConfig
+from protocol.aggregation_settings import EvaluationConfig
 
 BLOCK = 100
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from privacy.clipping import Vector
-from protocol.settings import AggregationConfig
+from protocol.aggregation_settings import AggregationConfig
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from crypto.encoding import BytesLike
 from diffusion.checkpoint import Checkpoint
 from diffusion.parameters import ParameterLayout, flatten, parameters_digest
 from privacy.errors import Overflow
-from protocol import records
+from protocol import model_records, records
 from protocol.envelope import EndReply, EndRequest, Kind, floats_to_bytes, open_envelope
 from protocol.grids import round_grid
 from protocol.plan import RunPlan
@@ -157,7 +157,7 @@ class Run:
             device=self._device,
         )
         self._transcript.append(
-            records.Evaluated(
+            model_records.Evaluated(
                 round_number=number,
                 extractor=self._reference.extractor.name,
                 extractor_digest=self._reference.extractor.digest,
@@ -279,7 +279,7 @@ class _Said:
         for entry in read_records(store.transcript) if size else ():
             if isinstance(entry.record, records.RoundClosed | records.RoundLost):
                 closed.add(entry.record.round_number)
-            elif isinstance(entry.record, records.Evaluated):
+            elif isinstance(entry.record, model_records.Evaluated):
                 evaluated.add(entry.record.round_number)
             elif isinstance(entry.record, records.SiloExcluded):
                 excluded.add(entry.record.silo)

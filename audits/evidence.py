@@ -6,7 +6,8 @@ from pathlib import Path
 
 from audits.errors import UnreadableTranscript
 from protocol.errors import PlanRejected, TranscriptBroken
-from protocol.plan import RunPlan, load_plan
+from protocol.plan import RunPlan
+from protocol.plan_files import load_plan
 from protocol.records import Opened
 from protocol.transcript import HEADS_FILE, RECORDS_FILE, read_heads, read_records
 

@@ -14,15 +14,8 @@ from audits.chain import Chain, roots_at, walk
 from audits.evidence import AGGREGATOR, Evidence, Transcript
 from audits.findings import Finding, count, fail, listing, passed, settle, warn
 from protocol.errors import TranscriptBroken
-from protocol.records import (
-    Dropped,
-    Evaluated,
-    Finished,
-    HeadSeen,
-    Opened,
-    Refused,
-    SiloHead,
-)
+from protocol.model_records import Evaluated
+from protocol.records import Dropped, Finished, HeadSeen, Opened, Refused, SiloHead
 from protocol.transcript import Head
 
 _AFTER_THE_END = (Dropped, Evaluated, Finished, HeadSeen, Refused, SiloHead)

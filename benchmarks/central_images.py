@@ -35,7 +35,9 @@ from privacy.calibration import calibrate
 from privacy.events import SampledGaussian
 from protocol.mechanism import round_event
 from protocol.plan import PlanDraft
-from protocol.settings import PrivacyConfig, TrainingConfig, UpdateConfig
+from protocol.privacy_settings import PrivacyConfig
+from protocol.settings import TrainingConfig
+from protocol.update_settings import UpdateConfig
 from silo.central_images import release_central_images
 from silo.data import ImageSet
 from silo.per_example import VmapEngine

@@ -49,14 +49,11 @@ from diffusion.parameters import (
     save_safetensors,
 )
 from diffusion.schedule import make_schedule
+from protocol.aggregation_settings import AggregationConfig, EvaluationConfig
 from protocol.mechanism import calibrated, run_epsilon
 from protocol.plan import PlanDraft
-from protocol.settings import (
-    AggregationConfig,
-    EvaluationConfig,
-    PrivacyConfig,
-    TrainingConfig,
-)
+from protocol.privacy_settings import PrivacyConfig
+from protocol.settings import TrainingConfig
 from silo.config import DataConfig
 from silo.data import ImageSet, load_images
 from silo.private_training import train_privately

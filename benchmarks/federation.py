@@ -23,8 +23,10 @@ from pathlib import Path
 from aggregator.config import AggregatorFolder
 from aggregator.state import shared_layout
 from benchmarks.results_file import DATA, ROOT, Row, row, save
-from protocol.plan import RunPlan, load_plan
-from protocol.records import Evaluated, Record, RoundOpened, Traffic
+from protocol.model_records import Evaluated
+from protocol.plan import RunPlan
+from protocol.plan_files import load_plan
+from protocol.records import Record, RoundOpened, Traffic
 from protocol.transcript import read_records
 
 FASHION = DATA / "fashion_mnist" / "fashion_mnist.npz"

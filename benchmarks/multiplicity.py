@@ -33,13 +33,10 @@ from diffusion.config import SamplerConfig, ScheduleConfig, UNetConfig
 from diffusion.loss import denoising_loss
 from diffusion.model import make_model
 from diffusion.schedule import Schedule, make_schedule
+from protocol.aggregation_settings import AggregationConfig, EvaluationConfig
 from protocol.plan import PlanDraft
-from protocol.settings import (
-    AggregationConfig,
-    EvaluationConfig,
-    PrivacyConfig,
-    TrainingConfig,
-)
+from protocol.privacy_settings import PrivacyConfig
+from protocol.settings import TrainingConfig
 from silo.config import DataConfig
 from silo.data import load_images
 from silo.dpsgd import PrivateOptimizer

@@ -43,9 +43,10 @@ from benchmarks.results_file import ROOT
 from diffusion.checkpoint import Checkpoint, load_checkpoint
 from diffusion.images import save_grid
 from protocol.encoding import to_table
-from protocol.plan import PlanDraft, RunPlan, load_draft, load_plan
+from protocol.plan import PlanDraft, RunPlan
+from protocol.plan_files import load_draft, load_plan
+from protocol.privacy_settings import PrivacyConfig
 from protocol.records import PrivacySpent
-from protocol.settings import PrivacyConfig
 from protocol.transcript import read_records
 
 EXAMPLE = ROOT / "examples" / "private_digits.toml"

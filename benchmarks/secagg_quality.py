@@ -41,7 +41,8 @@ from privacy.grids import Grid, even_range, next_clipping_norm, next_ranges
 from privacy.quantization import Quantizer, dequantize_sum
 from privacy.rotation import padded_length, rotate, rotate_back
 from protocol.plan import PlanDraft
-from protocol.settings import TrainingConfig, UpdateConfig
+from protocol.settings import TrainingConfig
+from protocol.update_settings import UpdateConfig
 from silo.data import ImageSet
 from silo.training import TrainingState, train
 

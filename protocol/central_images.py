@@ -9,8 +9,9 @@ import math
 from typing import Protocol
 
 from diffusion.config import UNetConfig
+from protocol.aggregation_settings import AggregationConfig
 from protocol.mechanism import HasReleases
-from protocol.settings import AggregationConfig, require
+from protocol.settings import require
 
 
 class HasModel(HasReleases, Protocol):

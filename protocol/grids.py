@@ -40,7 +40,7 @@ from privacy.grids import (
 from protocol import noise_plan
 from protocol.errors import EnvelopeRejected
 from protocol.plan import RunPlan
-from protocol.settings import MIN_CLIPPING_NORM
+from protocol.update_settings import MIN_CLIPPING_NORM
 
 Numbers = npt.NDArray[np.float32]
 

@@ -12,13 +12,10 @@ from typing import Protocol, cast
 from privacy.errors import Uncalibrated
 from privacy.events import Event, SampledGaussian
 from protocol import noise_plan
-from protocol.settings import (
-    EvaluationConfig,
-    InitialConfig,
-    PrivacyConfig,
-    TrainingConfig,
-    UpdateConfig,
-)
+from protocol.aggregation_settings import EvaluationConfig
+from protocol.privacy_settings import PrivacyConfig
+from protocol.settings import InitialConfig, TrainingConfig
+from protocol.update_settings import UpdateConfig
 
 RATE_ROUNDING = 1e-12
 """A sample rate such as 1/3 is no exact number: three epochs of it are nine steps."""

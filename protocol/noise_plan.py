@@ -23,13 +23,9 @@ from privacy.errors import Overflow, Uncalibrated
 from privacy.events import NoisySum
 from privacy.grids import Grid
 from privacy.noise import check_noisy_headroom, sampler_bound
-from protocol.settings import (
-    PrivacyConfig,
-    ProtectionConfig,
-    TrainingConfig,
-    UpdateConfig,
-    require,
-)
+from protocol.privacy_settings import PrivacyConfig
+from protocol.settings import TrainingConfig, require
+from protocol.update_settings import ProtectionConfig, UpdateConfig
 
 FIELD_BITS = 32
 """The width of a noisy field, in every round."""

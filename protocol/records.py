@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal, TypeAlias, get_args
 
 from privacy.events import Event, NoisySum, SampledGaussian
+from protocol.model_records import Evaluated
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,27 +214,6 @@ class Traffic:
     sent_bytes: int
     received_bytes: int
     vector_bytes: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Evaluated:
-    """A Fréchet distance of samples of the global model.
-
-    ``extractor`` is its name and ``extractor_digest`` the SHA-256 of its weights;
-    ``reference`` the digest of the reference statistics, over ``reference_count``
-    images; ``class_shares`` the shares of the extractor's classes among the samples,
-    where it has classes.
-    """
-
-    kind: ClassVar[str] = "evaluated"
-    round_number: int
-    extractor: str
-    extractor_digest: str
-    reference: str
-    reference_count: int
-    num_samples: int
-    frechet_distance: float
-    class_shares: tuple[float, ...]
 
 
 @dataclass(frozen=True, kw_only=True)

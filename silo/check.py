@@ -7,7 +7,7 @@ from diffusion.config import UNetConfig
 from protocol.mechanism import not_covered, run_epsilon, steps_per_round
 from protocol.noise_claim import plan_sentences, upward
 from protocol.plan import RunPlan
-from protocol.settings import UpdateConfig
+from protocol.update_settings import UpdateConfig
 from silo.policy import Policy, refusals
 
 

@@ -16,7 +16,8 @@ from protocol.command import (
     set_up_logging,
 )
 from protocol.files import load_identity, save_bytes, save_identity
-from protocol.plan import PlanDraft, load_draft, load_plan
+from protocol.plan import PlanDraft
+from protocol.plan_files import load_draft, load_plan
 from silo.config import (
     DEFAULT_CONFIG,
     ComputeConfig,

@@ -14,7 +14,8 @@ from diffusion.parameters import make_layout
 from diffusion.parts import SELECTIONS, DenoisingNetwork
 from protocol.mechanism import calibrated
 from protocol.plan import PlanDraft
-from protocol.settings import PrivacyConfig, TrainingConfig
+from protocol.privacy_settings import PrivacyConfig
+from protocol.settings import TrainingConfig
 from silo.data import ImageSet
 from silo.dpsgd import check_independence, validate
 from silo.errors import ConfigRejected

@@ -26,15 +26,11 @@ the aggregator asked for in between.
 """
 
 import logging
-from collections.abc import Mapping
 from contextlib import ExitStack
 
 from crypto.encoding import BytesLike
-from crypto.errors import CryptoError
 from crypto.frame import AGGREGATOR, Header, read_header
 from crypto.frame import Kind as SecAggKind
-from diffusion.errors import DiffusionError
-from privacy.errors import BudgetExceeded, NotFinite, PrivacyError
 from protocol.envelope import (
     EndReply,
     EndRequest,
@@ -45,66 +41,20 @@ from protocol.envelope import (
     make_envelope,
     open_envelope,
 )
-from protocol.errors import KeyFileRejected, ProtocolError
 from protocol.plan import RunPlan
-from silo.errors import DataError, PolicyViolation, SiloError, StateBroken
+from silo.errors import PolicyViolation
 from silo.evidence import Evidence
-from silo.ledger import LedgerBroken
 from silo.noisy_round import NoisyRounds
-from silo.overlap import AccountRefused
-from silo.partial import CheckpointOutdated
 from silo.policy import check_plan
 from silo.private_round import PrivateRounds
+from silo.refusals import LocalTrouble, Refusable
 from silo.resources import LocalResources
 from silo.secure_upload import SecureUpload
+from silo.stages import IN_SLOT, OUTSIDE_ROUNDS, STAGES, WITHOUT_MASKS
 from silo.store import RunStore
 from silo.trainer import RoundTrainer
-from silo.training import TrainingDiverged
 
 logger = logging.getLogger(__name__)
-
-STAGES: Mapping[int, str] = {
-    Kind.OPEN_SETUP: "setup",
-    SecAggKind.KEYS: "shares",
-    SecAggKind.ENVELOPES: "envelopes",
-    Kind.ROUND: "ready",
-    SecAggKind.ACTIVE: "masked",
-    SecAggKind.SURVIVORS: "confirm",
-    SecAggKind.CONFIRMS: "reveal",
-    Kind.END: "end",
-}
-"""What a silo may be asked, and the name of the stage."""
-
-OUTSIDE_ROUNDS = ("setup", "shares", "envelopes", "end")
-"""Stages that belong to no round; their records carry round 0."""
-
-IN_SLOT = ("masked", "confirm", "reveal")
-"""Stages that belong to the round of the latest slot."""
-
-WITHOUT_MASKS = ("ready", "end")
-"""The only stages of a run whose updates leave in the clear."""
-
-Refusable = (
-    CryptoError,
-    ProtocolError,
-    PrivacyError,
-    DiffusionError,
-    SiloError,
-)
-
-LocalTrouble = (
-    AccountRefused,
-    CheckpointOutdated,
-    DataError,
-    LedgerBroken,
-    StateBroken,
-    KeyFileRejected,
-    TrainingDiverged,
-    NotFinite,
-    BudgetExceeded,
-)
-"""Errors whose text names this silo's files, its limits, or depends on its data: it is
-for the operator alone."""
 
 
 class SiloSession:

@@ -12,7 +12,7 @@ from aggregator.errors import AggregatorError
 from audits.findings import Severity
 from diffusion.errors import DiffusionError
 from protocol.command import reporting_errors, set_up_logging
-from protocol.plan import load_draft
+from protocol.plan_files import load_draft
 from silo.errors import SiloError
 from simulation.deal import deal
 from simulation.display import table

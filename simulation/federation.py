@@ -23,7 +23,8 @@ from aggregator.state import with_num_values
 from crypto.keys import IdentityKey
 from protocol.encoding import to_table
 from protocol.files import save_bytes, save_identity, whole_folder
-from protocol.plan import PlanDraft, RunPlan, SiloParty, load_plan, make_plan, save_plan
+from protocol.plan import PlanDraft, RunPlan, SiloParty, make_plan
+from protocol.plan_files import load_plan, save_plan
 from silo.config import ComputeConfig, DataConfig, SiloConfig, SiloFolder
 from silo.data import ImageSet
 from silo.policy import Policy

@@ -19,8 +19,9 @@ from diffusion.checkpoint import Checkpoint, choose_device, load_checkpoint
 from diffusion.images import save_grid
 from diffusion.warm_up import central_images_of
 from protocol.files import load_identity, locked
+from protocol.model_records import Evaluated
 from protocol.plan import RunPlan
-from protocol.records import Evaluated, Traffic
+from protocol.records import Traffic
 from protocol.transcript import read_records
 from protocol.transport import Transport
 from silo.data import ImageSet

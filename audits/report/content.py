@@ -15,12 +15,12 @@ from audits.report.privacy import privacy_table
 from audits.report.samples import Samples
 from audits.report.verdict import headline, not_covered, sentences
 from audits.sums import least_survivors
+from protocol.model_records import Evaluated
 from protocol.plan import RunPlan
 from protocol.records import (
     Cohort,
     Confirmed,
     Dropped,
-    Evaluated,
     Finished,
     Masked,
     RoundClosed,
@@ -28,7 +28,7 @@ from protocol.records import (
     RoundOpened,
     Survivors,
 )
-from protocol.settings import UpdateConfig
+from protocol.update_settings import UpdateConfig
 from protocol.version import SOFTWARE
 
 Table = dict[str, Any]

@@ -16,9 +16,10 @@ from privacy.clipping import clip
 from privacy.errors import Overflow
 from privacy.quantization import Quantizer
 from privacy.rotation import rotate
+from protocol.aggregation_settings import AggregationConfig
 from protocol.grids import round_grid, sign_seed
 from protocol.plan import RunPlan, SiloParty, make_plan
-from protocol.settings import AggregationConfig, ProtectionConfig, UpdateConfig
+from protocol.update_settings import ProtectionConfig, UpdateConfig
 from tests.end_to_end.conftest import tiny_draft
 
 

@@ -15,7 +15,7 @@ from diffusion.features import load_fd_small_digits
 from diffusion.fid import empty_statistics, save_statistics
 from diffusion.model import make_model
 from diffusion.parameters import parameters_of
-from protocol.settings import EvaluationConfig
+from protocol.aggregation_settings import EvaluationConfig
 
 MODEL = UNetConfig(
     architecture="residual", dim=4, channels=1, dim_mults=(1, 2), image_size=8

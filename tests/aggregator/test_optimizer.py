@@ -13,8 +13,8 @@ from aggregator.optimizer import first_moments, step
 from aggregator.state import initial_state, shared_layout
 from crypto.ring import pack
 from privacy.noise import sampler_bound
+from protocol.aggregation_settings import AggregationConfig
 from protocol.grids import first_numbers, round_grid
-from protocol.settings import AggregationConfig
 from tests.aggregator.test_averaging import make
 from tests.end_to_end.conftest import equal_parameters
 from tests.protocol.test_noise_plan import RECORD, planned

@@ -14,9 +14,12 @@ from pathlib import Path
 from crypto.keys import IdentityKey
 from diffusion.config import UNetConfig
 from protocol import records as r
-from protocol.plan import PlanDraft, RunPlan, SiloParty, make_plan, save_plan
-from protocol.settings import EvaluationConfig, ProtectionConfig, TrainingConfig
+from protocol.aggregation_settings import EvaluationConfig
+from protocol.plan import PlanDraft, RunPlan, SiloParty, make_plan
+from protocol.plan_files import save_plan
+from protocol.settings import TrainingConfig
 from protocol.transcript import Head, TranscriptWriter
+from protocol.update_settings import ProtectionConfig
 
 SILOS = ("amsterdam", "basel", "cork")
 AGGREGATOR = "aggregator"

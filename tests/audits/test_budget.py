@@ -18,7 +18,8 @@ from audits.report.privacy import ceiling
 from privacy.accounting import delta_for, epsilon
 from privacy.events import SampledGaussian
 from protocol import records as r
-from protocol.settings import InitialConfig, PrivacyConfig
+from protocol.privacy_settings import PrivacyConfig
+from protocol.settings import InitialConfig
 from tests.audits.evidence_builder import (
     AGGREGATOR,
     SILOS,

@@ -19,14 +19,12 @@ from crypto.keys import IdentityKey
 from diffusion.config import UNetConfig
 from privacy.pricing import epsilon, share_epsilon
 from protocol import records as r
+from protocol.aggregation_settings import EvaluationConfig
 from protocol.noise_plan import round_noise
 from protocol.plan import PlanDraft, RunPlan, SiloParty, make_plan
-from protocol.settings import (
-    EvaluationConfig,
-    PrivacyConfig,
-    TrainingConfig,
-    UpdateConfig,
-)
+from protocol.privacy_settings import PrivacyConfig
+from protocol.settings import TrainingConfig
+from protocol.update_settings import UpdateConfig
 from tests.audits.evidence_builder import (
     AGGREGATOR,
     Edit,

@@ -16,7 +16,7 @@ from audits.report.samples import MAX_SAMPLES_BYTES, load_samples
 from audits.report.units import format_bytes, format_share
 from protocol import records as r
 from protocol.encoding import decode
-from protocol.settings import ProtectionConfig
+from protocol.update_settings import ProtectionConfig
 from tests.audits.evidence_builder import (
     AGGREGATOR,
     Script,

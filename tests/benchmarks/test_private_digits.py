@@ -10,7 +10,7 @@ from benchmarks import private_digits, results_file
 from benchmarks.multiplicity import RECIPE
 from benchmarks.private_digits import Results, digits, half_width, train_alone
 from benchmarks.private_federation import EXAMPLE
-from protocol.plan import load_draft
+from protocol.plan_files import load_draft
 from simulation.settings import load_settings
 
 

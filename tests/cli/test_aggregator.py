@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from crypto.keys import IdentityKey
-from protocol.plan import load_plan
+from protocol.plan_files import load_plan
 from tests.cli.conftest import run, write_draft
 
 

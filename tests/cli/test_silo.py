@@ -20,7 +20,8 @@ from diffusion.fid import load_statistics
 from protocol.command import EXIT_FAILED
 from protocol.encoding import from_table
 from protocol.files import load_identity, parse_key, save_identity
-from protocol.plan import SiloParty, load_draft, load_plan, make_plan, save_plan
+from protocol.plan import SiloParty, make_plan
+from protocol.plan_files import load_draft, load_plan, save_plan
 from protocol.transport import LocalSockets
 from silo.cli import cli, main
 from silo.config import DEFAULT_CONFIG, SiloConfig, SiloFolder, load_config

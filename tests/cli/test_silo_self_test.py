@@ -9,7 +9,8 @@ import pytest
 import silo.self_test
 from crypto.keys import IdentityKey
 from protocol.command import EXIT_FAILED
-from protocol.plan import SiloParty, load_draft, make_plan, save_plan
+from protocol.plan import SiloParty, make_plan
+from protocol.plan_files import load_draft, save_plan
 from silo.self_test_subject import CheckResult
 from tests.cli.test_silo import silo_command
 from tests.silo.conftest import (

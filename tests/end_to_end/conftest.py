@@ -16,7 +16,8 @@ from crypto.frame import Kind, read_header
 from diffusion.config import UNetConfig
 from protocol.files import load_identity
 from protocol.plan import PlanDraft, RunPlan
-from protocol.settings import ProtectionConfig, TrainingConfig, UpdateConfig
+from protocol.settings import TrainingConfig
+from protocol.update_settings import ProtectionConfig, UpdateConfig
 from silo.session import SiloSession
 from simulation.federation import Federation, make_federation
 from simulation.settings import SimulationConfig

@@ -33,14 +33,12 @@ from privacy.accounting import epsilon
 from protocol import records
 from protocol.encoding import to_table
 from protocol.mechanism import round_event
-from protocol.plan import PlanDraft, load_draft, make_plan
-from protocol.settings import (
-    InitialConfig,
-    PrivacyConfig,
-    TrainingConfig,
-    UpdateConfig,
-)
+from protocol.plan import PlanDraft, make_plan
+from protocol.plan_files import load_draft
+from protocol.privacy_settings import PrivacyConfig
+from protocol.settings import InitialConfig, TrainingConfig
 from protocol.transcript import read_records
+from protocol.update_settings import UpdateConfig
 from silo.config import load_config
 from silo.data import load_images
 from silo.randomness import PrivateRandom

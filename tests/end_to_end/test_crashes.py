@@ -23,7 +23,7 @@ from audits.evidence import load_evidence
 from audits.findings import Severity
 from crypto.frame import Kind as SecAggKind
 from protocol.envelope import Kind
-from protocol.settings import UpdateConfig
+from protocol.update_settings import UpdateConfig
 from simulation.federation import Federation
 from tests.end_to_end.conftest import (
     Crash,

@@ -22,8 +22,8 @@ from protocol.records import (
     SiloExcluded,
     Summed,
 )
-from protocol.settings import ProtectionConfig
 from protocol.transcript import read_records
+from protocol.update_settings import ProtectionConfig
 from silo.session import SiloSession
 from tests.end_to_end.conftest import (
     Crash,

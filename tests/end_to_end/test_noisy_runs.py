@@ -15,15 +15,13 @@ from crypto.ring import unpack_blocks
 from privacy.noise import sampler_bound
 from privacy.pricing import epsilon
 from protocol import records
+from protocol.aggregation_settings import AggregationConfig
 from protocol.noise_plan import round_noise
 from protocol.plan import PlanDraft, make_plan
-from protocol.settings import (
-    AggregationConfig,
-    PrivacyConfig,
-    TrainingConfig,
-    UpdateConfig,
-)
+from protocol.privacy_settings import PrivacyConfig
+from protocol.settings import TrainingConfig
 from protocol.transcript import read_records
+from protocol.update_settings import UpdateConfig
 from silo.errors import SiloError
 from tests.distributions import accepts, discrete_gaussian, rejects
 from tests.end_to_end.conftest import Crash, Harness, tiny_draft

@@ -25,7 +25,8 @@ from protocol import records
 from protocol.envelope import Kind
 from protocol.mechanism import round_event, run_epsilon, steps_per_round
 from protocol.plan import PlanDraft, make_plan
-from protocol.settings import InitialConfig, PrivacyConfig
+from protocol.privacy_settings import PrivacyConfig
+from protocol.settings import InitialConfig
 from protocol.transcript import read_records
 from silo.config import load_config
 from silo.errors import DataError

@@ -14,8 +14,8 @@ from aggregator.state import RoundState, shared_layout
 from crypto.ring import pack
 from privacy.clipping import norm
 from protocol.records import RoundLost
-from protocol.settings import ProtectionConfig, UpdateConfig
 from protocol.transcript import read_records
+from protocol.update_settings import ProtectionConfig, UpdateConfig
 from simulation.federation import make_federation
 from simulation.settings import SimulationConfig
 from tests.end_to_end.conftest import Harness, equal_parameters, tiny_draft

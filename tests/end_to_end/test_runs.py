@@ -24,8 +24,9 @@ from diffusion.parameters import load_safetensors
 from protocol.envelope import Kind
 from protocol.plan import SiloParty
 from protocol.records import Dropped, Revealed, RoundLost, Traffic
-from protocol.settings import ProtectionConfig, TrainingConfig, UpdateConfig
+from protocol.settings import TrainingConfig
 from protocol.transcript import read_records
+from protocol.update_settings import ProtectionConfig, UpdateConfig
 from tests.end_to_end.conftest import Harness, equal_parameters, tiny_draft
 
 Make = Callable[..., Harness]

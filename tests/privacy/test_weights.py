@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 
 from privacy.errors import Overflow
 from privacy.weights import total_weight
-from protocol.settings import MAX_SILOS, MAX_WEIGHT
+from protocol.settings import MAX_SILOS
+from protocol.update_settings import MAX_WEIGHT
 
 
 @given(st.integers(1, 2**32), st.data())

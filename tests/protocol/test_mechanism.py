@@ -16,7 +16,7 @@ from protocol.mechanism import (
     steps_per_round,
 )
 from protocol.plan import PlanDraft, SiloParty, make_plan
-from protocol.settings import PrivacyConfig
+from protocol.privacy_settings import PrivacyConfig
 from tests.protocol.examples import AGGREGATOR_IDENTITY, IDENTITIES, draft_table
 
 DP_SGD = {

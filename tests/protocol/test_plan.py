@@ -11,16 +11,13 @@ from hypothesis import strategies as st
 from crypto.secagg.config import SecAggConfig
 from protocol.encoding import from_table, to_table
 from protocol.errors import PlanRejected
-from protocol.plan import (
+from protocol.plan import PlanDraft, RunPlan, SiloParty, make_plan
+from protocol.plan_files import (
     MAX_PLAN_BYTES,
-    PlanDraft,
-    RunPlan,
-    SiloParty,
     describe,
     load_draft,
     load_plan,
     load_unsigned_plan,
-    make_plan,
     save_plan,
 )
 from tests.protocol.examples import (

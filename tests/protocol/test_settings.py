@@ -5,17 +5,14 @@ import pytest
 
 from crypto.ring import FIELD_BITS, WORD_BITS
 from crypto.secagg.config import SecAggConfig
-from protocol.settings import (
+from protocol.aggregation_settings import AggregationConfig, EvaluationConfig
+from protocol.settings import MAX_SILOS, DeadlineConfig, TrainingConfig
+from protocol.update_settings import (
     MAX_CLIPPING_NORM,
-    MAX_SILOS,
     MAX_VALUE_BITS,
     MAX_WEIGHT,
     MIN_CLIPPING_NORM,
-    AggregationConfig,
-    DeadlineConfig,
-    EvaluationConfig,
     ProtectionConfig,
-    TrainingConfig,
     UpdateConfig,
 )
 

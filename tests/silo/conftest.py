@@ -34,8 +34,9 @@ from protocol.envelope import (
 )
 from protocol.grids import first_numbers
 from protocol.plan import PlanDraft, RunPlan, SiloParty, make_plan
-from protocol.settings import ProtectionConfig, TrainingConfig
+from protocol.settings import TrainingConfig
 from protocol.transcript import TranscriptWriter, read_records
+from protocol.update_settings import ProtectionConfig
 from silo.data import ImageSet
 from silo.policy import Policy
 from silo.resources import LocalResources

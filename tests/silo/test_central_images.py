@@ -10,16 +10,12 @@ import torch
 import silo.central_images
 from diffusion.config import UNetConfig
 from diffusion.model import make_model
+from protocol.aggregation_settings import AggregationConfig, EvaluationConfig
 from protocol.central_images import expected_norm
-from protocol.plan import load_draft
-from protocol.settings import (
-    AggregationConfig,
-    EvaluationConfig,
-    InitialConfig,
-    PrivacyConfig,
-    TrainingConfig,
-    UpdateConfig,
-)
+from protocol.plan_files import load_draft
+from protocol.privacy_settings import PrivacyConfig
+from protocol.settings import InitialConfig, TrainingConfig
+from protocol.update_settings import UpdateConfig
 from silo.central_images import clipped, release_central_images
 from silo.data import ImageSet
 from silo.errors import DataError

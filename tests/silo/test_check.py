@@ -2,7 +2,7 @@ import pytest
 
 from diffusion.model import make_model
 from protocol import records
-from protocol.settings import ProtectionConfig, UpdateConfig
+from protocol.update_settings import ProtectionConfig, UpdateConfig
 from silo.check import count_parameters, explain, what_would_leave
 from silo.policy import Policy, refusals
 from tests.protocol.examples import with_change

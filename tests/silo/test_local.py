@@ -7,7 +7,7 @@ from diffusion.checkpoint import load_checkpoint
 from diffusion.model import make_model
 from diffusion.parameters import parameters_of
 from diffusion.schedule import make_schedule
-from protocol.settings import AggregationConfig
+from protocol.aggregation_settings import AggregationConfig
 from silo.data import ImageSet
 from silo.errors import DataError
 from silo.local import train_alone

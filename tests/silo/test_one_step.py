@@ -13,7 +13,9 @@ from diffusion.parts import SELECTIONS
 from diffusion.schedule import make_schedule
 from privacy.clipping import norm
 from protocol.noise_plan import gradient_step
-from protocol.settings import PrivacyConfig, TrainingConfig, UpdateConfig
+from protocol.privacy_settings import PrivacyConfig
+from protocol.settings import TrainingConfig
+from protocol.update_settings import UpdateConfig
 from silo.data import ImageSet
 from silo.one_step import add_clipped, gradient_sum
 from silo.randomness import PrivateRandom

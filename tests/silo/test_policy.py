@@ -7,7 +7,8 @@ import pytest
 from protocol.encoding import from_table
 from protocol.mechanism import run_epsilon
 from protocol.noise_claim import upward
-from protocol.settings import PrivacyConfig, ProtectionConfig
+from protocol.privacy_settings import PrivacyConfig
+from protocol.update_settings import ProtectionConfig
 from silo.config import SiloFolder
 from silo.errors import ConfigRejected, PolicyViolation
 from silo.policy import (

@@ -11,7 +11,8 @@ from diffusion.loss import denoising_loss
 from diffusion.model import make_model
 from diffusion.parameters import parameters_of
 from diffusion.schedule import make_schedule
-from protocol.settings import PrivacyConfig, TrainingConfig
+from protocol.privacy_settings import PrivacyConfig
+from protocol.settings import TrainingConfig
 from silo.data import ImageSet
 from silo.dpsgd import NotPrivate
 from silo.errors import DataError

@@ -11,7 +11,8 @@ import silo.run_checks
 import silo.self_test_subject
 from diffusion.model import make_model
 from diffusion.schedule import make_schedule
-from protocol.settings import PrivacyConfig, TrainingConfig
+from protocol.privacy_settings import PrivacyConfig
+from protocol.settings import TrainingConfig
 from silo.account import PrivacyAccount
 from silo.data import ImageSet
 from silo.dpsgd import NoisedSteps, NotPrivate, PrivateOptimizer

@@ -15,8 +15,8 @@ from crypto.secagg.parts import whole
 from protocol import records
 from protocol.envelope import EndReply, Kind, floats_to_bytes, open_envelope
 from protocol.errors import TranscriptBroken
-from protocol.settings import ProtectionConfig
 from protocol.transcript import TranscriptWriter, read_heads
+from protocol.update_settings import ProtectionConfig
 from silo.errors import PolicyViolation, StateBroken
 from silo.policy import Policy
 from tests.silo.conftest import STAGES, Federation, make_identities, tiny_plan

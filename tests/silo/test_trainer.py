@@ -11,8 +11,8 @@ from diffusion.model import make_model
 from diffusion.parameters import flatten, parameters_digest, parameters_of, unflatten
 from protocol.envelope import RoundRequest, floats_to_bytes
 from protocol.errors import EnvelopeRejected
-from protocol.settings import UpdateConfig
 from protocol.transcript import Head
+from protocol.update_settings import UpdateConfig
 from silo.errors import DataError, PolicyViolation
 from silo.store import RunStore
 from silo.trainer import RoundTrainer

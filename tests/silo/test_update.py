@@ -12,7 +12,7 @@ from privacy.errors import NotFinite, Overflow
 from privacy.quantization import dequantize_sum
 from privacy.rotation import rotate
 from protocol.grids import first_numbers, next_numbers, round_grid, sign_seed
-from protocol.settings import UpdateConfig
+from protocol.update_settings import UpdateConfig
 from silo.errors import DataError
 from silo.update import check_weight, make_update
 from tests.silo.conftest import shared_layout, tiny_plan

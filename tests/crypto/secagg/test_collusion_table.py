@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from crypto.secagg.config import SecAggConfig
-from protocol.settings import ProtectionConfig
+from protocol.update_settings import ProtectionConfig
 
 PAGE = Path(__file__).parents[3] / "docs" / "threat-model.md"
 

@@ -1,0 +1,28 @@
+"""Records about the model itself: how good it is, and what was done to it.
+
+The rules of ``protocol.records`` hold here, too; all kinds are gathered there.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluated:
+    """A Fréchet distance of samples of the global model.
+
+    ``extractor`` is its name and ``extractor_digest`` the SHA-256 of its weights;
+    ``reference`` the digest of the reference statistics, over ``reference_count``
+    images; ``class_shares`` the shares of the extractor's classes among the samples,
+    where it has classes.
+    """
+
+    kind: ClassVar[str] = "evaluated"
+    round_number: int
+    extractor: str
+    extractor_digest: str
+    reference: str
+    reference_count: int
+    num_samples: int
+    frechet_distance: float
+    class_shares: tuple[float, ...]

@@ -1,0 +1,157 @@
+"""Sections of a plan: what leaves a silo, and how it is hidden from the aggregator."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from crypto.ring import field_bits_for
+from crypto.secagg.config import SecAggConfig
+from privacy.rotation import padded_length
+from protocol.settings import require
+
+FIRST_ROUND_FIELD_BITS = 32
+"""Width of a packed field in a run's first round, when no mean update is known yet and
+no rotation makes do without one."""
+
+
+MAX_VALUE_BITS = 24
+"""Most bits a quantised value may have; beyond, float32 updates have none to give."""
+
+
+MIN_CLIPPING_NORM = 1e-9
+
+
+MAX_CLIPPING_NORM = 1e9
+"""Within these bounds the clip and the grid stay clear of float32's limits."""
+
+
+MAX_WEIGHT = 1 << 32
+"""The largest ``max_weight`` of secret weights."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpdateConfig:
+    """What leaves a silo, and in which form.
+
+    ``selection`` names the parts of the UNet that are federated (FedDiffuse).
+
+    ``clipping_norm`` bounds the L2 norm of the update; with ``clipping``
+    "previous-mean" the bound of a round is three times the norm of the mean update
+    before it, if that is less. ``value_bits`` are the bits of one quantised value.
+    ``rotation`` spreads an update evenly over its values before it is quantised.
+    ``rounding`` is stochastic with dither from the operating system, or nearest for
+    comparisons of runs.
+
+    ``weights`` are equal, or the numbers declared for the silos in the plan, or secret:
+    each silo's number of examples, up to ``max_weight``, of which the aggregator learns
+    the sum alone.
+    """
+
+    selection: Literal["full", "ulatdec", "udec"] = "full"
+    clipping_norm: float = 5.0
+    clipping: Literal["fixed", "previous-mean"] = "fixed"
+    value_bits: int = 16
+    rotation: bool = False
+    rounding: Literal["stochastic", "nearest"] = "stochastic"
+    weights: Literal["equal", "declared", "secret"] = "equal"
+    max_weight: int = 0
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        require(
+            MIN_CLIPPING_NORM <= self.clipping_norm <= MAX_CLIPPING_NORM,
+            f"clipping_norm: must be {MIN_CLIPPING_NORM} to {MAX_CLIPPING_NORM}, "
+            f"is {self.clipping_norm}",
+        )
+        require(
+            2 <= self.value_bits <= MAX_VALUE_BITS,
+            f"value_bits: must be 2 to {MAX_VALUE_BITS}, is {self.value_bits}",
+        )
+        if self.weights == "secret":
+            require(
+                1 <= self.max_weight <= MAX_WEIGHT,
+                f'max_weight: must be 1 to {MAX_WEIGHT:,} with weights "secret": the '
+                f"most examples that a silo may have; is {self.max_weight}",
+            )
+        else:
+            require(
+                self.max_weight == 0,
+                f'max_weight: belongs to weights "secret", not "{self.weights}"',
+            )
+
+    def is_wide(self, round_number: int) -> bool:
+        """Return whether a round has wide fields: it is the first, without rotation."""
+        return round_number == 1 and not self.rotation
+
+    def field_bits(self, round_number: int, num_silos: int) -> int:
+        """Return the bits that one packed value occupies in a round."""
+        if self.is_wide(round_number):
+            return FIRST_ROUND_FIELD_BITS
+        return field_bits_for(self.value_bits, num_silos)
+
+    def value_bits_in(self, round_number: int, num_silos: int) -> int:
+        """Return the bits of one value in a round; wide fields use all they have."""
+        if self.is_wide(round_number):
+            return FIRST_ROUND_FIELD_BITS - (num_silos - 1).bit_length()
+        return self.value_bits
+
+    def num_values(self, num_parameters: int) -> int:
+        """Return the length of the vector of so many parameters, with its padding."""
+        return padded_length(num_parameters) if self.rotation else num_parameters
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProtectionConfig:
+    """How updates are hidden from the aggregator.
+
+    ``threshold`` silos can reconstruct the masks of those that are lost; ``min_cohort``
+    is the smallest number of silos in a sum; ``max_colluding`` the number of silos that
+    may collude with the aggregator; ``slots_per_setup`` the number of vectors that one
+    key exchange serves. A threshold of 0 means two thirds of the silos plus one, or
+    what ``max_colluding`` demands if that is more.
+    """
+
+    method: Literal["mask", "none"] = "mask"
+    threshold: int = 0
+    min_cohort: int = 3
+    max_colluding: int = 1
+    trust: Literal["malicious", "semi-honest"] = "malicious"
+    slots_per_setup: int = 16
+
+    def __post_init__(self) -> None:
+        """Check the ranges that do not depend on the silos."""
+        require(self.threshold >= 0, "threshold: must not be negative")
+        require(self.min_cohort >= 2, "min_cohort: must be at least 2")
+        require(self.max_colluding >= 0, "max_colluding: must not be negative")
+        require(1 <= self.slots_per_setup <= 64, "slots_per_setup: must be 1 to 64")
+
+    def threshold_for(self, num_silos: int) -> int:
+        """Return the threshold for a number of silos, the default filled in."""
+        if self.threshold:
+            return self.threshold
+        demanded = (num_silos + self.max_colluding) // 2 + 1
+        return min(num_silos, max(2 * num_silos // 3 + 1, demanded))
+
+    def secagg_config(self, num_silos: int) -> SecAggConfig:
+        """Return the parameters of secure aggregation among so many silos.
+
+        Raises:
+            ValueError: it could not hide an update among them; names the field.
+        """
+        return SecAggConfig(
+            num_silos=num_silos,
+            threshold=self.threshold_for(num_silos),
+            min_cohort=self.min_cohort,
+            max_colluding=self.max_colluding,
+            trust=self.trust,
+            slots_per_setup=self.slots_per_setup,
+        )
+
+    def check_silos(self, num_silos: int) -> None:
+        """Raise ``ValueError`` when this protection cannot hold for so many silos."""
+        require(
+            num_silos >= self.min_cohort,
+            f"min_cohort: {num_silos} silos are fewer than the smallest cohort of "
+            f"{self.min_cohort}",
+        )
+        if self.method == "mask":
+            self.secagg_config(num_silos)
