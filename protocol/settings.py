@@ -30,7 +30,9 @@ class TrainingConfig:
     over the whole run to ``final_learning_rate_fraction`` of its start.
     ``optimizer_state`` says whether Adam's moments are kept over rounds or made anew,
     as FedDiffuse does (de Goede et al. 2024). ``local_parts`` says whether the parts
-    that are not federated are trained, or stay as the run began.
+    that are not federated are trained, or stay as the run began;
+    ``train_unassigned`` whether a silo that returns some of the federated parts in a
+    round ("usplit") trains the others, too, as FedDiffuse's published code does.
     """
 
     local_steps: int = 0
@@ -42,6 +44,7 @@ class TrainingConfig:
     optimizer_state: Literal["kept", "fresh"] = "kept"
     loss: Literal["mse", "huber"] = "mse"
     local_parts: Literal["trained", "frozen"] = "trained"
+    train_unassigned: bool = True
 
     def __post_init__(self) -> None:
         """Check the ranges."""
