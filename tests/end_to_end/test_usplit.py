@@ -243,7 +243,6 @@ def test_what_leaves_in_the_clear_is_what_was_dealt_and_nothing_else(
     sizes = {(read_header(q).kind, i): len(r) for i, q, r in made.wire if len(r) > 2000}
     assert {kind for kind, _ in sizes} == {Kind.ROUND}
 
-
     assert num_windows == 2 * 5 * 3 * 2
 
 
