@@ -66,6 +66,11 @@ CIFAR_SHA256: Mapping[str, Mapping[str, str]] = {
 CELEBA_CROP, CELEBA_SIZE = 178, 64
 CELEBA_HAIR = ("Black_Hair", "Brown_Hair", "Blond_Hair", "Gray_Hair")
 CELEBA_NEEDED = ("Male", "Young", *CELEBA_HAIR)
+CELEBA_MISSING = (
+    "files of CelebA are missing or changed; Cloister does not fetch them, since their "
+    "host limits downloads: put the four list_*.txt and identity_CelebA.txt there, and "
+    "the images of img_align_celeba.zip into img_align_celeba below it"
+)
 CELEBA_SPLITS = {"train": "train", "test": "test", "val": "valid"}
 DECODED = "cloister-decoded"
 BLOCK = 1024
@@ -180,8 +185,11 @@ def _load_celeba(config: DataConfig, path: Path) -> Arrays:
     Source: Liu et al. 2015; FedDiffuse (de Goede et al. 2024) for size and classes.
     """
     folder = path / "celeba"
-    with _one_line(config, path, _celeba_hint(folder)):
-        dataset = _kind("CelebA")(str(path), split=CELEBA_SPLITS[config.split])
+    with _one_line(config, path, ""):
+        try:
+            dataset = _kind("CelebA")(str(path), split=CELEBA_SPLITS[config.split])
+        except RuntimeError:
+            raise DataError(f"{folder}: {CELEBA_MISSING}") from None
         names = np.array(dataset.filename)
         labels = None
         if config.dataset == "CelebA16":
@@ -193,15 +201,6 @@ def _load_celeba(config: DataConfig, path: Path) -> Arrays:
         return _decoded(files, folder / kept), labels
     except OSError as error:
         raise DataError(f"{folder}: {error.strerror or 'cannot be used'}") from None
-
-
-def _celeba_hint(folder: Path) -> str:
-    """Say how CelebA's files can be had."""
-    return (
-        "; Cloister does not fetch CelebA, its host limits downloads: put the five "
-        f"list_*.txt and identity_CelebA.txt into {folder}, and the images of "
-        "img_align_celeba.zip into img_align_celeba below it"
-    )
 
 
 def celeba_classes(

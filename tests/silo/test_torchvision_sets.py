@@ -300,13 +300,13 @@ class TestCelebA:
     @pytest.mark.parametrize("download", [False, True])
     def test_nothing_there(self, tmp_path, download):
         message = refusal(config("CelebA", download=download), tmp_path)
-        assert "Cloister does not fetch CelebA" in message
+        assert "files of CelebA are missing or changed" in message
         assert "img_align_celeba" in message
 
     def test_a_list_that_was_changed(self, tmp_path, celeba):
         path = celeba / "list_attr_celeba.txt"
         path.write_text(path.read_text().replace("-1", "1"))
-        assert "could not be loaded" in refusal(config("CelebA"), tmp_path)
+        assert "missing or changed" in refusal(config("CelebA"), tmp_path)
 
     @pytest.mark.parametrize(
         ("damage", "words"),
