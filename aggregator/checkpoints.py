@@ -44,7 +44,8 @@ MOMENTS_FILE = "moments.safetensors"
 STATE_FILE = "state.json"
 MODEL_FILE = "model.safetensors"
 _FOLDER = "checkpoint-"
-_MOMENTS = ("mean", "square")
+_MOMENTS = {"sgd": (), "momentum": ("mean",), "adam": ("mean", "square")}
+"""Which moments each of the aggregator's optimizers has."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +69,11 @@ class CheckpointStore:
     def transcript(self) -> Path:
         """The folder of the transcript."""
         return self.folder / "transcript"
+
+    @property
+    def _moments(self) -> tuple[str, ...]:
+        """The names of the optimizer's moments."""
+        return _MOMENTS[self._plan.aggregation.optimizer]
 
     @property
     def model(self) -> Path:
@@ -96,7 +102,7 @@ class CheckpointStore:
             if state.moments is not None:
                 tensors = {
                     name: torch.from_numpy(getattr(state.moments, name))
-                    for name in _MOMENTS
+                    for name in self._moments
                 }
                 save_safetensors(folder / MOMENTS_FILE, tensors, {})
             save_bytes(folder / STATE_FILE, encode(to_table(numbers)))
@@ -141,12 +147,12 @@ class CheckpointStore:
 
     def _load_moments(self, folder: Path) -> Moments | None:
         """Return the optimizer's moments, where the plan's optimizer has any."""
-        if self._plan.aggregation.optimizer == "sgd":
+        if not self._moments:
             return None
         tensors, _ = load_safetensors(folder / MOMENTS_FILE)
-        if set(tensors) != set(_MOMENTS):
+        if set(tensors) != set(self._moments):
             raise ValueError(f"{MOMENTS_FILE} holds other tensors")
-        return Moments(**{name: tensors[name].numpy() for name in _MOMENTS})
+        return Moments(**{name: tensors[name].numpy() for name in self._moments})
 
     def finish(self, state: RoundState) -> None:
         """Write the finished model, the moving average of the global parameters.

@@ -71,6 +71,7 @@ def explain(plan: RunPlan, policy: Policy) -> list[str]:
         f"in the first round, {leaving.later_round_bytes:,} in each later one, "
         f"{leaving.total_bytes:,} in all, and a few kB of keys, shares and signatures.",
         *_dealing_sentences(plan),
+        *_proximal_sentences(plan),
         _weights_sentence(update),
         _protection_sentence(plan),
         *_privacy_sentences(plan, policy),
@@ -172,6 +173,16 @@ def _form(update: UpdateConfig) -> str:
         clipped += " or three times the norm of the mean update before, if that is less"
     rotated = ", rotated" if update.rotation else ""
     return f"{clipped}{rotated} and quantised to {update.value_bits} bits"
+
+
+def _proximal_sentences(plan: RunPlan) -> list[str]:
+    """Say what is added to the loss, if anything is."""
+    if not plan.training.proximal_mu:
+        return []
+    return [
+        f"Training: a proximal term (mu {plan.training.proximal_mu:g}) keeps what is "
+        "federated near the global parameters of the round."
+    ]
 
 
 def _weights_sentence(update: UpdateConfig) -> str:

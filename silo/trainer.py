@@ -28,6 +28,7 @@ from silo.data import ImageSet
 from silo.errors import DataError, PolicyViolation
 from silo.noisy_round import NoisyRounds
 from silo.private_round import PrivateRounds
+from silo.proximal import proximal_term
 from silo.store import RunStore, TrainedRound
 from silo.training import Progress, Tensors, TrainingState, train
 from silo.update import check_weight, make_update
@@ -235,6 +236,8 @@ class RoundTrainer:
 
     def _train(self, request: RoundRequest, state: TrainingState) -> TrainingState:
         """Train the model in place, with the plan's mechanism if it has one."""
+        mu = self._plan.training.proximal_mu
+        proximal = proximal_term(self._model, self._layout.names, mu)
         if self._private is not None:
             return self._private.train(
                 self._model,
@@ -242,6 +245,7 @@ class RoundTrainer:
                 state,
                 round_number=request.round_number,
                 model_digest=request.model_digest(),
+                proximal=proximal,
             )
         return train(
             self._model,
@@ -253,6 +257,7 @@ class RoundTrainer:
             round_number=request.round_number,
             device=self._device,
             observe=self._observe,
+            proximal=proximal,
         )
 
     def update(self, round_number: int) -> Upload:

@@ -19,6 +19,7 @@ from diffusion.schedule import Schedule
 from protocol.plan import PlanDraft
 from silo.data import ImageSet
 from silo.errors import DataError, SiloError
+from silo.proximal import ProximalTerm
 
 REPORT_SECONDS = 0.25
 ADAM_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
@@ -97,12 +98,14 @@ def train(
     round_number: int,
     device: torch.device,
     observe: Callable[[Progress], None],
+    proximal: ProximalTerm | None = None,
 ) -> TrainingState:
     """Train a model in place for one round; return what the silo keeps.
 
     Args:
         model: holds the round's starting parameters, on ``device``.
         observe: is told loss and speed a few times a second, in this process only.
+        proximal: draws the parameters to where the round began.
 
     Raises:
         DataError: there are no images.
@@ -135,6 +138,8 @@ def train(
         loss = losses.mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
+        if proximal is not None:
+            proximal.add_gradients()
         optimizer.step()
         meter.count(step + 1, loss.detach(), len(x_0), learning_rate(plan, done))
     return state_of(model, optimizer, plan, state)

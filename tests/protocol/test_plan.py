@@ -292,6 +292,7 @@ OTHER_VALUES = {
     "training.optimizer_state": "fresh",
     "training.loss": "huber",
     "training.local_parts": "frozen",
+    "training.proximal_mu": 0.5,
     "initial.origin": "run",
     "update.selection": "udec",
     "update.clipping_norm": 4.0,
