@@ -300,7 +300,7 @@ def test_a_group_that_dropouts_make_too_small_is_dealt_anew(
     harness: Make, watched: Watched
 ) -> None:
     """Seven silos, one of the group of three is lost for good before its upload."""
-    made = harness(usplit(), 7)
+    made = harness(usplit(protection=ProtectionConfig(slots_per_setup=8)), 7)
     gone: set[int] = set()
 
     def fault(when: str, kind: int, one: int) -> bool:
