@@ -346,7 +346,13 @@ NOISE_VALUES = {"privacy.share_variance": 200_000_000, "privacy.num_values": 100
 ONE_VALUE = {"format"}
 """Fields that can have one value only in this version."""
 
-IN_COMPANY = {"privacy.mechanism", "initial.name", "initial.sha256"}
+IN_COMPANY = {
+    "privacy.mechanism",
+    "initial.name",
+    "initial.sha256",
+    "update.parts",
+    "training.train_unassigned",
+}
 """Fields that can change only with several others."""
 
 
