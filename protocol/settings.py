@@ -13,6 +13,7 @@ from typing import Literal
 from protocol.encoding import check_hex
 
 MAX_SILOS = 1000
+DEFAULT_LABEL_DROPOUT = 0.1
 
 
 def require(condition: bool, message: str) -> None:
@@ -30,7 +31,9 @@ class TrainingConfig:
     over the whole run to ``final_learning_rate_fraction`` of its start.
     ``optimizer_state`` says whether Adam's moments are kept over rounds or made anew,
     as FedDiffuse does (de Goede et al. 2024). ``local_parts`` says whether the parts
-    that are not federated are trained, or stay as the run began.
+    that are not federated are trained, or stay as the run began. ``label_dropout`` is
+    the probability that an example's label is withheld (Ho & Salimans 2022); it is read
+    where the model has classes.
     """
 
     local_steps: int = 0
@@ -42,6 +45,7 @@ class TrainingConfig:
     optimizer_state: Literal["kept", "fresh"] = "kept"
     loss: Literal["mse", "huber"] = "mse"
     local_parts: Literal["trained", "frozen"] = "trained"
+    label_dropout: float = DEFAULT_LABEL_DROPOUT
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -58,6 +62,7 @@ class TrainingConfig:
             0 < self.final_learning_rate_fraction <= 1,
             "final_learning_rate_fraction: must be in (0, 1]",
         )
+        require(0 <= self.label_dropout < 1, "label_dropout: must be in [0, 1)")
 
 
 @dataclass(frozen=True, kw_only=True)

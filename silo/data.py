@@ -45,7 +45,8 @@ class ImageSet:
     """A silo's examples as they lie in memory: ``[n, h, w, c]`` of some range.
 
     ``pixels`` keeps the type of the file (8-bit images stay 8-bit); :meth:`batch`
-    brings the chosen ones to [-1, 1]. ``labels`` are there where the source has any.
+    brings the chosen ones to [-1, 1]. ``labels`` are there where the source has any;
+    ``class_names``, where it names classes, are the names of labels 0, 1, ….
     ``patients`` ``[n]``, where given, are indices into ``patient_names``, the sorted
     identifiers; every patient has an image.
     """
@@ -55,6 +56,7 @@ class ImageSet:
     labels: npt.NDArray[np.int64] | None = None
     patients: npt.NDArray[np.int64] | None = None
     patient_names: tuple[str, ...] = ()
+    class_names: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         """The number of examples; secret unless the plan says otherwise."""
@@ -67,13 +69,47 @@ class ImageSet:
         scaled = (chosen - low) * (2.0 / (high - low)) - 1.0
         return scaled.clamp_(-1.0, 1.0).permute(0, 3, 1, 2).contiguous()
 
+    def labels_of(self, indices: npt.NDArray[np.int64]) -> torch.Tensor:
+        """Return the labels of examples, int64 ``[n]``.
+
+        Raises:
+            DataError: there are none.
+        """
+        if self.labels is None:
+            raise DataError("these images have no labels")
+        return torch.from_numpy(self.labels[indices])
+
     def check_fits(self, model: UNetConfig) -> None:
-        """Raise :class:`DataError` unless the model takes images of this shape."""
+        """Raise :class:`DataError` unless the model takes such images, and labels."""
         shape = self.pixels.shape[1:]
         wanted = (model.image_size, model.image_size, model.channels)
         if shape != wanted:
             raise DataError(
                 f"images are {_words(shape)}, the plan's model takes {_words(wanted)}"
+            )
+        if model.num_classes:
+            self._check_labels(model.num_classes)
+
+    def _check_labels(self, num_classes: int) -> None:
+        """Raise unless every image has a label that the plan's model knows."""
+        wanted = f"the plan's model has {num_classes:,} classes"
+        if self.labels is None:
+            raise DataError(
+                f"{wanted}, and these images have no labels; put an array of labels "
+                f"0 … {num_classes - 1} into the .npz file, or the images into one "
+                "folder a class ([data] in silo.toml)"
+            )
+        if self.class_names and len(self.class_names) != num_classes:
+            raise DataError(
+                f"{wanted}, and these images lie in {len(self.class_names):,} folders; "
+                "name the folders of all classes, in the order that the silos agreed "
+                "on, in [data] classes of silo.toml"
+            )
+        lowest, highest = int(self.labels.min()), int(self.labels.max())
+        if lowest < 0 or highest >= num_classes:
+            raise DataError(
+                f"{wanted}, 0 … {num_classes - 1}, and these images have labels from "
+                f"{lowest} to {highest}; correct them ([data] in silo.toml)"
             )
 
 
@@ -197,9 +233,32 @@ def _load_folder(config: DataConfig, path: Path) -> ImageSet:
         pixels[number - 1] = image
     if config.patients:
         return _image_set(config, path, pixels, None, _owners(path, files))
-    classes = sorted({file.parent for file in files})
-    labels = np.array([classes.index(file.parent) for file in files])
-    return _image_set(config, path, pixels, labels)
+    labels, names = _classes(config, path, files)
+    return replace(_image_set(config, path, pixels, labels), class_names=names)
+
+
+def _classes(
+    config: DataConfig, path: Path, files: Sequence[Path]
+) -> tuple[npt.NDArray[np.int64], tuple[str, ...]]:
+    """Return the label of each file, by its folder, and the folders' names by label.
+
+    Raises:
+        DataError: the configuration names the classes, and leaves a folder out.
+    """
+    if not config.classes:
+        folders = sorted({file.parent for file in files})
+    else:
+        folders = [path / name for name in config.classes]
+    labels = np.empty(len(files), dtype=np.int64)
+    for number, file in enumerate(files):
+        if file.parent not in folders:
+            raise DataError(
+                f"{path}: image {number + 1} of {len(files)} in sorted order lies in a "
+                "folder that [data] classes does not name"
+            )
+        labels[number] = folders.index(file.parent)
+    names = tuple(folder.relative_to(path).as_posix() for folder in folders)
+    return labels, names
 
 
 def _owners(path: Path, files: Sequence[Path]) -> list[str]:

@@ -185,12 +185,16 @@ def _quality_rows(
     samples = draw_samples(federation, QUALITY_SAMPLES, device)
     quality = measure(samples, pool.dealt, pool.held_out)
     shares = " ".join(f"{share:.0%}" for share in quality.class_shares)
+    asked = []
+    if quality.as_asked is not None:
+        asked = [("as asked", f"{quality.as_asked:.1%} are taken for their class")]
     return [
         (
             "recognisable",
             f"{quality.recognised:.1%} of {quality.num_samples} samples have a "
             f"probability above 0.5 (real digits: {quality.recognised_real:.1%})",
         ),
+        *asked,
         ("digits 0 … 9", shares),
         ("copies", f"{quality.copies} of {quality.num_samples} samples"),
     ]
