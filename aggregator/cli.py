@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.console import Console
@@ -293,29 +294,11 @@ def evaluate(
 @click.option("--out", type=FilePath, default=Path("samples.png"), show_default=True)
 @click.option("--class", "label", type=click.IntRange(0), help="Draw this class alone.")
 @device_option
-def sample(
-    checkpoint_path: Path,
-    count: int,
-    columns: int,
-    enlarge: int,
-    seed: int,
-    out: Path,
-    label: int | None,
-    device: str,
-) -> None:
+def sample(checkpoint_path: Path, out: Path, **options: Any) -> None:
     """Draw images from a CHECKPOINT into one PNG grid."""
     from diffusion.pictures import draw_samples
 
-    draw_samples(
-        checkpoint_path,
-        out,
-        count=count,
-        columns=columns,
-        enlarge=enlarge,
-        seed=seed,
-        label=label,
-        device=device,
-    )
+    draw_samples(checkpoint_path, out, **options)
     click.echo(f"saved: {out}")
 
 

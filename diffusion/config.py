@@ -112,8 +112,22 @@ class UNetConfig:
         _check_integer("number of dim_mults", len(self.dim_mults), 1, MAX_LEVELS)
         for multiple in self.dim_mults:
             _check_integer("dim_mults", multiple, 1, MAX_DIM_MULTIPLE)
+        self._check_is_heard()
         smallest = 2 ** len(self.dim_mults)
         _check_integer("image_size", self.image_size, smallest, MAX_IMAGE_SIZE)
+
+    def _check_is_heard(self) -> None:
+        """Refuse classes where group normalisation would remove what tells them.
+
+        An embedding is added to whole channels. A residual block normalises what
+        follows in at most 8 groups; a group of one channel loses the addition.
+        """
+        widest = self.dim * max(self.dim_mults)
+        if self.num_classes and self.architecture == "residual" and widest <= 8:
+            raise ValueError(
+                "num_classes must be 0 where dim times the largest of dim_mults is at "
+                f"most 8, here {widest}: so narrow a network does not hear of classes"
+            )
 
     @property
     def is_central_images(self) -> bool:

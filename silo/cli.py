@@ -4,7 +4,7 @@ import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import click
 
@@ -312,29 +312,11 @@ def ledger(folder: Path) -> None:
 @click.option("--out", type=FilePath, default=Path("samples.png"), show_default=True)
 @click.option("--class", "label", type=click.IntRange(0), help="Draw this class alone.")
 @click.option("--device", type=click.Choice(["auto", "cuda", "cpu"]), default="auto")
-def sample(
-    checkpoint_path: Path,
-    count: int,
-    columns: int,
-    enlarge: int,
-    seed: int,
-    out: Path,
-    label: int | None,
-    device: str,
-) -> None:
+def sample(checkpoint_path: Path, out: Path, **options: Any) -> None:
     """Draw images from a CHECKPOINT into one PNG grid."""
     from diffusion.pictures import draw_samples
 
-    draw_samples(
-        checkpoint_path,
-        out,
-        count=count,
-        columns=columns,
-        enlarge=enlarge,
-        seed=seed,
-        label=label,
-        device=device,
-    )
+    draw_samples(checkpoint_path, out, **options)
     click.echo(f"saved: {out}")
 
 

@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 
 from diffusion.config import UNetConfig
+from silo.classes import check_labels, folder_labels
 from silo.config import DataConfig
 from silo.errors import DataError
 
@@ -88,29 +89,7 @@ class ImageSet:
                 f"images are {_words(shape)}, the plan's model takes {_words(wanted)}"
             )
         if model.num_classes:
-            self._check_labels(model.num_classes)
-
-    def _check_labels(self, num_classes: int) -> None:
-        """Raise unless every image has a label that the plan's model knows."""
-        wanted = f"the plan's model has {num_classes:,} classes"
-        if self.labels is None:
-            raise DataError(
-                f"{wanted}, and these images have no labels; put an array of labels "
-                f"0 … {num_classes - 1} into the .npz file, or the images into one "
-                "folder a class ([data] in silo.toml)"
-            )
-        if self.class_names and len(self.class_names) != num_classes:
-            raise DataError(
-                f"{wanted}, and these images lie in {len(self.class_names):,} folders; "
-                "name the folders of all classes, in the order that the silos agreed "
-                "on, in [data] classes of silo.toml"
-            )
-        lowest, highest = int(self.labels.min()), int(self.labels.max())
-        if lowest < 0 or highest >= num_classes:
-            raise DataError(
-                f"{wanted}, 0 … {num_classes - 1}, and these images have labels from "
-                f"{lowest} to {highest}; correct them ([data] in silo.toml)"
-            )
+            check_labels(self.labels, self.class_names, model.num_classes)
 
 
 def load_images(config: DataConfig, folder: Path) -> ImageSet:
@@ -233,32 +212,8 @@ def _load_folder(config: DataConfig, path: Path) -> ImageSet:
         pixels[number - 1] = image
     if config.patients:
         return _image_set(config, path, pixels, None, _owners(path, files))
-    labels, names = _classes(config, path, files)
+    labels, names = folder_labels(path, files, config.classes)
     return replace(_image_set(config, path, pixels, labels), class_names=names)
-
-
-def _classes(
-    config: DataConfig, path: Path, files: Sequence[Path]
-) -> tuple[npt.NDArray[np.int64], tuple[str, ...]]:
-    """Return the label of each file, by its folder, and the folders' names by label.
-
-    Raises:
-        DataError: the configuration names the classes, and leaves a folder out.
-    """
-    if not config.classes:
-        folders = sorted({file.parent for file in files})
-    else:
-        folders = [path / name for name in config.classes]
-    labels = np.empty(len(files), dtype=np.int64)
-    for number, file in enumerate(files):
-        if file.parent not in folders:
-            raise DataError(
-                f"{path}: image {number + 1} of {len(files)} in sorted order lies in a "
-                "folder that [data] classes does not name"
-            )
-        labels[number] = folders.index(file.parent)
-    names = tuple(folder.relative_to(path).as_posix() for folder in folders)
-    return labels, names
 
 
 def _owners(path: Path, files: Sequence[Path]) -> list[str]:

@@ -292,6 +292,7 @@ OTHER_VALUES = {
     "training.optimizer_state": "fresh",
     "training.loss": "huber",
     "training.local_parts": "frozen",
+    "model.num_classes": 10,
     "initial.origin": "run",
     "update.selection": "udec",
     "update.clipping_norm": 4.0,
@@ -345,7 +346,13 @@ NOISE_VALUES = {"privacy.share_variance": 200_000_000, "privacy.num_values": 100
 ONE_VALUE = {"format"}
 """Fields that can have one value only in this version."""
 
-IN_COMPANY = {"privacy.mechanism", "initial.name", "initial.sha256"}
+IN_COMPANY = {
+    "privacy.mechanism",
+    "initial.name",
+    "initial.sha256",
+    "training.label_dropout",
+    "evaluation.sampler.guidance",
+}
 """Fields that can change only with several others."""
 
 
