@@ -293,6 +293,7 @@ OTHER_VALUES = {
     "training.loss": "huber",
     "training.local_parts": "frozen",
     "training.proximal_mu": 0.5,
+    "model.num_classes": 10,
     "initial.origin": "run",
     "update.selection": "udec",
     "update.clipping_norm": 4.0,
@@ -352,6 +353,8 @@ IN_COMPANY = {
     "initial.sha256",
     "update.parts",
     "training.train_unassigned",
+    "training.label_dropout",
+    "evaluation.sampler.guidance",
 }
 """Fields that can change only with several others."""
 
