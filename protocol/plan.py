@@ -21,8 +21,8 @@ from privacy import errors
 from protocol import noise_plan
 from protocol.aggregation_settings import AggregationConfig, EvaluationConfig
 from protocol.central_images import check_central_images
-from protocol.dealing import members_needed, smallest_group
 from protocol.classes import check_classes
+from protocol.dealing import members_needed, smallest_group
 from protocol.encoding import check_hex, encode, to_table
 from protocol.errors import PlanRejected
 from protocol.mechanism import calibrated
