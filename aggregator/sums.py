@@ -18,18 +18,28 @@ from crypto.frame import OVERHEAD_BYTES
 from crypto.ring import add_into
 from protocol import records
 from protocol.envelope import Kind, RoundRequest, model_digest, open_envelope
+from protocol.float_form import weighted_sum, words_to_floats
 from protocol.transcript import Head
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What a round asks of every silo: the model, and how long its vectors are."""
+    """What a round asks of every silo: the model, and how long its vectors are.
+
+    ``is_held`` says that silos hold the model, which is not sent then.
+    """
 
     round_number: int
     parameters: bytes
     ranges: bytes
     num_words: int
     field_bits: int
+    is_held: bool = False
+
+    @property
+    def num_values(self) -> int:
+        """The number of shared parameters."""
+        return len(self.parameters) // 4
 
     def request(
         self, head: Head, attempt: int, *, sum_notice: bytes = b""
@@ -39,7 +49,8 @@ class Task:
             round_number=self.round_number,
             attempt=attempt,
             head=head,
-            parameters=self.parameters,
+            model=self.model_digest().hex(),
+            parameters=b"" if self.is_held else self.parameters,
             ranges=self.ranges,
             sum_notice=sum_notice,
         )
@@ -100,12 +111,19 @@ class PlainSum:
             )
         )
         total = np.zeros(task.num_words, dtype=np.uint64)
+        floats: dict[int, Words] = {}
+        is_float = self._plan.update.form == "float32"
 
         def take(silo: int, reply: BytesLike) -> int:
             _, body = open_envelope(self._plan, reply, sender=silo, kinds=(Kind.PLAIN,))
             if len(body) != 8 * task.num_words:
                 raise MalformedMessage(f"an update of {len(body):,} bytes")
-            add_into(total, np.frombuffer(body, dtype="<u8"))
+            words = np.frombuffer(body, dtype="<u8")
+            if is_float:
+                words_to_floats(words, task.num_values)  # Refuses NaN and infinity.
+                floats[silo] = words
+            else:
+                add_into(total, words)
             self._exchanges.transcript.append(
                 records.Masked(
                     **place,
@@ -135,4 +153,7 @@ class PlainSum:
             )
         names = self._exchanges.names(survivors)
         self._exchanges.transcript.append(records.Survivors(**place, silos=names))
+        if is_float:
+            weights = self._plan.relative_weights()
+            total = weighted_sum(floats, weights, task.num_values)
         return Sum(total, survivors)

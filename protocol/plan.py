@@ -73,6 +73,11 @@ class PlanDraft:
         elif self.privacy.is_private:
             self._check_private()
         require(
+            self.update.form == "grid" or self.protection.method == "none",
+            'update.form: "float32" needs protection.method "none"; masks hide the '
+            "integers of a grid",
+        )
+        require(
             self.update.selection == "full" or not self.evaluation.every_rounds,
             f'evaluation.every_rounds: must be 0 with selection "'
             f'{self.update.selection}": the aggregator holds no complete model',

@@ -12,6 +12,7 @@ from diffusion.parameters import ParameterLayout, difference
 from privacy.clipping import clip
 from privacy.quantization import Quantizer
 from privacy.rotation import rotate
+from protocol.float_form import floats_to_words
 from protocol.grids import RoundGrid, sign_seed
 from protocol.plan import RunPlan
 from silo.errors import DataError
@@ -52,6 +53,7 @@ def make_update(
     difference → clip → rotate → weight, quantize and pack, block by block. Rounding is
     dithered from the operating system's generator unless the plan says ``nearest``.
     With secret weights ``num_examples`` is one more word, behind those of the values.
+    With form "float32" the clipped update is returned as it is.
 
     Guarantees: the L2 norm before the rotation is at most the round's clipping norm,
     and the sum over all silos of the plan cannot leave its fields; secret weights sum
@@ -69,6 +71,8 @@ def make_update(
     vector = np.zeros(grid.length, np.float32)
     update = difference(local, global_, layout, vector[: layout.size])
     clip(update, numbers.clipping_norm)
+    if plan.update.form == "float32":
+        return floats_to_words(update)
     if plan.update.rotation:
         rotate(vector, SecretRandom(sign_seed(plan, round_number)))
     random = None
