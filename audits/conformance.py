@@ -11,6 +11,7 @@ from typing import TypeVar
 from audits.accounts import Account, Accounts, Placed
 from audits.evidence import AGGREGATOR
 from audits.findings import Finding, count, fail, settle, warn
+from audits.held import check_held
 from audits.sums import check_sums, place
 from audits.uploads import check_uploads
 from protocol.records import (
@@ -31,6 +32,7 @@ def check_conformance(accounts: Accounts) -> list[Finding]:
         *_unplausible(accounts),
         *_same_plan(accounts),
         *_same_model(accounts),
+        *check_held(accounts),
         *check_uploads(accounts),
         *check_sums(accounts),
         *_rounds(accounts),

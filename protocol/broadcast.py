@@ -26,6 +26,7 @@ from protocol.envelope import (
     split_body,
 )
 from protocol.errors import EnvelopeRejected
+from protocol.plan import RunPlan
 
 Vector = npt.NDArray[np.float32]
 Levels = npt.NDArray[np.int32]
@@ -63,6 +64,21 @@ def largest_level(bits: int) -> int:
 def difference_bytes(segments: Sequence[int], bits: int) -> int:
     """Return the bytes of a difference's ranges and levels, exactly."""
     return 4 * len(segments) + _packed_bytes(sum(segments), bits)
+
+
+def down_bytes(plan: RunPlan, segments: Sequence[int], round_number: int) -> int:
+    """Return the bytes of parameters that one silo is sent before a round trains.
+
+    Those of a run in which no round is lost and no silo misses one, without the few
+    hundred bytes of the messages around them; round 0 is the end of the run.
+    """
+    is_end, size = round_number == 0, 4 * sum(segments)
+    average = size if is_end and plan.aggregation.ema_decay else 0
+    if round_number == 1:
+        return 0
+    if plan.update.broadcast_bits:
+        return average + difference_bytes(segments, plan.update.broadcast_bits)
+    return average + size
 
 
 def make_difference(

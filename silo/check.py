@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 from diffusion.config import UNetConfig
+from protocol.broadcast import down_bytes
 from protocol.mechanism import not_covered, run_epsilon, steps_per_round
 from protocol.noise_claim import plan_sentences, upward
 from protocol.plan import RunPlan
@@ -24,15 +25,19 @@ class Leaving:
 
 def count_parameters(model: UNetConfig, selection: str) -> tuple[int, int]:
     """Return how many parameters are federated, and how many the model has."""
+    return (
+        sum(federated_segments(model, selection)),
+        sum(federated_segments(model, "full")),
+    )
+
+
+def federated_segments(model: UNetConfig, selection: str) -> tuple[int, ...]:
+    """Return the lengths of the federated tensors, in the order of the layout."""
     from diffusion.model import make_model
     from diffusion.parameters import make_layout
     from diffusion.parts import SELECTIONS
 
-    network = make_model(model, 0)
-    return (
-        make_layout(network, SELECTIONS[selection]).size,
-        make_layout(network, SELECTIONS["full"]).size,
-    )
+    return make_layout(make_model(model, 0), SELECTIONS[selection]).segments
 
 
 def what_would_leave(plan: RunPlan) -> Leaving:
@@ -63,6 +68,7 @@ def explain(plan: RunPlan, policy: Policy) -> list[str]:
         f"{leaving.first_round_bytes:,} bytes "
         f"in the first round, {leaving.later_round_bytes:,} in each later one, "
         f"{leaving.total_bytes:,} in all, and a few kB of keys, shares and signatures.",
+        _down_sentence(plan),
         _weights_sentence(update),
         _protection_sentence(plan),
         *_privacy_sentences(plan, policy),
@@ -129,7 +135,22 @@ def _form(update: UpdateConfig) -> str:
     if update.clipping == "previous-mean":
         clipped += " or three times the norm of the mean update before, if that is less"
     rotated = ", rotated" if update.rotation else ""
+    if update.form == "float32":
+        return f"{clipped}, in float32 without quantisation"
     return f"{clipped}{rotated} and quantised to {update.value_bits} bits"
+
+
+def _down_sentence(plan: RunPlan) -> str:
+    """Say in which form the global model comes."""
+    segments = federated_segments(plan.model, plan.update.selection)
+    later, end = (down_bytes(plan, segments, number) for number in (2, 0))
+    bits = plan.update.broadcast_bits
+    form = f"as a difference of {bits} bits a value" if bits else "in float32"
+    return (
+        "What comes: nothing before the first round, whose model this silo makes by "
+        f"itself; then the global parameters {form}, {later:,} bytes before each round "
+        f"and {end:,} at the end, and the same kB of the protocol."
+    )
 
 
 def _weights_sentence(update: UpdateConfig) -> str:

@@ -250,7 +250,8 @@ class SiloSession:
         held = self._trainer.held.digest()
         if not self.is_finished:
             held = self._trainer.held.take(message)
-            self._evidence.hold(number, held)
+            if held == message.model:
+                self._evidence.hold(number, held)
         return self._envelope(Kind.HELD, Held(model=held).to_body())
 
     def _train(self, request: RoundRequest) -> None:
