@@ -74,7 +74,7 @@ class HeldModel:
         if held == message.model:
             return held
         if len(message.parameters):
-            vector = floats_from_bytes(message.parameters, self._layout.size)
+            vector = floats_from_bytes(message.parameters, self._layout.size).copy()
         elif held in message.models:
             vector = self._follow(message, vector, message.models.index(held))
         else:
