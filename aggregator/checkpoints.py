@@ -47,7 +47,8 @@ DOWN_LINK_FILE = "broadcast"
 STATE_FILE = "state.json"
 MODEL_FILE = "model.safetensors"
 _FOLDER = "checkpoint-"
-_MOMENTS = ("mean", "square")
+_MOMENTS = {"sgd": (), "momentum": ("mean",), "adam": ("mean", "square")}
+"""Which moments each of the aggregator's optimizers has."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +72,11 @@ class CheckpointStore:
     def transcript(self) -> Path:
         """The folder of the transcript."""
         return self.folder / "transcript"
+
+    @property
+    def _moments(self) -> tuple[str, ...]:
+        """The names of the optimizer's moments."""
+        return _MOMENTS[self._plan.aggregation.optimizer]
 
     @property
     def model(self) -> Path:
@@ -99,7 +105,7 @@ class CheckpointStore:
             if state.moments is not None:
                 tensors = {
                     name: torch.from_numpy(getattr(state.moments, name))
-                    for name in _MOMENTS
+                    for name in self._moments
                 }
                 save_safetensors(folder / MOMENTS_FILE, tensors, {})
             if state.down_link is not None:
@@ -148,12 +154,12 @@ class CheckpointStore:
 
     def _load_moments(self, folder: Path) -> Moments | None:
         """Return the optimizer's moments, where the plan's optimizer has any."""
-        if self._plan.aggregation.optimizer == "sgd":
+        if not self._moments:
             return None
         tensors, _ = load_safetensors(folder / MOMENTS_FILE)
-        if set(tensors) != set(_MOMENTS):
+        if set(tensors) != set(self._moments):
             raise ValueError(f"{MOMENTS_FILE} holds other tensors")
-        return Moments(**{name: tensors[name].numpy() for name in _MOMENTS})
+        return Moments(**{name: tensors[name].numpy() for name in self._moments})
 
     def _load_down_link(self, folder: Path) -> DownLink | None:
         """Return what a quantised down-link keeps, where the plan has one."""

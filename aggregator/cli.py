@@ -30,6 +30,7 @@ from protocol.plan_files import (
     load_unsigned_plan,
     save_plan,
 )
+from protocol.stretches import largest_share
 
 DirPath = click.Path(file_okay=False, path_type=Path)
 FilePath = click.Path(dir_okay=False, path_type=Path)
@@ -151,10 +152,12 @@ def plan_show(plan_path: Path) -> None:
     for name, value in describe(to_table(shown)):
         click.echo(f"{name} = {value}")
     layout = shared_layout(shown)
-    size = layout.size
-    click.echo(f"Each silo sends {size:,} values a round:")
-    click.echo(f"  {shown.vector_bytes(1, size):,} bytes in the first round")
-    click.echo(f"  {shown.vector_bytes(2, size):,} bytes in each later one")
+    sizes = largest_share(shown, [stretch.size for stretch in layout.stretches])
+    first, later = (sum(shown.vector_bytes(n, s) for s in sizes) for n in (1, 2))
+    most = "at most " * shown.update.is_dealt
+    click.echo(f"Each silo sends {most}{sum(sizes):,} values a round:")
+    click.echo(f"  {first:,} bytes in the first round")
+    click.echo(f"  {later:,} bytes in each later one")
     later, end = (down_bytes(shown, layout.segments, number) for number in (2, 0))
     click.echo("and receives no parameters before the first round,")
     click.echo(f"  {later:,} bytes before each later one and {end:,} at the end,")

@@ -16,11 +16,10 @@ from diffusion.initial import first_model
 from diffusion.model import make_model
 from diffusion.parameters import (
     ParameterLayout,
-    make_layout,
     parameters_digest,
     parameters_of,
+    selected_layout,
 )
-from diffusion.parts import SELECTIONS
 from protocol.errors import PlanRejected
 from protocol.grids import first_numbers
 from protocol.plan import PlanDraft, RunPlan
@@ -60,7 +59,7 @@ def initial_state(plan: RunPlan, initial: Path | None = None) -> RoundState:
     """
     seed = plan.seed_for("model")
     model = first_model(plan.model, seed, plan.initial.sha256, initial)
-    layout = make_layout(model, SELECTIONS[plan.update.selection])
+    layout = selected_layout(model, plan.update.selection, plan.update.parts)
     parameters = parameters_of(model)
     return RoundState(
         round_number=0,
@@ -68,7 +67,7 @@ def initial_state(plan: RunPlan, initial: Path | None = None) -> RoundState:
         average=ExponentialMovingAverage(
             decay=plan.aggregation.ema_decay, parameters=parameters
         ),
-        ranges=first_numbers(plan, layout.segments),
+        ranges=first_numbers(plan, layout.segments, layout.counts),
         moments=first_moments(plan.aggregation, layout.size),
         down_link=_first_down_link(plan, layout, parameters),
     )
@@ -83,10 +82,10 @@ def _first_down_link(
     return first_down_link(layout.size, parameters_digest(parameters, layout).hex())
 
 
-def shared_layout(plan: RunPlan) -> ParameterLayout:
+def shared_layout(plan: PlanDraft) -> ParameterLayout:
     """Return names and shapes of the parameters that are federated."""
     model = make_model(plan.model, 0)
-    return make_layout(model, SELECTIONS[plan.update.selection])
+    return selected_layout(model, plan.update.selection, plan.update.parts)
 
 
 def with_num_values(draft: PlanDraft) -> PlanDraft:
@@ -98,7 +97,7 @@ def with_num_values(draft: PlanDraft) -> PlanDraft:
     privacy = draft.privacy
     if not privacy.is_in_sum:
         return draft
-    layout = make_layout(make_model(draft.model, 0), SELECTIONS[draft.update.selection])
+    layout = shared_layout(draft)
     if privacy.num_values not in (0, layout.size):
         raise PlanRejected(
             f"privacy.num_values: must be {layout.size}, the number of federated "

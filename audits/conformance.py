@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from audits.accounts import Account, Accounts, Placed
+from audits.dealings import check_dealings
 from audits.evidence import AGGREGATOR
 from audits.findings import Finding, count, fail, settle, warn
 from audits.held import check_held
@@ -35,6 +36,7 @@ def check_conformance(accounts: Accounts) -> list[Finding]:
         *check_held(accounts),
         *check_uploads(accounts),
         *check_sums(accounts),
+        *check_dealings(accounts),
         *_rounds(accounts),
         *_parameters(accounts),
         *_refusals(accounts),

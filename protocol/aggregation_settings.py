@@ -13,13 +13,15 @@ class AggregationConfig:
     """What the aggregator does with the mean update.
 
     With ``optimizer`` "sgd" the mean times ``learning_rate`` is added to the global
-    parameters; with "adam" it is the negative gradient of FedAdam, whose moments decay
-    by ``decay_mean`` and ``decay_square`` and whose ``adaptivity`` is added to the root
-    of the second (Reddi et al. 2021). The moving average of the global parameters, from
-    which samples are drawn, decays by ``ema_decay`` per round (0: the latest ones).
+    parameters; with "momentum" it first enters a velocity that decays by ``decay_mean``
+    (FedAvgM, Hsu et al. 2019); with "adam" it is the negative gradient of FedAdam,
+    whose moments decay by ``decay_mean`` and ``decay_square`` and whose ``adaptivity``
+    is added to the root of the second (Reddi et al. 2021). The moving average of the
+    global parameters, from which samples are drawn, decays by ``ema_decay`` per round
+    (0: the latest ones).
     """
 
-    optimizer: Literal["sgd", "adam"] = "sgd"
+    optimizer: Literal["sgd", "momentum", "adam"] = "sgd"
     learning_rate: float = 1.0
     decay_mean: float = 0.9
     decay_square: float = 0.99

@@ -33,7 +33,8 @@ DEFAULT_CONFIG = """\
 
 [data]
 # Where the images are: an .npz file ("npz"), a folder of images ("folder"), or a
-# torchvision data set ("torchvision", its name in `dataset`).
+# torchvision data set ("torchvision", its name in `dataset`: MNIST, FashionMNIST,
+# CIFAR10, CIFAR100, CelebA, or CelebA16, which has labels).
 source = "npz"
 path = "data.npz"
 split = "train"

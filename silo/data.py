@@ -19,6 +19,7 @@ from PIL import Image
 from diffusion.config import UNetConfig
 from silo.config import DataConfig
 from silo.errors import DataError
+from silo.torchvision_sets import load_set
 
 ARRAY_NAMES: Mapping[str, tuple[str, ...]] = {
     "train": ("images", "x_train", "train_images"),
@@ -35,7 +36,6 @@ GREY_MODES = frozenset({"1", "L", "LA"})
 DEEP_MODES = ("I", "F")
 """How Pillow's modes of 16-bit, 32-bit and real values begin."""
 
-TORCHVISION_SETS = ("FashionMNIST", "MNIST")
 NO_PATIENT = frozenset({"", "nan", "nat", "none", "null", "<na>"})
 """How a missing identifier reads once a table was turned into text."""
 
@@ -246,34 +246,8 @@ def _read_image(path: Path, number: int) -> npt.NDArray[np.uint8]:
 
 
 def _load_torchvision(config: DataConfig, path: Path) -> ImageSet:
-    """Load a torchvision data set, downloaded only where the configuration says so."""
-    if config.dataset not in TORCHVISION_SETS:
-        raise DataError(
-            f"dataset {config.dataset!r} is not known; choose one of "
-            f"{', '.join(TORCHVISION_SETS)}"
-        )
-    from diffusion.torchvision_compat import load_torchvision
-
-    if config.split == "val":
-        raise DataError(f"{config.dataset} has no val images; choose train or test")
-    kind = getattr(load_torchvision().datasets, config.dataset)
-    try:
-        dataset = kind(
-            str(path), train=config.split == "train", download=config.download
-        )
-    except (OSError, RuntimeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        hint = "" if config.download else "; set download = true to fetch it"
-        raise DataError(
-            f"{path}: {config.dataset} could not be loaded ({reason:.120}){hint}"
-        ) from None
-    except Exception:
-        # A damaged file raises whatever torchvision's reader meets first.
-        raise DataError(f"{path}: {config.dataset} is damaged") from None
-    pixels = np.asarray(dataset.data)
-    if pixels.ndim == 3:
-        pixels = pixels[..., np.newaxis]
-    return _image_set(config, path, pixels, np.asarray(dataset.targets))
+    """Load one of torchvision's data sets."""
+    return _image_set(config, path, *load_set(config, path))
 
 
 def _image_set(

@@ -7,7 +7,10 @@ on from the last checkpoint with fresh randomness, and whatever may have been ta
 since is counted, too.
 """
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
+
+from torch import nn
 
 from diffusion.means import CentralImages
 from diffusion.parameters import load_parameters, parameters_of
@@ -26,6 +29,7 @@ from silo.errors import ConfigRejected, DataError
 from silo.ledger import LedgerBroken
 from silo.partial import PartialRound, forget_partial, load_partial, save_partial
 from silo.private_training import Kept, multiplicity_of, train_privately
+from silo.proximal import ProximalTerm
 from silo.prv import prv_epsilon
 from silo.randomness import PrivateRandom
 from silo.resources import LocalResources
@@ -128,10 +132,15 @@ class PrivateRounds:
         *,
         round_number: int,
         model_digest: bytes = bytes(32),
+        proximal: ProximalTerm | None = None,
     ) -> TrainingState:
         """Train a model in place for one round; the ledger is closed when it returns.
 
         Central images in the place of a network are drawn instead of trained.
+
+        Args:
+            proximal: draws the parameters to where the round began, also after a crash
+                in the middle of it.
 
         Raises:
             BudgetExceeded: the round would spend more than a limit; nothing was run.
@@ -185,6 +194,7 @@ class PrivateRounds:
                 observe=local.observe,
                 keep=keep,
                 checkpoint_steps=local.privacy.checkpoint_steps,
+                after_noise=_after_noise(proximal),
             )
         account.close_round(round_number)
         return state
@@ -213,6 +223,15 @@ class PrivateRounds:
     def close(self) -> None:
         """Let another process have the ledger."""
         self._account.close()
+
+
+def _after_noise(
+    proximal: ProximalTerm | None,
+) -> Callable[[Sequence[nn.Parameter]], None] | None:
+    """Return what the private optimizer is to add to gradients that are noised."""
+    if proximal is None:
+        return None
+    return lambda parameters: proximal.add_gradients()
 
 
 def _max_steps(plan: PlanDraft) -> int:

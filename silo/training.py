@@ -19,6 +19,7 @@ from diffusion.schedule import Schedule
 from protocol.plan import PlanDraft
 from silo.data import ImageSet
 from silo.errors import DataError, SiloError
+from silo.proximal import ProximalTerm
 
 REPORT_SECONDS = 0.25
 ADAM_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
@@ -97,12 +98,14 @@ def train(
     round_number: int,
     device: torch.device,
     observe: Callable[[Progress], None],
+    proximal: ProximalTerm | None = None,
 ) -> TrainingState:
     """Train a model in place for one round; return what the silo keeps.
 
     Args:
         model: holds the round's starting parameters, on ``device``.
         observe: is told loss and speed a few times a second, in this process only.
+        proximal: draws the parameters to where the round began.
 
     Raises:
         DataError: there are no images.
@@ -135,9 +138,11 @@ def train(
         loss = losses.mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
+        if proximal is not None:
+            proximal.add_gradients()
         optimizer.step()
         meter.count(step + 1, loss.detach(), len(x_0), learning_rate(plan, done))
-    return state_of(model, optimizer, plan)
+    return state_of(model, optimizer, plan, state)
 
 
 def make_optimizer(
@@ -147,10 +152,9 @@ def make_optimizer(
     optimizer = torch.optim.Adam(
         model.parameters(), lr=plan.training.learning_rate, fused=True
     )
-    if not state.moments:
-        return optimizer
     for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
+        is_known = f"{ADAM_MOMENTS[0]}.{name}" in state.moments
+        if not (is_known and parameter.requires_grad):
             continue
         optimizer.state[parameter] = {
             moment: state.moments[f"{moment}.{name}"].to(parameter.device, copy=True)
@@ -170,12 +174,18 @@ def moments_of(model: DenoisingNetwork, optimizer: torch.optim.Optimizer) -> Ten
 
 
 def state_of(
-    model: DenoisingNetwork, optimizer: torch.optim.Optimizer, plan: PlanDraft
+    model: DenoisingNetwork,
+    optimizer: torch.optim.Optimizer,
+    plan: PlanDraft,
+    before: TrainingState,
 ) -> TrainingState:
-    """Return Adam's moments, or nothing when each round begins afresh."""
+    """Return Adam's moments, or nothing when each round begins afresh.
+
+    What was frozen in this round keeps the moments that it had ``before``.
+    """
     if plan.training.optimizer_state == "fresh":
         return TrainingState()
-    return TrainingState(moments_of(model, optimizer))
+    return TrainingState(before.moments | moments_of(model, optimizer))
 
 
 class Meter:

@@ -23,12 +23,11 @@ from diffusion.model import make_model
 from diffusion.parameters import (
     ParameterLayout,
     flatten,
-    make_layout,
     parameters_digest,
     parameters_of,
+    selected_layout,
     unflatten,
 )
-from diffusion.parts import SELECTIONS
 from protocol import records
 from protocol.envelope import (
     EndRequest,
@@ -121,7 +120,8 @@ def tiny_images(seed: int = 0, num_images: int = 4) -> ImageSet:
 
 
 def shared_layout(plan: RunPlan) -> ParameterLayout:
-    return make_layout(make_model(plan.model, 0), SELECTIONS[plan.update.selection])
+    model = make_model(plan.model, 0)
+    return selected_layout(model, plan.update.selection, plan.update.parts)
 
 
 def stated_request(**fields: Any) -> RoundRequest:
