@@ -54,7 +54,8 @@ class UpdateConfig:
 
     ``form`` "float32" sends updates unquantised, in the clear: FedAvg as it is, for
     comparisons. With ``broadcast_bits`` from 4 to 16 the way down is quantised, too
-    (``protocol.broadcast``); 0 broadcasts float32.
+    (``protocol.broadcast``); 0 broadcasts float32. With ``error_feedback`` a silo adds
+    what quantisation took from its last summed update to the next one.
     """
 
     selection: Literal["full", "usplit", "ulatdec", "udec", "parts"] = "full"
@@ -68,6 +69,7 @@ class UpdateConfig:
     max_weight: int = 0
     form: Literal["grid", "float32"] = "grid"
     broadcast_bits: int = 0
+    error_feedback: bool = False
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -112,6 +114,11 @@ class UpdateConfig:
             self.weights != "secret",
             'weights: "secret" hides in a masked sum, which form "float32" does not '
             'have; use "declared" or "equal"',
+        )
+        require(
+            not self.error_feedback,
+            'error_feedback: makes up for a quantisation that form "float32" does not '
+            "have",
         )
         require(
             not self.is_dealt,

@@ -71,6 +71,7 @@ def explain(plan: RunPlan, policy: Policy) -> list[str]:
         f"{leaving.first_round_bytes:,} bytes "
         f"in the first round, {leaving.later_round_bytes:,} in each later one, "
         f"{leaving.total_bytes:,} in all, and a few kB of keys, shares and signatures.",
+        *_feedback_sentences(plan),
         _down_sentence(plan),
         *_dealing_sentences(plan),
         *_proximal_sentences(plan),
@@ -186,6 +187,16 @@ def _proximal_sentences(plan: RunPlan) -> list[str]:
     return [
         f"Training: a proximal term (mu {plan.training.proximal_mu:g}) keeps what is "
         "federated near the global parameters of the round."
+    ]
+
+
+def _feedback_sentences(plan: RunPlan) -> list[str]:
+    """Say what of an update waits in the silo for a later round, if anything does."""
+    if not plan.update.error_feedback:
+        return []
+    return [
+        "Error feedback: what quantisation takes from an update stays on this silo's "
+        "disk and is added to its next one, before the clip."
     ]
 
 

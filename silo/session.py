@@ -104,6 +104,7 @@ class SiloSession:
                 self._private.check_ledger(trained.ledger)
             self._secure = SecureUpload(plan, store, self._identity, self._silo)
             opened.callback(self._secure.close)
+            self._trainer.residual.settle(self._secure.latest_slot)
             self._evidence = Evidence(
                 store.transcript, plan, self._silo, resources.identity
             )
@@ -282,6 +283,7 @@ class SiloSession:
     def _close_slot(self, notice: BytesLike) -> None:
         """Take note of the sum of the slot before, which the aggregator announces."""
         slot = self._secure.close_slot(notice) if notice else None
+        self._trainer.residual.settle(self._secure.latest_slot)
         if slot is not None:
             self._evidence.sum(slot, setup=read_header(notice).setup)
 
@@ -341,6 +343,7 @@ class SiloSession:
             return last_reply
         self._close_slot(request.sum_notice)
         self._trainer.save_model(average)
+        self._trainer.residual.forget()
         if self._private is not None:
             ledger_head = self._private.head
             self._private.finish()

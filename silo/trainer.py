@@ -33,13 +33,14 @@ from protocol.plan import RunPlan
 from protocol.stretches import EVERYTHING, Agreed, Dealing, make_dealing
 from silo.data import ImageSet
 from silo.errors import DataError, PolicyViolation
+from silo.feedback import Residual, RoundResidual
 from silo.held_model import HeldModel
 from silo.noisy_round import NoisyRounds
 from silo.private_round import PrivateRounds
 from silo.proximal import proximal_term
 from silo.store import RunStore, TrainedRound
 from silo.training import Progress, Tensors, TrainingState, train
-from silo.update import check_weight, make_update
+from silo.update import check_weight, make_update, own_weight
 
 
 class RoundTrainer:
@@ -89,6 +90,7 @@ class RoundTrainer:
         self._first_parts = self._local_parts(first)
         shared, bits = flatten(first, self._layout), plan.update.broadcast_bits
         self.held = HeldModel(store.folder, self._layout, shared, bits)
+        self.residual = Residual(store.folder, self._layout, silo)
 
     def field_bits(self, round_number: int) -> int:
         """Return the bits of one packed field in a round."""
@@ -233,19 +235,38 @@ class RoundTrainer:
         before: Tensors,
         after: Tensors,
     ) -> npt.NDArray[np.uint64]:
-        """Return the packed update of a round: some stretches of it."""
-        return make_update(
+        """Return the packed update of a round: some stretches of it.
+
+        What it lacks is on disk then, where the plan has error feedback.
+        """
+        number, grid = request.round_number, self._grid(request)
+        residual = None
+        if self._plan.update.error_feedback:
+            residual = RoundResidual(
+                self._plan,
+                self._layout,
+                grid,
+                round_number=number,
+                own=own,
+                weight=own_weight(self._plan, self._silo, len(self._images)),
+                current=self.residual.current(),
+            )
+        words = make_update(
             self._plan,
             self._layout,
-            self._grid(request),
+            grid,
             silo=self._silo,
-            round_number=request.round_number,
-            field_bits=self.field_bits(request.round_number),
+            round_number=number,
+            field_bits=self.field_bits(number),
             num_examples=len(self._images),
             local=after,
             global_=before,
             own=own,
+            residual=residual,
         )
+        if residual is not None:
+            self.residual.pend(number, residual.after(words))
+        return words
 
     def _pack_again(self, request: RoundRequest, trained: TrainedRound) -> None:
         """Store the update of a trained round anew, for other stretches.

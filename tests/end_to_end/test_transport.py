@@ -329,3 +329,78 @@ class TestFloatForm:
         first = flatten(initial_state(made.plan).parameters, layout)
         assert 0 < np.linalg.norm(mine - theirs) < 1e-5 * np.linalg.norm(mine - first)
         assert equal_parameters(harness(draft).run(), state)
+
+
+FOUR = UpdateConfig(rounding="nearest", value_bits=4, error_feedback=True)
+
+
+class TestErrorFeedback:
+    def residuals(self, made: Harness) -> dict[str, list[str]]:
+        """Return the residual files of each silo."""
+        return {
+            party.name: sorted(
+                path.name
+                for path in made.federation.silo(party.name)
+                .run(made.plan)
+                .glob("residual*")
+            )
+            for party in made.plan.silos
+        }
+
+    def test_it_composes_with_everything_and_leaves_nothing(
+        self, harness: Make
+    ) -> None:
+        update = dataclasses.replace(
+            FOUR, rotation=True, broadcast_bits=8, weights="secret", max_weight=64
+        )
+        made = harness(tiny_draft(update=update, num_rounds=3))
+        seen: list[tuple[int, tuple[str, ...]]] = []
+
+        def look(moment: str, kind: int, silo: int) -> None:
+            if (moment, kind, silo) == ("after", Kind.ROUND, 2):
+                seen.append((kind, tuple(self.residuals(made)["silo-1"])))
+
+        check_one_model(made, made.run(look))
+        pending = ("residual-pending",)
+        assert [files for _, files in seen] == [pending, *[("residual", *pending)] * 2]
+        assert not any(self.residuals(made).values())
+
+    def test_a_lost_round_does_not_advance(self, harness: Make) -> None:
+        made = harness(tiny_draft(update=FOUR, num_rounds=3))
+        seen: list[bytes | None] = []
+        path = made.federation.silo("silo-1").run(made.plan) / "residual"
+        lose = losing(SecAggKind.CONFIRMS, 0, range(2, 3))
+
+        def fault(moment: str, kind: int, silo: int) -> bool:
+            if (moment, kind, silo) == ("after", Kind.ROUND, 0):
+                seen.append(path.read_bytes() if path.exists() else None)
+            return lose(moment, kind, silo)
+
+        made.run(fault)
+        lost = [r for r in transcripts(made)["aggregator"] if isinstance(r, RoundLost)]
+        assert [record.round_number for record in lost] == [2]
+        assert seen[0] is None
+        assert seen[1] is not None
+        assert seen[1] == seen[2]
+
+    def test_all_processes_die_between_the_sum_and_the_next_round(
+        self, harness: Make
+    ) -> None:
+        made, whole = (harness(tiny_draft(update=FOUR, num_rounds=3)) for _ in "ab")
+        expected, asked = whole.run(), 0
+
+        def fault(moment: str, kind: int, silo: int) -> None:
+            nonlocal asked
+            asked += (moment, kind) == ("after", SecAggKind.CONFIRMS)
+            if asked == 3:
+                asked += 1
+                raise Crash
+
+        with pytest.raises(Crash):
+            made.run(fault)
+        state = made.run()
+        assert equal_parameters(state, expected)
+        check_one_model(made, state)
+        plain = dataclasses.replace(FOUR, error_feedback=False)
+        without = harness(tiny_draft(update=plain, num_rounds=3)).run()
+        assert not equal_parameters(state, without)
