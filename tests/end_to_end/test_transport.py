@@ -351,7 +351,13 @@ class TestErrorFeedback:
         self, harness: Make
     ) -> None:
         update = dataclasses.replace(
-            FOUR, rotation=True, broadcast_bits=8, weights="secret", max_weight=64
+            FOUR,
+            clipping_norm=0.5,
+            value_bits=8,
+            rotation=True,
+            broadcast_bits=8,
+            weights="secret",
+            max_weight=64,
         )
         made = harness(tiny_draft(update=update, num_rounds=3))
         seen: list[tuple[int, tuple[str, ...]]] = []
