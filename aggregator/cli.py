@@ -12,6 +12,7 @@ from aggregator.config import AggregatorFolder
 from aggregator.errors import AggregatorError, ConfigRejected
 from crypto.keys import IdentityKey
 from diffusion.errors import DiffusionError
+from protocol.broadcast import down_bytes
 from protocol.command import missing_extra, reporting_errors, set_up_logging
 from protocol.encoding import to_table
 from protocol.files import (
@@ -158,9 +159,10 @@ def plan_show(plan_path: Path) -> None:
     click.echo(f"Each silo sends {most}{sum(sizes):,} values a round:")
     click.echo(f"  {first:,} bytes in the first round")
     click.echo(f"  {later:,} bytes in each later one")
-    click.echo(
-        f"and receives {4 * layout.size:,} bytes, besides a few kB of the protocol."
-    )
+    later, end = (down_bytes(shown, layout.segments, number) for number in (2, 0))
+    click.echo("and receives no parameters before the first round,")
+    click.echo(f"  {later:,} bytes before each later one and {end:,} at the end,")
+    click.echo("besides a few kB of the protocol.")
     for line in plan_sentences(shown) if shown.privacy.is_in_sum else ():
         click.echo(line)
 
