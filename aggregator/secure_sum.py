@@ -241,11 +241,11 @@ class SecureSum:
             )
             request = task.request(head, attempt, sum_notice=self._last_notice)
             message = self._exchanges.envelope(
-                Kind.ROUND, request.to_body(), setup=self._setup, slot=slot.slot
+                task.kind, request.to_body(), setup=self._setup, slot=slot.slot
             )
             seconds = self._plan.deadlines.training_seconds
             self._exchanges.ask(
-                self._stage(SecAggKind.READY, "ready", task.round_number, seconds),
+                self._stage(SecAggKind.READY, task.stage, task.round_number, seconds),
                 dict.fromkeys(sorted(self._joined), message),
                 taking(slot.add_ready),
             )

@@ -11,7 +11,7 @@ import numpy as np
 
 from aggregator.averaging import Words
 from aggregator.errors import CohortTooSmall
-from aggregator.exchanges import Exchanges, Stage
+from aggregator.exchanges import READY, Exchanges, Stage
 from crypto.encoding import BytesLike
 from crypto.errors import MalformedMessage
 from crypto.frame import OVERHEAD_BYTES
@@ -21,15 +21,55 @@ from protocol.envelope import Kind, RoundRequest, model_digest, open_envelope
 from protocol.transcript import Head
 
 
+class Request(Protocol):
+    """What goes to every silo, to be answered with READY."""
+
+    def to_body(self) -> bytes:
+        """Return the body's bytes."""
+        ...
+
+
+class Task(Protocol):
+    """What one slot asks of every silo, and how long its vectors are.
+
+    ``kind`` and ``stage`` are those of its request.
+    """
+
+    @property
+    def kind(self) -> Kind: ...  # noqa: D102
+
+    @property
+    def stage(self) -> str: ...  # noqa: D102
+
+    @property
+    def round_number(self) -> int: ...  # noqa: D102
+
+    @property
+    def num_words(self) -> int: ...  # noqa: D102
+
+    @property
+    def field_bits(self) -> int: ...  # noqa: D102
+
+    def request(self, head: Head, attempt: int, *, sum_notice: bytes = b"") -> Request:
+        """Return the request to every silo."""
+        ...
+
+    def model_digest(self) -> bytes:
+        """Return the digest of all that silos must have received alike."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
-class Task:
-    """What a round asks of every silo: the model, and how long its vectors are."""
+class RoundTask:
+    """What a round asks of every silo: to train the model from these parameters."""
 
     round_number: int
     parameters: bytes
     ranges: bytes
     num_words: int
     field_bits: int
+    kind: Kind = Kind.ROUND
+    stage: str = READY
 
     def request(
         self, head: Head, attempt: int, *, sum_notice: bytes = b""
@@ -118,10 +158,10 @@ class PlainSum:
             return len(body)
 
         request = self._exchanges.envelope(
-            Kind.ROUND, task.request(head, 1).to_body(), setup=0, slot=0
+            task.kind, task.request(head, 1).to_body(), setup=0, slot=0
         )
         stage = Stage(
-            name="ready",
+            name=task.stage,
             round_number=task.round_number,
             deadline_seconds=self._plan.deadlines.training_seconds,
             max_reply_bytes=8 * task.num_words + OVERHEAD_BYTES,

@@ -128,7 +128,7 @@ def _mechanism_of(plan: RunPlan, account: Account) -> Iterator[Finding]:
     wanted, per_round = round_event(plan), steps_per_round(plan)
     yield from wrong_ledger(plan, account)
     most = steps_of_run(plan)
-    uploads = {placed.record.round_number for placed in account.all(Masked)}
+    uploads = {placed.record.round_number for placed in account.updates}
     for placed in account.all(PrivacySpent):
         spent, number = placed.record, placed.record.round_number
         steps = sum(event.steps for event in spent.events)

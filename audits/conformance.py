@@ -11,6 +11,7 @@ from typing import TypeVar
 from audits.accounts import Account, Accounts, Placed
 from audits.evidence import AGGREGATOR
 from audits.findings import Finding, count, fail, settle, warn
+from audits.measurement import check_measurement
 from audits.sums import check_sums, place
 from audits.uploads import check_uploads
 from protocol.records import (
@@ -35,6 +36,7 @@ def check_conformance(accounts: Accounts) -> list[Finding]:
         *check_sums(accounts),
         *_rounds(accounts),
         *_parameters(accounts),
+        *check_measurement(accounts),
         *_refusals(accounts),
     ]
 

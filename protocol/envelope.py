@@ -43,6 +43,7 @@ class Kind(enum.IntEnum):
     REFUSED = 71
     JOINED = 72
     LEDGER = 73
+    MEASURE = 78
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,9 +82,9 @@ class RoundRequest:
         table, (parameters, ranges, notice) = split_body(body, 3)
         check_names(table, ("round_number", "attempt", "head"))
         return cls(
-            round_number=_count(table, "round_number"),
-            attempt=_count(table, "attempt"),
-            head=_head(table),
+            round_number=read_count(table, "round_number"),
+            attempt=read_count(table, "attempt"),
+            head=read_head(table),
             parameters=parameters,
             ranges=ranges,
             sum_notice=notice,
@@ -136,8 +137,8 @@ class EndRequest:
         table, (parameters, average, notice) = split_body(body, 3)
         check_names(table, ("round_number", "head"))
         return cls(
-            round_number=_count(table, "round_number"),
-            head=_head(table),
+            round_number=read_count(table, "round_number"),
+            head=read_head(table),
             parameters=bytes(parameters),
             average=bytes(average),
             sum_notice=notice,
@@ -163,7 +164,7 @@ class EndReply:
         """
         table, _ = split_body(body, 0)
         check_names(table, ("head",))
-        return cls(head=_head(table))
+        return cls(head=read_head(table))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,7 +197,7 @@ class LedgerNotice:
             check_hex("head", head, HASH_BYTES)
         except ValueError as error:
             raise EnvelopeRejected(f"a message's {error}") from None
-        return cls(size=_count(table, "size"), head=head, reply=reply)
+        return cls(size=read_count(table, "size"), head=head, reply=reply)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -347,8 +348,12 @@ def floats_from_bytes(
     return values
 
 
-def _count(table: Mapping[str, Any], name: str) -> int:
-    """Return a positive whole number of a table."""
+def read_count(table: Mapping[str, Any], name: str) -> int:
+    """Return a positive whole number of a table.
+
+    Raises:
+        EnvelopeRejected: it is something else.
+    """
     value = table[name]
     if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value < 2**31:
         raise EnvelopeRejected(f"{name} must be a positive whole number")
@@ -363,10 +368,13 @@ def _text(table: Mapping[str, Any], name: str) -> str:
     return value
 
 
-def _head(table: Mapping[str, Any]) -> Head:
+def read_head(table: Mapping[str, Any]) -> Head:
     """Return the transcript head of a table, of bounded size.
 
     Its signature is not verified here.
+
+    Raises:
+        EnvelopeRejected: it is something else.
     """
     try:
         head = from_table(Head, table["head"], "head")

@@ -75,7 +75,8 @@ class PlanDraft:
         require(
             self.update.selection == "full" or not self.evaluation.every_rounds,
             f'evaluation.every_rounds: must be 0 with selection "'
-            f'{self.update.selection}": the aggregator holds no complete model',
+            f'{self.update.selection}": the aggregator holds no complete model; with '
+            "evaluation.in_silos each silo measures its own",
         )
 
     def _check_private(self) -> None:

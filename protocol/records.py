@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal, TypeAlias, get_args
 
 from privacy.events import Event, NoisySum, SampledGaussian
-from protocol.model_records import Evaluated
+from protocol.model_records import Evaluated, MeasuredInSilos, MeasurementSkipped
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -347,6 +347,8 @@ Record: TypeAlias = (
     | Refused
     | Traffic
     | Evaluated
+    | MeasuredInSilos
+    | MeasurementSkipped
     | LedgerOpened
     | PrivacySpent
     | NoiseSpent

@@ -213,6 +213,7 @@ def _config(
         device=device or config.compute.device,  # type: ignore[arg-type]
         threads=threads or config.compute.threads,
         checkpoint_steps=config.compute.checkpoint_steps,
+        inception_weights=config.compute.inception_weights,
     )
     source = config.data
     if data is not None:

@@ -13,6 +13,7 @@ from crypto.keys import IdentityKey
 from crypto.secagg.silo_state import SlotProgress
 from protocol import records
 from protocol.envelope import RoundRequest
+from protocol.measurement import MeasureRequest
 from protocol.plan import RunPlan
 from protocol.transcript import Head, TranscriptWriter
 from protocol.version import SOFTWARE
@@ -68,9 +69,13 @@ class Evidence:
         )
 
     def enter_round(
-        self, place: Place, request: RoundRequest, model: bytes, field_bits: int
+        self,
+        place: Place,
+        request: RoundRequest | MeasureRequest,
+        model: bytes,
+        field_bits: int,
     ) -> None:
-        """Record which model a round began with."""
+        """Record which model a round, or the measurement, began with."""
         self._transcript.append(
             records.RoundOpened(
                 **place,

@@ -12,6 +12,7 @@ OPEN_SETUP ADVERTISE           fresh keys for the slots of a setup
 KEYS       SHARES              shares of the slot keys and seeds, sealed pairwise
 ENVELOPES  JOINED              what the other silos have sealed to this one is opened
 ROUND      READY (or PLAIN)    training, update, quantisation
+MEASURE    READY (or PLAIN)    sampling, the distance of this silo's own model
 ACTIVE     MASKED              the update leaves, masked
 SURVIVORS  CONFIRM             this silo signs whose updates the sum holds
 CONFIRMS   REVEAL              shares of the masks; the update is destroyed
@@ -31,6 +32,7 @@ from contextlib import ExitStack
 from crypto.encoding import BytesLike
 from crypto.frame import AGGREGATOR, Header, read_header
 from crypto.frame import Kind as SecAggKind
+from crypto.secagg.upload import Upload
 from protocol.envelope import (
     EndReply,
     EndRequest,
@@ -41,8 +43,10 @@ from protocol.envelope import (
     make_envelope,
     open_envelope,
 )
+from protocol.measurement import MEASURE, WORD_BITS, MeasureRequest
 from protocol.plan import RunPlan
 from silo.errors import PolicyViolation
+from silo.evaluation import make_evaluation
 from silo.evidence import Evidence
 from silo.noisy_round import NoisyRounds
 from silo.policy import check_plan
@@ -88,6 +92,7 @@ class SiloSession:
                 initial=resources.initial,
                 private=self._private,
             )
+            self._evaluation = make_evaluation(plan, self._silo, store, resources)
             trained = store.load_trained()
             self._asked_round = trained.round_number if trained else 0
             if self._private is not None and trained is not None:
@@ -156,6 +161,8 @@ class SiloSession:
             return self._envelope(Kind.JOINED, b"", setup=header.setup), 0
         if stage == "ready":
             return self._enter_round(header, RoundRequest.from_body(body))
+        if stage == MEASURE:
+            return self._measure(header, MeasureRequest.from_body(body))
         if stage == "masked":
             return self._mask(header, request)
         if stage == "confirm":
@@ -219,9 +226,37 @@ class SiloSession:
         )
         self._train(request)
         if not is_masked:
-            return self._send_plain(header, request)
+            reply, vector_bytes = self._send_plain(header, request.round_number)
+            return self._with_ledger(header, reply), vector_bytes
         ready = self._secure.ready(header.slot, request.round_number, digest)
         return self._with_ledger(header, ready), 0
+
+    def _measure(self, header: Header, request: MeasureRequest) -> tuple[bytes, int]:
+        """Measure this silo's finished model, unless that is done; say READY."""
+        if self._evaluation is None:
+            raise PolicyViolation("the plan asks for no measurement in the silos")
+        self._evaluation.check(request)
+        self._asked_round = request.round_number
+        is_masked = self._plan.protection.method != "none"
+        if is_masked:
+            self._secure.check_setup(header.setup)
+        digest = request.model_digest()
+        model = self._trainer.finished_model(request.average)
+        self._evidence.see_head(request.head, request.round_number)
+        self._close_slot(request.sum_notice)
+        place = self._place(MEASURE, header)
+        self._evidence.enter_round(place, request, digest, WORD_BITS)
+        ledger = self._private.head if self._private is not None else None
+        self._evaluation.measure_once(request, model, ledger)
+        if not is_masked:
+            return self._send_plain(header, request.round_number)
+        return self._secure.ready(header.slot, request.round_number, digest), 0
+
+    def _upload(self, round_number: int) -> Upload:
+        """Return what leaves in a round: the update, or at last the measurement."""
+        if self._evaluation is not None and round_number > self._plan.num_rounds:
+            return self._evaluation.upload()
+        return self._trainer.update(round_number)
 
     def _train(self, request: RoundRequest) -> None:
         """Train a round, unless that is done; record what the mechanism released.
@@ -244,12 +279,12 @@ class SiloSession:
         if slot is not None:
             self._evidence.sum(slot, setup=read_header(notice).setup)
 
-    def _send_plain(self, header: Header, request: RoundRequest) -> tuple[bytes, int]:
-        """Return the packed update in the clear, where the policy permits that."""
-        body = self._trainer.update(request.round_number).words.tobytes()
+    def _send_plain(self, header: Header, round_number: int) -> tuple[bytes, int]:
+        """Return the packed vector in the clear, where the policy permits that."""
+        body = self._upload(round_number).words.tobytes()
         plain = self._envelope(Kind.PLAIN, body, setup=header.setup, slot=header.slot)
         self._evidence.upload(self._place("ready", header), plain, "none")
-        return self._with_ledger(header, plain), len(body)
+        return plain, len(body)
 
     def _with_ledger(self, header: Header, reply: bytes) -> bytes:
         """Return a reply with the head of the privacy ledger, where there is one."""
@@ -265,7 +300,7 @@ class SiloSession:
         latest = self._secure.latest_slot
         if latest is None:
             raise PolicyViolation("masked before ready")
-        upload = self._trainer.update(latest.round_number)
+        upload = self._upload(latest.round_number)
         reply = self._secure.mask(request, upload)
         self._evidence.upload(self._place("masked", header), reply, "mask")
         return reply, upload.words.nbytes
@@ -304,7 +339,8 @@ class SiloSession:
             ledger_head = self._private.head
             self._private.finish()
             if self._private.head != ledger_head:
-                self._evidence.spend(self._private.record(self._asked_round))
+                number = min(self._asked_round, self._plan.num_rounds)
+                self._evidence.spend(self._private.record(number))
         head = self._evidence.finish(request.round_number, parameters, average)
         reply = self._envelope(Kind.END_SEEN, EndReply(head=head).to_body())
         self._store.save_finished(reply)

@@ -4,12 +4,14 @@ from collections.abc import Mapping
 
 from crypto.frame import Kind as SecAggKind
 from protocol.envelope import Kind
+from protocol.measurement import MEASURE
 
 STAGES: Mapping[int, str] = {
     Kind.OPEN_SETUP: "setup",
     SecAggKind.KEYS: "shares",
     SecAggKind.ENVELOPES: "envelopes",
     Kind.ROUND: "ready",
+    Kind.MEASURE: MEASURE,
     SecAggKind.ACTIVE: "masked",
     SecAggKind.SURVIVORS: "confirm",
     SecAggKind.CONFIRMS: "reveal",
@@ -23,5 +25,5 @@ OUTSIDE_ROUNDS = ("setup", "shares", "envelopes", "end")
 IN_SLOT = ("masked", "confirm", "reveal")
 """Stages that belong to the round of the latest slot."""
 
-WITHOUT_MASKS = ("ready", "end")
+WITHOUT_MASKS = ("ready", MEASURE, "end")
 """The only stages of a run whose updates leave in the clear."""

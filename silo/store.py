@@ -10,6 +10,8 @@
         training.safetensors   Adam's moments, and the parts that stay local
         round.json             round number, model digest
       finished                 the answer to END
+      evaluation.json          what this silo measured (silo.evaluation)
+      model.safetensors        the finished model, this silo's own
 
 A round's folder appears only when training has ended: a silo asked again for the same
 round and model answers from it and does not train twice. ``update.words`` is removed

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from crypto.encoding import BytesLike
 from crypto.secagg.upload import Upload
 from diffusion.checkpoint import Checkpoint, save_checkpoint
 from diffusion.initial import first_model
@@ -224,16 +225,23 @@ class RoundTrainer:
         Raises:
             EnvelopeRejected: another length, NaN or infinity.
         """
+        save_checkpoint(self._store.model, self.finished_model(average))
+
+    def finished_model(self, average: BytesLike) -> Checkpoint:
+        """Return the shared average with this silo's own parts.
+
+        Raises:
+            EnvelopeRejected: another length, NaN or infinity.
+        """
         _, local = self._store.load_training()
         shared = unflatten(floats_from_bytes(average, self._layout.size), self._layout)
-        checkpoint = Checkpoint(
+        return Checkpoint(
             model=self._plan.model,
             schedule=self._plan.schedule,
             sampler=self._plan.evaluation.sampler,
             parameters={**self._first_parts, **local, **shared},
             notes={"plan": self._plan.digest.hex(), "silo": str(self._silo)},
         )
-        save_checkpoint(self._store.model, checkpoint)
 
     def _parameters(self) -> Tensors:
         """Return copies of the model's parameters, on the CPU."""

@@ -87,7 +87,7 @@ def _train(
     display = Display(plan, console)
     settings = RunSettings(
         device=choose_device(device),
-        reference=federation.reference if plan.evaluation.every_rounds else None,
+        reference=federation.reference if plan.evaluation.is_asked_for else None,
         weights=weights,
         initial=federation.aggregator.initial,
         on_stage=display.stage,
