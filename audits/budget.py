@@ -42,7 +42,6 @@ from protocol.plan import RunPlan
 from protocol.records import (
     LedgerOpened,
     LedgerSeen,
-    Masked,
     PrivacySpent,
 )
 
@@ -281,7 +280,7 @@ def _unseen(accounts: Accounts) -> Iterator[Finding]:
         (placed.record.silo, placed.record.round_number)
         for placed in accounts.aggregator.all(LedgerSeen)
     }
-    for placed in accounts.aggregator.all(Masked):
+    for placed in accounts.aggregator.updates:
         silo, number = placed.record.silo, placed.record.round_number
         if (silo, number) not in told:
             yield fail(

@@ -27,6 +27,7 @@ from silo.config import (
     load_config,
 )
 from silo.errors import ConfigRejected, PolicyViolation, SiloError
+from silo.model_commands import MODEL_COMMANDS
 from silo.policy import DEFAULT_POLICY, load_policy, refusals
 
 DirPath = click.Path(file_okay=False, path_type=Path)
@@ -303,33 +304,6 @@ def ledger(folder: Path) -> None:
 
 
 @cli.command()
-@click.argument("checkpoint_path", metavar="CHECKPOINT", type=FilePath)
-@click.option("--count", type=click.IntRange(1, 10_000), default=64, show_default=True)
-@click.option("--columns", type=click.IntRange(1, 100), default=8, show_default=True)
-@click.option("--enlarge", type=click.IntRange(1, 32), default=4, show_default=True)
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
-@click.option("--out", type=FilePath, default=Path("samples.png"), show_default=True)
-@click.option("--device", type=click.Choice(["auto", "cuda", "cpu"]), default="auto")
-def sample(
-    checkpoint_path: Path,
-    count: int,
-    columns: int,
-    enlarge: int,
-    seed: int,
-    out: Path,
-    device: str,
-) -> None:
-    """Draw images from a CHECKPOINT into one PNG grid."""
-    from diffusion.checkpoint import choose_device, load_checkpoint
-    from diffusion.images import save_grid
-
-    checkpoint = load_checkpoint(checkpoint_path)
-    images = checkpoint.images(seed=seed, count=count, device=choose_device(device))
-    save_grid(out, images, columns, enlarge)
-    click.echo(f"saved: {out}")
-
-
-@cli.command()
 @click.option(
     "--extractor",
     type=click.Choice(["fd-small-digits", "fd-small-fashion", "inception"]),
@@ -370,6 +344,10 @@ def reference(
     images = load_images(source, files.root)
     count = save_reference(out, images, extractor, weights)  # type: ignore[arg-type]
     click.echo(f"saved: {out}, statistics of {count:,} images")
+
+
+for _command in MODEL_COMMANDS:
+    cli.add_command(_command)
 
 
 def _use_threads(threads: int) -> None:

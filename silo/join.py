@@ -114,7 +114,8 @@ def train_with_others(
         finally:
             session.close()
     say(f"{name}: the run is over; transcript: {store.transcript}")
-    say(f"{name}: this silo's model: {store.model}; `silo sample --run {plan.name}`")
+    say(f"{name}: this silo's model: {store.model}")
+    say(f"{name}: sample from it with `silo sample --run {store.folder.name}`")
     if (report := load_report(store.folder)) is not None:
         say(report.in_words())
 

@@ -13,8 +13,8 @@ from audits.audit import run_audit
 from audits.evidence import load_evidence
 from audits.findings import Severity
 from audits.report.page import write_report
-from crypto.frame import Kind as SecAggKind
 from crypto.frame import OVERHEAD_BYTES, read_header
+from crypto.frame import Kind as SecAggKind
 from diffusion.checkpoint import load_checkpoint
 from diffusion.config import SamplerConfig
 from diffusion.evaluation import evaluate
