@@ -30,6 +30,7 @@ from protocol.transcript import read_records
 from protocol.update_settings import ProtectionConfig, UpdateConfig
 from silo.evaluation import SiloReport, load_report
 from tests.end_to_end.conftest import Crash, Harness, tiny_draft
+from tests.end_to_end.test_noisy_runs import noisy_draft
 
 Make = Callable[..., Harness]
 
@@ -239,6 +240,22 @@ def other_reference(made: Harness) -> bytes:
     path = made.federation.root / "other.npz"
     save_statistics(path, dataclasses.replace(loaded, mean=loaded.mean + 1))
     return path.read_bytes()
+
+
+def test_a_semi_honest_run_measures_without_confirmations(harness: Make) -> None:
+    protection = ProtectionConfig(slots_per_setup=2, trust="semi-honest")
+    made = harness(measured_draft(protection=protection))
+    made.run()
+    check_told(made, {"silo-1", "silo-2", "silo-3"})
+    assert not failures(made)
+
+
+def test_noise_inside_the_sum_is_neither_made_nor_charged_for_it(harness: Make) -> None:
+    draft = noisy_draft("silo", evaluation=EVALUATION)
+    made = harness(draft, num_silos=5)
+    made.run()
+    check_told(made, {silo.name for silo in made.plan.silos})
+    assert not failures(made)
 
 
 def test_nobody_measures_where_the_plan_does_not_ask(harness: Make) -> None:
