@@ -13,24 +13,30 @@ from audits.audit import run_audit
 from audits.evidence import load_evidence
 from audits.findings import Severity
 from audits.report.page import write_report
-from crypto.frame import OVERHEAD_BYTES, read_header
+from crypto.frame import AGGREGATOR, OVERHEAD_BYTES, read_header
 from crypto.frame import Kind as SecAggKind
 from diffusion.checkpoint import load_checkpoint
 from diffusion.config import SamplerConfig
+from diffusion.errors import ImagesRejected
 from diffusion.evaluation import evaluate
 from diffusion.features import load_extractor
 from diffusion.fid import load_statistics, save_statistics
 from diffusion.model import make_model
-from diffusion.parts import part_of
+from diffusion.parts import Part, part_of
 from protocol.aggregation_settings import EvaluationConfig
-from protocol.envelope import Kind
-from protocol.measurement import silo_seed
+from protocol.envelope import Kind, make_envelope
+from protocol.files import load_identity
+from protocol.measurement import MeasureRequest, silo_seed
 from protocol.model_records import MeasuredInSilos, MeasurementSkipped
-from protocol.transcript import read_records
+from protocol.transcript import Head, read_records
 from protocol.update_settings import ProtectionConfig, UpdateConfig
+from silo.check import explain
 from silo.evaluation import SiloReport, load_report
+from silo.policy import Policy, refusals
+from simulation.transport import open_session
 from tests.end_to_end.conftest import Crash, Harness, tiny_draft
 from tests.end_to_end.test_noisy_runs import noisy_draft
+from tests.protocol.examples import make_example
 
 Make = Callable[..., Harness]
 
@@ -87,33 +93,43 @@ def failures(harness: Harness) -> list[str]:
     return [f.statement for f in audit.findings if f.severity == Severity.FAIL]
 
 
-@pytest.mark.parametrize("method", ["mask", "none"])
-@pytest.mark.parametrize("selection", ["udec", "full"])
+@pytest.mark.parametrize(
+    ("selection", "method", "trust"),
+    [
+        ("udec", "mask", "malicious"),
+        ("udec", "none", "malicious"),
+        ("full", "mask", "semi-honest"),
+    ],
+)
 def test_mean_and_spread_are_those_of_the_silos_own_reports(
-    harness: Make, method: str, selection: str
+    harness: Make, selection: str, method: str, trust: str
 ) -> None:
-    protection = ProtectionConfig(slots_per_setup=2, method=method)  # type: ignore[arg-type]
+    protection = ProtectionConfig(slots_per_setup=2, method=method, trust=trust)  # type: ignore[arg-type]
     made = harness(measured_draft(selection, protection=protection))
     made.run()
     record = check_told(made, {"silo-1", "silo-2", "silo-3"})
-    distances = {r.frechet_distance for r in reports(made).values()}
-    assert len(distances) == 3
-    references = {r.reference for r in reports(made).values()}
-    assert references == {record.reference}
+    assert len({r.frechet_distance for r in reports(made).values()}) == 3
+    assert {r.reference for r in reports(made).values()} == {record.reference}
     assert not failures(made)
-    write_report(
-        run_audit(load_evidence(made.federation.root, None)), None, made.federation.root
-    )
+    check_measured_model(made)
+    check_written(made, record)
+    if method == "none":
+        check_nothing_else_left(made)
+
+
+def check_written(made: Harness, record: MeasuredInSilos) -> None:
+    """Check that the report says what was measured, and on whose word."""
+    root = made.federation.root
+    write_report(run_audit(load_evidence(root, None)), None, root)
     for name in ("report.md", "report.html"):
-        assert "their own word" in (made.federation.root / name).read_text()
-    report = json.loads((made.federation.root / "report.json").read_text())
+        assert "their own word" in (root / name).read_text()
+    report = json.loads((root / "report.json").read_text())
     assert report["measurement"]["mean"] == record.mean
     assert report["rounds"][-1]["outcome"] == "measured in the silos"
 
 
-def test_the_silo_measures_the_model_that_it_ends_with(harness: Make) -> None:
-    made = harness(measured_draft())
-    made.run()
+def check_measured_model(made: Harness) -> None:
+    """Check that each silo measured the very model that it ends with."""
     extractor = load_extractor("fd-small-digits")
     reference = load_statistics(made.federation.reference, extractor)
     for index, (name, report) in enumerate(reports(made).items()):
@@ -129,23 +145,21 @@ def test_the_silo_measures_the_model_that_it_ends_with(harness: Make) -> None:
         assert again.frechet_distance == report.frechet_distance
 
 
-def test_no_local_part_and_no_distance_leaves(harness: Make) -> None:
-    protection = ProtectionConfig(method="none")
-    made = harness(measured_draft(protection=protection))
-    made.run()
-    replies = b"".join(reply for _, _, reply in made.wire)
+def check_nothing_else_left(made: Harness) -> None:
+    """Check that 16 bytes left in the measurement, and never a local part."""
     plain = [
         len(reply) - OVERHEAD_BYTES
         for _, request, reply in made.wire
         if read_header(request).kind == Kind.MEASURE
     ]
     assert plain == [16] * 3
+    replies = b"".join(reply for _, _, reply in made.wire)
     parts = part_of(make_model(made.plan.model, 0))
     for name, report in reports(made).items():
         folder = made.federation.silo(name).run(made.plan)
         model = load_checkpoint(folder / "model.safetensors")
         for parameter, value in model.parameters.items():
-            if parts[parameter] != "decoder" and value.count_nonzero() >= 4:
+            if parts[parameter] != Part.DECODER and value.count_nonzero() >= 4:
                 assert value.numpy().astype("<f4").tobytes() not in replies
         assert repr(report.frechet_distance).encode() not in replies
 
@@ -189,7 +203,6 @@ def test_with_too_few_silos_it_is_skipped_and_the_run_ends(harness: Make) -> Non
     [
         ("after", Kind.MEASURE),
         ("after", SecAggKind.ACTIVE),
-        ("before", SecAggKind.CONFIRMS),
         ("after", SecAggKind.CONFIRMS),
         ("before", Kind.END),
     ],
@@ -242,14 +255,6 @@ def other_reference(made: Harness) -> bytes:
     return path.read_bytes()
 
 
-def test_a_semi_honest_run_measures_without_confirmations(harness: Make) -> None:
-    protection = ProtectionConfig(slots_per_setup=2, trust="semi-honest")
-    made = harness(measured_draft(protection=protection))
-    made.run()
-    check_told(made, {"silo-1", "silo-2", "silo-3"})
-    assert not failures(made)
-
-
 def test_noise_inside_the_sum_is_neither_made_nor_charged_for_it(harness: Make) -> None:
     draft = noisy_draft("silo", evaluation=EVALUATION)
     made = harness(draft, num_silos=5)
@@ -258,8 +263,57 @@ def test_noise_inside_the_sum_is_neither_made_nor_charged_for_it(harness: Make) 
     assert not failures(made)
 
 
-def test_nobody_measures_where_the_plan_does_not_ask(harness: Make) -> None:
-    made = harness(tiny_draft())
-    made.run()
-    assert not [1 for _, request, _ in made.wire
-                if read_header(request).kind == Kind.MEASURE]  # fmt: skip
+def ask(made: Harness, number: int) -> tuple[int, bytes]:
+    """Ask the first silo to measure; return kind and content of its answer."""
+    identity = load_identity(made.federation.aggregator.identity)
+    head = Head(party="aggregator", size=0, root="00" * 32, signature="00" * 64)
+    request = MeasureRequest(
+        round_number=number, attempt=1, head=head, average=b"", statistics=b""
+    )
+    body = request.to_body()
+    message = make_envelope(
+        made.plan, identity, Kind.MEASURE, body, sender=AGGREGATOR, setup=1
+    )
+    session = open_session(made.federation, made.plan, "silo-1", lambda *seen: None)
+    try:
+        reply = bytes(session.handle(message))
+    finally:
+        session.close()
+    return read_header(reply).kind, reply
+
+
+@pytest.mark.parametrize(
+    ("asked", "number", "words"),
+    [(False, 3, b"asks for no"), (True, 2, b"expected 3"), (True, 3, b"before any")],
+)
+def test_a_measurement_out_of_place_is_refused(
+    harness: Make, asked: bool, number: int, words: bytes
+) -> None:
+    made = harness(measured_draft() if asked else tiny_draft())
+    kind, reply = ask(made, number)
+    assert kind == Kind.REFUSED
+    assert words in reply
+    assert not reports(made)
+
+
+def test_the_operator_reads_of_it_and_may_refuse() -> None:
+    asking = make_example({"evaluation.in_silos": True})
+    said = "\n".join(explain(asking, Policy()))
+    assert "Measured in the silos" in said
+    assert "Epsilon does not cover them" in said
+    assert "Measured in the silos" not in "\n".join(explain(make_example(), Policy()))
+    (reason,) = refusals(Policy(permit_measurement=False), asking)
+    assert "evaluation.in_silos" in reason
+    assert not refusals(Policy(permit_measurement=False), make_example())
+
+
+def test_an_extractor_for_other_images_is_refused_before_the_run(
+    harness: Make,
+) -> None:
+    fashion = dataclasses.replace(EVALUATION, extractor="fd-small-fashion")
+    with pytest.raises(ImagesRejected):
+        harness(measured_draft(evaluation=fashion))
+    made = harness(measured_draft())
+    plan = dataclasses.replace(made.plan, evaluation=fashion)
+    with pytest.raises(ImagesRejected, match="1 × 28 × 28, the model makes 1 × 8 × 8"):
+        open_session(made.federation, plan, "silo-1", lambda *seen: None)
