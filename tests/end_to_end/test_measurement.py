@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from aggregator.state import shared_layout
 from audits.audit import run_audit
 from audits.evidence import load_evidence
 from audits.findings import Severity
@@ -146,13 +147,23 @@ def check_measured_model(made: Harness) -> None:
 
 
 def check_nothing_else_left(made: Harness) -> None:
-    """Check that 16 bytes left in the measurement, and never a local part."""
+    """Check that the decoder left in each round, 16 bytes in the measurement; no more.
+
+    Without masks the length of each vector is that of the shared layout.
+    """
     plain = [
         len(reply) - OVERHEAD_BYTES
         for _, request, reply in made.wire
         if read_header(request).kind == Kind.MEASURE
     ]
     assert plain == [16] * 3
+    trained = {
+        len(reply) - OVERHEAD_BYTES
+        for _, request, reply in made.wire
+        if read_header(request).kind == Kind.ROUND
+    }
+    size = shared_layout(made.plan).size
+    assert trained == {made.plan.vector_bytes(number, size) for number in (1, 2)}
     replies = b"".join(reply for _, _, reply in made.wire)
     parts = part_of(make_model(made.plan.model, 0))
     for name, report in reports(made).items():
