@@ -3,13 +3,23 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import click
 from rich.console import Console
 
 from aggregator.config import AggregatorFolder
 from aggregator.errors import AggregatorError, ConfigRejected
+from aggregator.model_commands import MODEL_COMMANDS
+from aggregator.options import (
+    DirPath,
+    FilePath,
+    device_option,
+    dir_option,
+    download_option,
+    plan_argument,
+    reference_option,
+    weights_option,
+)
 from crypto.keys import IdentityKey
 from diffusion.errors import DiffusionError
 from protocol.broadcast import down_bytes
@@ -32,33 +42,6 @@ from protocol.plan_files import (
     save_plan,
 )
 from protocol.stretches import largest_share
-
-DirPath = click.Path(file_okay=False, path_type=Path)
-FilePath = click.Path(dir_okay=False, path_type=Path)
-
-dir_option = click.option(
-    "--dir",
-    "folder",
-    type=DirPath,
-    default=Path(),
-    help="The aggregator's folder.  [default: the current one]",
-)
-plan_argument = click.argument("plan_path", metavar="PLAN", type=FilePath)
-device_option = click.option(
-    "--device",
-    type=click.Choice(["auto", "cuda", "cpu"]),
-    default="auto",
-    show_default=True,
-)
-reference_option = click.option(
-    "--reference", type=FilePath, help="File of the reference statistics."
-)
-weights_option = click.option(
-    "--weights", type=FilePath, help="Inception's weights, where the plan uses them."
-)
-download_option = click.option(
-    "--download", is_flag=True, help="Fetch Inception's weights if they are missing."
-)
 
 
 @click.group()
@@ -242,140 +225,8 @@ def _attendance(signed: RunPlan, missing: Sequence[int]) -> str:
     return f"going on without {names}"
 
 
-@cli.command()
-@click.argument("checkpoint_path", metavar="CHECKPOINT", type=FilePath)
-@click.option(
-    "--extractor",
-    type=click.Choice(["fd-small-digits", "fd-small-fashion", "inception"]),
-    required=True,
-)
-@click.option("--num-samples", type=click.IntRange(2), default=500, show_default=True)
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
-@reference_option
-@weights_option
-@download_option
-@device_option
-def evaluate(
-    checkpoint_path: Path,
-    extractor: str,
-    num_samples: int,
-    seed: int,
-    reference: Path | None,
-    weights: Path | None,
-    download: bool,
-    device: str,
-) -> None:
-    """Measure the Fréchet distance of a CHECKPOINT's samples to a reference."""
-    from aggregator.evaluation import evaluate as measure
-    from aggregator.evaluation import load_reference
-    from diffusion.checkpoint import choose_device, load_checkpoint
-    from protocol.aggregation_settings import EvaluationConfig
-
-    if reference is None:
-        raise click.UsageError("give --reference, a file of reference statistics")
-    config = EvaluationConfig(extractor=extractor)  # type: ignore[arg-type]
-    loaded = load_reference(config, reference, weights=weights, allow_download=download)
-    result = measure(
-        load_checkpoint(checkpoint_path),
-        loaded,
-        seed=seed,
-        num_samples=num_samples,
-        device=choose_device(device),
-    )
-    click.echo(
-        f"{loaded.extractor.name}: {result.frechet_distance:.4f} ({num_samples} "
-        f"samples against {loaded.statistics.count} images)"
-    )
-    if result.class_shares:
-        shares = " ".join(f"{share:.1%}" for share in result.class_shares)
-        click.echo(f"classes: {shares}")
-
-
-@cli.command()
-@click.argument("checkpoint_path", metavar="CHECKPOINT", type=FilePath)
-@click.option("--count", type=click.IntRange(1, 10_000), default=64, show_default=True)
-@click.option(
-    "--columns", type=click.IntRange(0, 100), default=0, help="0: one a class, or 8."
-)
-@click.option("--enlarge", type=click.IntRange(1, 32), default=4, show_default=True)
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
-@click.option("--out", type=FilePath, default=Path("samples.png"), show_default=True)
-@click.option("--class", "label", type=click.IntRange(0), help="Draw this class alone.")
-@device_option
-def sample(checkpoint_path: Path, out: Path, **options: Any) -> None:
-    """Draw images from a CHECKPOINT into one PNG grid."""
-    from diffusion.pictures import draw_samples
-
-    draw_samples(checkpoint_path, out, **options)
-    click.echo(f"saved: {out}")
-
-
-@cli.command("warm-up")
-@click.argument("central", metavar="CENTRAL_MODEL", type=FilePath)
-@click.argument("draft_path", metavar="DRAFT", type=FilePath)
-@click.option("--steps", type=click.IntRange(1), default=300, show_default=True)
-@click.option(
-    "--learning-rate",
-    type=click.FloatRange(0, 1, min_open=True),
-    help="[default: the draft's]",
-)
-@click.option(
-    "--shift",
-    type=click.IntRange(0),
-    default=0,
-    show_default=True,
-    help="Move each drawn image by up to so many pixels.",
-)
-@click.option(
-    "--max-signal-to-noise",
-    type=click.FloatRange(0, min_open=True),
-    default=2.0,
-    show_default=True,
-    help="Train only timesteps with at most this ratio; inf: all.",
-)
-@click.option(
-    "--out", type=FilePath, default=Path("initial.safetensors"), show_default=True
-)
-@click.option("--picture", type=FilePath, help="Show the central images in a PNG.")
-@device_option
-def warm_up(
-    central: Path,
-    draft_path: Path,
-    steps: int,
-    learning_rate: float | None,
-    shift: int,
-    max_signal_to_noise: float,
-    out: Path,
-    picture: Path | None,
-    device: str,
-) -> None:
-    """Train a DRAFT's model on the central images of a finished run.
-
-    CENTRAL_MODEL is that run's model. No private data is read: what is made is as
-    private as the central images are.
-    """
-    from aggregator.warm_up import warm_up_draft
-    from diffusion.checkpoint import choose_device
-    from diffusion.warm_up import WarmUpConfig
-
-    draft, _ = load_draft(draft_path)
-    config = WarmUpConfig(
-        num_steps=steps,
-        learning_rate=learning_rate or draft.training.learning_rate,
-        loss=draft.training.loss,
-        max_shift_pixels=shift,
-        max_signal_to_noise=max_signal_to_noise,
-    )
-    made = warm_up_draft(
-        central, draft, out, config, device=choose_device(device), picture=picture
-    )
-    click.echo(
-        f"{out}: trained for {steps:,} steps on {made.num_images} central images, "
-        f"loss {made.loss:.4g}"
-    )
-    click.echo(f"sha256: {made.sha256}")
-    click.echo("Every party needs it as initial.safetensors; this goes into the draft:")
-    click.echo(f"\n{made.table}")
+for _command in MODEL_COMMANDS:
+    cli.add_command(_command)
 
 
 def main() -> None:

@@ -17,15 +17,17 @@ from aggregator.averaging import apply, mean_update, skip
 from aggregator.broadcast import Broadcaster, defined, with_error
 from aggregator.checkpoints import CheckpointStore
 from aggregator.errors import RoundAborted
-from aggregator.evaluation import Evaluation, Reference, evaluate
+from aggregator.evaluation import Reference, evaluate
 from aggregator.exchanges import Exchanges, Stage
+from aggregator.measurement import measure_in_silos
 from aggregator.secure_sum import SecureSum
 from aggregator.slot_store import SlotStore
 from aggregator.state import RoundState, initial_state, shared_layout
-from aggregator.sums import PlainSum, Summation, Task
+from aggregator.sums import PlainSum, RoundTask, Summation
 from crypto.encoding import BytesLike
 from crypto.secagg.parts import places
 from diffusion.checkpoint import Checkpoint
+from diffusion.evaluation import Evaluation
 from diffusion.parameters import ParameterLayout, flatten, parameters_digest
 from privacy.errors import Overflow
 from protocol import model_records, records
@@ -34,6 +36,8 @@ from protocol.grids import round_grid
 from protocol.plan import RunPlan
 from protocol.transcript import read_records
 from protocol.version import SOFTWARE
+
+Measured = model_records.MeasuredInSilos | model_records.MeasurementSkipped
 
 MAX_END_BYTES = 1 << 13
 """The longest last word of a silo: the head of its transcript, in an envelope."""
@@ -46,6 +50,7 @@ class Watcher:
     on_closed: Callable[[RoundState], None] = lambda state: None
     on_lost: Callable[[int, str], None] = lambda round_number, reason: None
     on_evaluation: Callable[[int, Evaluation], None] = lambda number, result: None
+    on_measured: Callable[[Measured], None] = lambda measured: None
 
 
 class Run:
@@ -95,6 +100,7 @@ class Run:
         while state.round_number < self._plan.num_rounds:
             state = self._finish_round(self._next_state(state))
         if not self._said.is_finished:
+            self._measure_in_silos(state)
             self._end(state)
         self._store.finish(state)
         return state
@@ -175,6 +181,16 @@ class Run:
             )
         )
         self._watcher.on_evaluation(number, result)
+
+    def _measure_in_silos(self, state: RoundState) -> None:
+        """Let the silos measure their own models, where the plan asks for it, once."""
+        if not self._plan.evaluation.in_silos or self._said.is_measured:
+            return
+        measured = measure_in_silos(
+            self._plan, self._layout, state, self._summation, self._reference
+        )
+        self._transcript.append(measured)
+        self._watcher.on_measured(measured)
 
     def _end(self, state: RoundState) -> None:
         """Tell the silos that the run is over; keep the heads of their transcripts."""
@@ -266,7 +282,7 @@ def run_round(
     numbers = round_grid(plan, layout.segments, number, state.ranges, layout.counts)
     field_bits = plan.field_bits(number)
     numbers.check_headroom(plan, field_bits)
-    task = Task(
+    task = RoundTask(
         round_number=number,
         parameters=floats_to_bytes(flatten(state.parameters, layout)),
         ranges=floats_to_bytes(state.ranges),
@@ -297,13 +313,14 @@ class _Said:
     closed: frozenset[int]
     evaluated: frozenset[int]
     excluded: frozenset[str]
+    is_measured: bool
     is_finished: bool
 
     @classmethod
     def read(cls, store: CheckpointStore, size: int) -> "_Said":
         """Read the rounds that were closed, lost or evaluated, and who is excluded."""
         closed, evaluated, excluded = set(), set(), set()
-        is_finished = False
+        is_measured = is_finished = False
         for entry in read_records(store.transcript) if size else ():
             if isinstance(entry.record, records.RoundClosed | records.RoundLost):
                 closed.add(entry.record.round_number)
@@ -311,6 +328,7 @@ class _Said:
                 evaluated.add(entry.record.round_number)
             elif isinstance(entry.record, records.SiloExcluded):
                 excluded.add(entry.record.silo)
+            is_measured |= isinstance(entry.record, Measured)
             is_finished = isinstance(entry.record, records.Finished)
         sets = (frozenset(closed), frozenset(evaluated), frozenset(excluded))
-        return cls(*sets, is_finished)
+        return cls(*sets, is_measured, is_finished)

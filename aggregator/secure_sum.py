@@ -244,17 +244,17 @@ class SecureSum:
                     field_bits=task.field_bits,
                 )
             )
-            if self._plan.update.is_dealt and self._side is not None:
+            if len(slot.parts) > 1 and self._side is not None:
                 dealing = task.dealing(self._plan, agreed_in(self._side))
                 record = dealt_record(self._plan, self._place(slot), dealing)
                 self._exchanges.transcript.append(record)
             request = task.request(head, attempt, sum_notice=self._last_notice)
             message = self._exchanges.envelope(
-                Kind.ROUND, request.to_body(), setup=self._setup, slot=slot.slot
+                task.kind, request.to_body(), setup=self._setup, slot=slot.slot
             )
             seconds = self._plan.deadlines.training_seconds
             self._exchanges.ask(
-                self._stage(SecAggKind.READY, "ready", task.round_number, seconds),
+                self._stage(SecAggKind.READY, task.stage, task.round_number, seconds),
                 dict.fromkeys(sorted(self._joined), message),
                 taking(slot.add_ready),
             )

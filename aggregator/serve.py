@@ -100,12 +100,14 @@ def check_evaluation(plan: RunPlan, settings: RunSettings) -> Reference | None:
         ConfigRejected: the plan asks for evaluation, but there is no reference.
         DiffusionError: weights or statistics cannot be used.
     """
-    if not plan.evaluation.every_rounds or not settings.evaluate:
+    config = plan.evaluation
+    if not config.is_asked_for or not settings.evaluate:
         return None
     if settings.reference is None:
+        field = "every_rounds" if config.every_rounds else "in_silos"
         raise ConfigRejected(
-            "the plan asks for evaluation (evaluation.every_rounds): give the file "
-            "of reference statistics with --reference, or --no-evaluation"
+            f"the plan asks for evaluation (evaluation.{field}): give the file of "
+            "reference statistics with --reference, or --no-evaluation"
         )
     return load_reference(
         plan.evaluation,

@@ -11,7 +11,7 @@ import numpy as np
 
 from aggregator.averaging import Words
 from aggregator.errors import CohortTooSmall, RoundAborted
-from aggregator.exchanges import Exchanges, Stage
+from aggregator.exchanges import READY, Exchanges, Stage
 from crypto.encoding import BytesLike
 from crypto.errors import MalformedMessage
 from crypto.frame import OVERHEAD_BYTES
@@ -32,9 +32,48 @@ from protocol.stretches import (
 from protocol.transcript import Head
 
 
+class Request(Protocol):
+    """What goes to every silo, to be answered with READY."""
+
+    def to_body(self) -> bytes:
+        """Return the body's bytes."""
+        ...
+
+
+class Task(Protocol):
+    """What one slot asks of every silo, and how long its vectors are.
+
+    ``kind`` and ``stage`` are those of its request.
+    """
+
+    @property
+    def kind(self) -> Kind: ...  # noqa: D102
+
+    @property
+    def stage(self) -> str: ...  # noqa: D102
+
+    @property
+    def round_number(self) -> int: ...  # noqa: D102
+
+    @property
+    def field_bits(self) -> int: ...  # noqa: D102
+
+    def request(self, head: Head, attempt: int, *, sum_notice: bytes = b"") -> Request:
+        """Return the request to every silo."""
+        ...
+
+    def dealing(self, plan: RunPlan, agreed: Agreed) -> Dealing:
+        """Return which silos fill which stretch of the vector."""
+        ...
+
+    def model_digest(self) -> bytes:
+        """Return the digest of all that silos must have received alike."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
-class Task:
-    """What a round asks of every silo: the model, and how long its vectors are.
+class RoundTask:
+    """What a round asks of every silo: to train the model from these parameters.
 
     ``is_held`` says that silos hold the model, which is not sent then. ``lengths`` are
     the words of each stretch of the vector (``protocol.stretches``).
@@ -46,6 +85,8 @@ class Task:
     lengths: tuple[int, ...]
     field_bits: int
     is_held: bool = False
+    kind: Kind = Kind.ROUND
+    stage: str = READY
 
     @property
     def num_values(self) -> int:
@@ -136,11 +177,12 @@ class PlainSum:
         )
         dealing = task.dealing(self._plan, without_setup(self._plan))
         parts = dealing.parts
-        if self._plan.update.is_dealt:
+        if dealing.is_dealt:
             self._exchanges.transcript.append(dealt_record(self._plan, place, dealing))
         total = np.zeros(total_words(parts), dtype=np.uint64)
         floats: dict[int, Words] = {}
-        is_float = self._plan.update.form == "float32"
+        num_values = task.num_values if isinstance(task, RoundTask) else 0
+        is_float = num_values > 0 and self._plan.update.form == "float32"
 
         def take(silo: int, reply: BytesLike) -> int:
             _, body = open_envelope(self._plan, reply, sender=silo, kinds=(Kind.PLAIN,))
@@ -148,7 +190,7 @@ class PlainSum:
                 raise MalformedMessage(f"an update of {len(body):,} bytes")
             words = np.frombuffer(body, dtype="<u8")
             if is_float:
-                words_to_floats(words, task.num_values)  # Refuses NaN and infinity.
+                words_to_floats(words, num_values)  # Refuses NaN and infinity.
                 floats[silo] = words
             for _, own, whole in own_places(parts, silo) if not is_float else ():
                 add_into(total[whole], words[own])
@@ -164,10 +206,10 @@ class PlainSum:
             return len(body)
 
         request = self._exchanges.envelope(
-            Kind.ROUND, task.request(head, 1).to_body(), setup=0, slot=0
+            task.kind, task.request(head, 1).to_body(), setup=0, slot=0
         )
         stage = Stage(
-            name="ready",
+            name=task.stage,
             round_number=task.round_number,
             deadline_seconds=self._plan.deadlines.training_seconds,
             max_reply_bytes=8 * total_words(parts) + OVERHEAD_BYTES,
@@ -186,6 +228,6 @@ class PlainSum:
             raise RoundAborted("nobody of the group of a part has answered")
         if is_float:
             weights = self._plan.relative_weights()
-            total = weighted_sum(floats, weights, task.num_values)
+            total = weighted_sum(floats, weights, num_values)
             parts = (Part(total.size, parts[0].contributors),)
         return Sum(total, survivors, parts)

@@ -13,10 +13,11 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from aggregator.evaluation import Evaluation
 from aggregator.exchanges import Stage
-from aggregator.rounds import Watcher
+from aggregator.measurement import in_words
+from aggregator.rounds import Measured, Watcher
 from aggregator.state import RoundState
+from diffusion.evaluation import Evaluation
 from protocol.plan import RunPlan
 
 MEGA = 1_000_000
@@ -49,7 +50,10 @@ class Terminal:
     def watcher(self) -> Watcher:
         """Return the functions that a run calls."""
         return Watcher(
-            on_closed=self.closed, on_lost=self.lost, on_evaluation=self.evaluated
+            on_closed=self.closed,
+            on_lost=self.lost,
+            on_evaluation=self.evaluated,
+            on_measured=self.measured,
         )
 
     def say(self, text: str) -> None:
@@ -85,6 +89,10 @@ class Terminal:
             f"round {round_number:>3}: {result.extractor} "
             f"{result.frechet_distance:.3f} ({result.num_samples} samples)"
         )
+
+    def measured(self, result: Measured) -> None:
+        """Show what the silos measured, together."""
+        self.say(in_words(result))
 
     def _details(self) -> str:
         """Return what else a line about a round says."""

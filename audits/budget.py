@@ -42,7 +42,6 @@ from protocol.plan import RunPlan
 from protocol.records import (
     LedgerOpened,
     LedgerSeen,
-    Masked,
     PrivacySpent,
 )
 
@@ -128,7 +127,7 @@ def _mechanism_of(plan: RunPlan, account: Account) -> Iterator[Finding]:
     wanted, per_round = round_event(plan), steps_per_round(plan)
     yield from wrong_ledger(plan, account)
     most = steps_of_run(plan)
-    uploads = {placed.record.round_number for placed in account.all(Masked)}
+    uploads = {placed.record.round_number for placed in account.updates}
     for placed in account.all(PrivacySpent):
         spent, number = placed.record, placed.record.round_number
         steps = sum(event.steps for event in spent.events)
@@ -281,7 +280,7 @@ def _unseen(accounts: Accounts) -> Iterator[Finding]:
         (placed.record.silo, placed.record.round_number)
         for placed in accounts.aggregator.all(LedgerSeen)
     }
-    for placed in accounts.aggregator.all(Masked):
+    for placed in accounts.aggregator.updates:
         silo, number = placed.record.silo, placed.record.round_number
         if (silo, number) not in told:
             yield fail(

@@ -13,6 +13,7 @@ from audits.dealings import check_dealings
 from audits.evidence import AGGREGATOR
 from audits.findings import Finding, count, fail, settle, warn
 from audits.held import check_held
+from audits.measurement import check_measurement
 from audits.sums import check_sums, place
 from audits.uploads import check_uploads
 from protocol.records import (
@@ -39,6 +40,7 @@ def check_conformance(accounts: Accounts) -> list[Finding]:
         *check_dealings(accounts),
         *_rounds(accounts),
         *_parameters(accounts),
+        *check_measurement(accounts),
         *_refusals(accounts),
     ]
 

@@ -13,7 +13,8 @@ STAGES: Mapping[str, str] = {
     "envelopes": "word that the others' shares have arrived",
     "broadcast": "the digest of the global model that it holds",
     "ready": "readiness, and the digest of the model received",
-    "masked": "the masked update",
+    "measure": "readiness, and the digest of the model and reference to measure with",
+    "masked": "the masked update; in the measurement two masked numbers",
     "confirm": "a signature under the list of survivors",
     "reveal": "shares that unmask the sum",
     "end": "acknowledgement of the end, with the head of the transcript",
@@ -65,6 +66,8 @@ def describe_stage(stage: str, method: str) -> str:
     """Return in plain words what a silo sends in a stage."""
     if stage == "ready" and method == "none":
         return "the update, in the clear"
+    if stage == "measure" and method == "none":
+        return "the distance of this silo's own model and its square, in the clear"
     return STAGES.get(stage, f"messages of stage {stage}")
 
 

@@ -43,6 +43,7 @@ CHECKS: dict[str, str] = {
     "members": "No silo had to be left out",
     "rounds": "Rounds ended in order, each one once",
     "parameters": "All parties ended with the same model",
+    "measurement": "What the silos measured is told as the plan says",
     "refusals": "No silo refused a request",
     "traffic": "Silos and aggregator counted the same bytes",
     "privacy": "Differential privacy",

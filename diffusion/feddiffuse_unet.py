@@ -176,6 +176,7 @@ class FedDiffuseUNet(DenoisingNetwork):
         time_dim = 4 * dim
         self.init_conv = nn.Conv2d(channels, widths[0], 7, padding=3)
         self.time_embedding = TimeEmbedding(dim, nn.GELU())
+        self.class_embedding = ClassEmbedding(num_classes, time_dim)
         self.down_levels = nn.ModuleList(
             Level(before, after, time_dim) for before, after in pairs
         )
@@ -193,7 +194,6 @@ class FedDiffuseUNet(DenoisingNetwork):
         self.final_block = ConvNextBlock(widths[1], dim)
         self.final_conv = nn.Conv2d(dim, channels, 1)
         # Last, so that the other parameters are drawn as without classes.
-        self.class_embedding = ClassEmbedding(num_classes, time_dim)
 
     def forward(self, x_t: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         """Return the predicted noise ``[n, c, h, w]`` at timesteps ``[n]``."""

@@ -41,7 +41,8 @@ def make_model(
         model = _build(config)
     model.to_empty(device="cpu")
     with torch.no_grad():
-        for module in model.modules():
+        # Embeddings last: the rest is drawn as it is without classes.
+        for module in sorted(model.modules(), key=_is_embedding):
             _initialise(module, generator)
         for module in model.zero_initialised():
             for parameter in module.parameters():
@@ -55,6 +56,11 @@ def _build(config: UNetConfig) -> DenoisingNetwork:
         return CentralImages(config.dim, config.channels, config.image_size)
     kind = ResidualUNet if config.architecture == "residual" else FedDiffuseUNet
     return kind(config.dim, config.channels, config.dim_mults, config.num_classes)
+
+
+def _is_embedding(module: nn.Module) -> bool:
+    """Return whether a layer is an embedding of classes."""
+    return isinstance(module, nn.Embedding)
 
 
 def _initialise(module: nn.Module, generator: torch.Generator) -> None:

@@ -115,6 +115,7 @@ class ResidualUNet(DenoisingNetwork):
         time_dim = 4 * dim
         self.init_conv = nn.Conv2d(channels, dim, 3, padding=1)
         self.time_embedding = TimeEmbedding(dim, nn.SiLU())
+        self.class_embedding = ClassEmbedding(num_classes, time_dim)
         self.down_blocks = nn.ModuleList()
         self.downs = nn.ModuleList()
         skips, width = [dim], dim
@@ -139,7 +140,6 @@ class ResidualUNet(DenoisingNetwork):
             _group_norm(width), nn.SiLU(), nn.Conv2d(width, channels, 3, padding=1)
         )
         # Last, so that the other parameters are drawn as without classes.
-        self.class_embedding = ClassEmbedding(num_classes, time_dim)
 
     def forward(self, x_t: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         """Return the predicted noise ``[n, c, h, w]`` at timesteps ``[n]``."""

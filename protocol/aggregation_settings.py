@@ -42,9 +42,13 @@ class EvaluationConfig:
 
     ``every_rounds`` 0 switches it off; the last round is always evaluated otherwise.
     ``extractor_sha256``, where given, is the full SHA-256 of the Inception weights.
+
+    With ``in_silos`` each silo measures samples of its own finished model once, after
+    the last round; mean and spread over the silos come out of the secure sum.
     """
 
     every_rounds: int = 0
+    in_silos: bool = False
     num_samples: int = 500
     extractor: Literal["fd-small-digits", "fd-small-fashion", "inception"] = (
         "fd-small-fashion"
@@ -58,6 +62,11 @@ class EvaluationConfig:
         require(self.num_samples >= 2, "num_samples: must be at least 2")
         if self.extractor_sha256:
             check_hex("extractor_sha256", self.extractor_sha256, 32)
+
+    @property
+    def is_asked_for(self) -> bool:
+        """Whether a run needs reference statistics."""
+        return self.in_silos or self.every_rounds > 0
 
     def is_due(self, round_number: int, num_rounds: int) -> bool:
         """Return whether a round is followed by an evaluation."""

@@ -53,6 +53,10 @@ def check_central_images(plan: HasModel) -> None:
         f"evaluation.every_rounds: must be 0 for {what}: there is no network to sample",
     )
     require(
+        not plan.evaluation.in_silos,
+        f"evaluation.in_silos: must be false for {what}: there is no network to sample",
+    )
+    require(
         privacy.multiplicity == 1,
         f"privacy.multiplicity: must be 1 for {what}: no timestep or noise is drawn",
     )

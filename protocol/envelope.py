@@ -45,6 +45,7 @@ class Kind(enum.IntEnum):
     LEDGER = 73
     BROADCAST = 74
     HELD = 75
+    MEASURE = 78
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,9 +84,9 @@ class RoundRequest:
         table, (parameters, ranges, notice) = split_body(body, 3)
         check_names(table, ("round_number", "attempt", "head", "model"))
         return cls(
-            round_number=_count(table, "round_number"),
-            attempt=_count(table, "attempt"),
-            head=_head(table),
+            round_number=read_count(table, "round_number"),
+            attempt=read_count(table, "attempt"),
+            head=read_head(table),
             model=digest_in(table, "model"),
             parameters=parameters,
             ranges=ranges,
@@ -143,8 +144,8 @@ class EndRequest:
         table, (parameters, average, notice) = split_body(body, 3)
         check_names(table, ("round_number", "head", "model"))
         return cls(
-            round_number=_count(table, "round_number"),
-            head=_head(table),
+            round_number=read_count(table, "round_number"),
+            head=read_head(table),
             model=digest_in(table, "model"),
             parameters=bytes(parameters),
             average=bytes(average),
@@ -171,7 +172,7 @@ class EndReply:
         """
         table, _ = split_body(body, 0)
         check_names(table, ("head",))
-        return cls(head=_head(table))
+        return cls(head=read_head(table))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,7 +201,7 @@ class LedgerNotice:
         table, (reply,) = split_body(body, 1)
         check_names(table, ("size", "head"))
         head = digest_in(table, "head")
-        return cls(size=_count(table, "size"), head=head, reply=reply)
+        return cls(size=read_count(table, "size"), head=head, reply=reply)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -351,8 +352,12 @@ def floats_from_bytes(
     return values
 
 
-def _count(table: Mapping[str, Any], name: str) -> int:
-    """Return a positive whole number of a table."""
+def read_count(table: Mapping[str, Any], name: str) -> int:
+    """Return a positive whole number of a table.
+
+    Raises:
+        EnvelopeRejected: it is something else.
+    """
     value = table[name]
     if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value < 2**31:
         raise EnvelopeRejected(f"{name} must be a positive whole number")
@@ -377,10 +382,13 @@ def digest_in(table: Mapping[str, Any], name: str) -> str:
     return value
 
 
-def _head(table: Mapping[str, Any]) -> Head:
+def read_head(table: Mapping[str, Any]) -> Head:
     """Return the transcript head of a table, of bounded size.
 
     Its signature is not verified here.
+
+    Raises:
+        EnvelopeRejected: it is something else.
     """
     try:
         head = from_table(Head, table["head"], "head")

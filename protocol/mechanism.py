@@ -166,7 +166,7 @@ def not_covered(plan: HasReleases) -> Iterator[str]:
         yield f"public data: {plan.initial.name}"
     if plan.update.weights == "declared":
         yield "the weights that the plan declares, if they were computed from data"
-    if plan.evaluation.every_rounds:
+    if plan.evaluation.is_asked_for:
         yield (
             "the reference statistics of the evaluation, and every Fréchet distance "
             "measured against them"

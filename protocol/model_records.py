@@ -59,3 +59,36 @@ class ModelHeld:
     round_number: int
     silo: str
     parameters: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasuredInSilos:
+    """Mean and standard deviation of the Fréchet distances that silos measured.
+
+    Each of ``num_silos`` sampled its own finished model; the single distances are in a
+    secure sum. ``survivors`` names them. ``average`` is the digest of the shared
+    parameters that all of them measured, ``reference`` the SHA-256 of the file of
+    statistics that all of them were sent; the rest is as in :class:`Evaluated`.
+    """
+
+    kind: ClassVar[str] = "measured-in-silos"
+    round_number: int
+    survivors: tuple[str, ...]
+    num_silos: int
+    mean: float
+    standard_deviation: float
+    extractor: str
+    extractor_digest: str
+    reference: str
+    reference_count: int
+    num_samples: int
+    average: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasurementSkipped:
+    """The measurement in the silos that the plan asks for was not made."""
+
+    kind: ClassVar[str] = "measurement-skipped"
+    round_number: int
+    reason: str

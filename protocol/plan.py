@@ -85,7 +85,8 @@ class PlanDraft:
         require(
             self.update.is_complete or not self.evaluation.every_rounds,
             f'evaluation.every_rounds: must be 0 with selection "'
-            f'{self.update.selection}": the aggregator holds no complete model',
+            f'{self.update.selection}": the aggregator holds no complete model; with '
+            "evaluation.in_silos each silo measures its own",
         )
         self._check_dealing()
 

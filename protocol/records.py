@@ -13,7 +13,13 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal, TypeAlias, get_args
 
 from privacy.events import Event, NoisySum, SampledGaussian
-from protocol.model_records import Dealt, Evaluated, ModelHeld
+from protocol.model_records import (
+    Dealt,
+    Evaluated,
+    MeasuredInSilos,
+    MeasurementSkipped,
+    ModelHeld,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -349,6 +355,8 @@ Record: TypeAlias = (
     | Traffic
     | Evaluated
     | ModelHeld
+    | MeasuredInSilos
+    | MeasurementSkipped
     | LedgerOpened
     | PrivacySpent
     | NoiseSpent

@@ -42,6 +42,11 @@ class Dealing:
     agreed: Agreed
     parts: Parts
 
+    @property
+    def is_dealt(self) -> bool:
+        """Whether silos fill different stretches."""
+        return len(self.parts) > 1
+
     def stretches_of(self, silo: int) -> tuple[int, ...]:
         """Return the indices of the stretches that a silo fills, ascending."""
         return tuple(

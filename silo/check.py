@@ -79,6 +79,7 @@ def explain(plan: RunPlan, policy: Policy) -> list[str]:
         _weights_sentence(update),
         _protection_sentence(plan),
         *_privacy_sentences(plan, policy),
+        *_measurement_sentences(plan),
         *class_sentences(plan),
         _sums_sentence(plan),
     ]
@@ -151,6 +152,30 @@ def _privacy_sentences(plan: RunPlan, policy: Policy) -> list[str]:
         "Not covered by epsilon: " + "; ".join(not_covered(plan)) + ".",
     ]
     return lines + _own_limit(policy)
+
+
+def _measurement_sentences(plan: RunPlan) -> list[str]:
+    """Say what the measurement in the silos lets leave, where the plan asks for it."""
+    if not plan.evaluation.in_silos:
+        return []
+    leaves = "leave in a secure sum: the aggregator learns their mean and spread"
+    known = (
+        " If all but two of the silos in it tell theirs, the last two distances are "
+        "known, though not whose is whose."
+    )
+    if plan.protection.method == "none":
+        leaves, known = "leave in the clear", ""
+    covered = "Epsilon does not cover them: there is no differential privacy."
+    if plan.privacy.is_private:
+        covered = (
+            "They cost no further epsilon: they follow from parameters that it covers, "
+            "and from reference statistics that all are sent."
+        )
+    return [
+        "Measured in the silos: after the last round this silo samples its own "
+        f"finished model {plan.evaluation.num_samples:,} times; the Fréchet distance "
+        f"and its square, 16 bytes, {leaves}.{known} {covered}"
+    ]
 
 
 def _own_limit(policy: Policy) -> list[str]:

@@ -4,7 +4,7 @@ import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import click
 
@@ -27,6 +27,7 @@ from silo.config import (
     load_config,
 )
 from silo.errors import ConfigRejected, PolicyViolation, SiloError
+from silo.model_commands import MODEL_COMMANDS
 from silo.policy import DEFAULT_POLICY, load_policy, refusals
 
 DirPath = click.Path(file_okay=False, path_type=Path)
@@ -213,6 +214,7 @@ def _config(
         device=device or config.compute.device,  # type: ignore[arg-type]
         threads=threads or config.compute.threads,
         checkpoint_steps=config.compute.checkpoint_steps,
+        inception_weights=config.compute.inception_weights,
     )
     source = config.data
     if data is not None:
@@ -302,25 +304,6 @@ def ledger(folder: Path) -> None:
 
 
 @cli.command()
-@click.argument("checkpoint_path", metavar="CHECKPOINT", type=FilePath)
-@click.option("--count", type=click.IntRange(1, 10_000), default=64, show_default=True)
-@click.option(
-    "--columns", type=click.IntRange(0, 100), default=0, help="0: one a class, or 8."
-)
-@click.option("--enlarge", type=click.IntRange(1, 32), default=4, show_default=True)
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
-@click.option("--out", type=FilePath, default=Path("samples.png"), show_default=True)
-@click.option("--class", "label", type=click.IntRange(0), help="Draw this class alone.")
-@click.option("--device", type=click.Choice(["auto", "cuda", "cpu"]), default="auto")
-def sample(checkpoint_path: Path, out: Path, **options: Any) -> None:
-    """Draw images from a CHECKPOINT into one PNG grid."""
-    from diffusion.pictures import draw_samples
-
-    draw_samples(checkpoint_path, out, **options)
-    click.echo(f"saved: {out}")
-
-
-@cli.command()
 @click.option(
     "--extractor",
     type=click.Choice(["fd-small-digits", "fd-small-fashion", "inception"]),
@@ -361,6 +344,10 @@ def reference(
     images = load_images(source, files.root)
     count = save_reference(out, images, extractor, weights)  # type: ignore[arg-type]
     click.echo(f"saved: {out}, statistics of {count:,} images")
+
+
+for _command in MODEL_COMMANDS:
+    cli.add_command(_command)
 
 
 def _use_threads(threads: int) -> None:

@@ -52,6 +52,7 @@ patients = ""
 device = "auto"      # auto, cuda or cpu
 threads = 0          # CPU threads; 0: all cores
 checkpoint_steps = 50  # private steps between two checkpoints of a round
+inception_weights = ""  # where a plan measures with Inception; "": torch hub's cache
 """
 
 
@@ -107,12 +108,14 @@ class ComputeConfig:
     """The device, the number of CPU threads (0: all cores), and how often to save.
 
     Private training saves a checkpoint every ``checkpoint_steps`` steps; after a crash
-    as many are counted again, at most.
+    as many are counted again, at most. ``inception_weights`` is the file for plans that
+    measure with them in the silos; empty for torch hub's cache.
     """
 
     device: Literal["auto", "cuda", "cpu"] = "auto"
     threads: int = 0
     checkpoint_steps: int = 50
+    inception_weights: str = ""
 
     def __post_init__(self) -> None:
         """Check the ranges."""

@@ -13,6 +13,7 @@ from crypto.keys import IdentityKey
 from crypto.secagg.silo_state import SlotProgress
 from protocol import model_records, records
 from protocol.envelope import RoundRequest
+from protocol.measurement import MeasureRequest
 from protocol.plan import RunPlan
 from protocol.stretches import Dealing, dealt_record
 from protocol.transcript import Head, TranscriptWriter
@@ -69,9 +70,13 @@ class Evidence:
         )
 
     def enter_round(
-        self, place: Place, request: RoundRequest, model: bytes, field_bits: int
+        self,
+        place: Place,
+        request: RoundRequest | MeasureRequest,
+        model: bytes,
+        field_bits: int,
     ) -> None:
-        """Record which model a round began with."""
+        """Record which model a round, or the measurement, began with."""
         self._transcript.append(
             records.RoundOpened(
                 **place,

@@ -48,6 +48,11 @@ accept_semi_honest = false
 # "public", "aggregate", "silo-samples", "silo-models".
 permitted_auxiliary_images = ["public", "aggregate"]
 
+# Whether a plan may let this silo measure its finished model, and sum up the Fréchet
+# distance (and its square) with those of the other silos: the aggregator learns mean
+# and spread. The distance itself stays here.
+permit_measurement = true
+
 # The longest run, in rounds.
 max_rounds = 10000
 """
@@ -67,6 +72,7 @@ class Policy:
     min_colluding: int = 1
     accept_semi_honest: bool = False
     permitted_auxiliary_images: tuple[str, ...] = ("public", "aggregate")
+    permit_measurement: bool = True
     max_rounds: int = 10_000
 
     def __post_init__(self) -> None:
@@ -113,6 +119,10 @@ def refusals(policy: Policy, plan: RunPlan) -> list[str]:
     if protection.method == "mask":
         reasons += _weak_masks(policy, plan)
     reasons += _too_dear(policy, plan)
+    if plan.evaluation.in_silos and not policy.permit_measurement:
+        reasons.append(
+            "evaluation.in_silos is set, this silo permits no measurement of its model"
+        )
     if plan.num_rounds > policy.max_rounds:
         reasons.append(
             f"num_rounds is {plan.num_rounds}, this silo permits at most "

@@ -110,8 +110,13 @@ class SecureUpload:
         with self._in_order("ready") as side:
             return Agreed(side.members_digest, side.members)
 
-    def mask(self, request: BytesLike, upload: Upload, parts: Parts) -> memoryview:
-        """Let an update leave, masked where it stands; the slot is burnt before."""
+    def mask(
+        self, request: BytesLike, upload: Upload, parts: Parts | None
+    ) -> memoryview:
+        """Let a vector leave, masked where it stands; the slot is burnt before.
+
+        Without ``parts`` all members contribute to all of it.
+        """
         with self._in_order("masked") as side:
             reply = side.mask(request, upload, parts)
         self._save()

@@ -13,6 +13,8 @@
       held.safetensors         the global model, where it comes as differences
       residual                 what is added to the next update; secret, mode 0600
       finished                 the answer to END
+      evaluation.json          what this silo measured (silo.evaluation)
+      model.safetensors        the finished model, this silo's own
 
 A round's folder appears only when training has ended: a silo asked again for the same
 round and model answers from it and does not train twice. ``update.words`` is removed

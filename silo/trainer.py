@@ -341,20 +341,31 @@ class RoundTrainer:
             raise PolicyViolation("the last model is not the one here")
         if not request.average:
             return shared
-        return floats_from_bytes(request.average, self._layout.size)
+        return self.shared(request.average)
+
+    def shared(self, parameters: BytesLike) -> Vector:
+        """Return shared parameters, float32 ``[d]``, as they come over the wire.
+
+        Raises:
+            EnvelopeRejected: of another length, NaN or infinity.
+        """
+        return floats_from_bytes(parameters, self._layout.size)
 
     def save_model(self, average: Vector) -> None:
         """Save the finished model: the shared average, and this silo's own parts."""
+        save_checkpoint(self._store.model, self.finished_model(average))
+
+    def finished_model(self, average: Vector) -> Checkpoint:
+        """Return the shared average, float32 ``[d]``, with this silo's own parts."""
         _, local = self._store.load_training()
         shared = unflatten(average, self._layout)
-        checkpoint = Checkpoint(
+        return Checkpoint(
             model=self._plan.model,
             schedule=self._plan.schedule,
             sampler=self._plan.evaluation.sampler,
             parameters={**self._first_parts, **local, **shared},
             notes={"plan": self._plan.digest.hex(), "silo": str(self._silo)},
         )
-        save_checkpoint(self._store.model, checkpoint)
 
     def _parameters(self) -> Tensors:
         """Return copies of the model's parameters, on the CPU."""

@@ -9,6 +9,7 @@ import click
 from rich.console import Console
 
 from aggregator.errors import AggregatorError
+from aggregator.measurement import in_words
 from audits.findings import Severity
 from diffusion.errors import DiffusionError
 from protocol.command import reporting_errors, set_up_logging
@@ -223,6 +224,8 @@ def _show(
                 "held-out images)",
             )
         )
+    if outcome.measured is not None:
+        rows.append(("in the silos", in_words(outcome.measured)))
     overhead = outcome.sent_bytes - outcome.vector_bytes
     rows += more
     rows += [

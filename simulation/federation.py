@@ -123,7 +123,7 @@ def make_federation(
             _make_silo(federation.silo(name), plan, key, config, pool, share)
         if config.initial:
             _copy_initial(Path(config.initial), federation, list(keys))
-        if plan.evaluation.every_rounds:
+        if plan.evaluation.is_asked_for:
             save_reference(
                 federation.reference,
                 pool.held_out,

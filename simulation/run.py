@@ -10,6 +10,7 @@ from rich.console import Console
 from torch import Tensor
 
 from aggregator.checkpoints import CheckpointStore
+from aggregator.rounds import Measured
 from aggregator.serve import RunSettings, run_plan
 from audits.audit import Audit, run_audit
 from audits.evidence import load_evidence
@@ -40,12 +41,16 @@ SAMPLES_FILE = "samples.png"
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What a finished run left: the audit, the distances by round, and the bytes."""
+    """What a finished run left: the audit, the distances by round, and the bytes.
+
+    ``measured`` is what the silos measured together, where the plan asks for that.
+    """
 
     audit: Audit
     report: Path
     samples: Path
     distances: Mapping[int, Evaluated]
+    measured: Measured | None
     sent_bytes: int
     received_bytes: int
     vector_bytes: int
@@ -89,7 +94,7 @@ def _train(
     display = Display(plan, console)
     settings = RunSettings(
         device=choose_device(device),
-        reference=federation.reference if plan.evaluation.every_rounds else None,
+        reference=federation.reference if plan.evaluation.is_asked_for else None,
         weights=weights,
         initial=federation.aggregator.initial,
         on_stage=display.stage,
@@ -149,6 +154,7 @@ def finish(federation: Federation, plan: RunPlan, device: str) -> Outcome:
             for record in records
             if isinstance(record, Evaluated)
         },
+        measured=next((r for r in records if isinstance(r, Measured)), None),
         sent_bytes=sum(record.sent_bytes for record in traffic),
         received_bytes=sum(record.received_bytes for record in traffic),
         vector_bytes=sum(record.vector_bytes for record in traffic),

@@ -52,9 +52,12 @@ ALSO = {
     "silo/randomness.py": {"randomgen"},
     "silo/flower_app.py": {"flwr"},
     "silo/cli.py": {"click", "rich"},
+    "silo/model_commands.py": {"click"},
     "silo/display.py": {"rich"},
     "aggregator/flower_app.py": {"flwr"},
     "aggregator/cli.py": {"click", "rich"},
+    "aggregator/model_commands.py": {"click"},
+    "aggregator/options.py": {"click"},
     "aggregator/terminal.py": {"rich"},
     "audits/cli.py": {"click", "rich"},
 }

@@ -19,6 +19,7 @@ def render_markdown(content: Mapping[str, Any]) -> str:
         *_rounds(content["rounds"]),
         *_disclosures(content["disclosures"]),
         *_evaluations(content["evaluations"]),
+        *_measurement(content["measurement"]),
         *_again(content),
     ]
     return "\n\n".join(parts) + "\n"
@@ -150,6 +151,13 @@ def _evaluations(evaluations: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         for row in evaluations
     )
     yield _table(names, rows)
+
+
+def _measurement(measurement: Mapping[str, Any] | None) -> Iterator[str]:
+    """Yield what the silos measured on their own models, where they did."""
+    if measurement is not None:
+        yield "## Fréchet distance in the silos"
+        yield f"{_plain(measurement['sentence'])}."
 
 
 def _again(content: Mapping[str, Any]) -> Iterator[str]:

@@ -150,6 +150,20 @@ def _round(number: int, lost: str | None, method: str) -> Script:
     return [*actions, *((AGGREGATOR, i) for i in (closed, evaluated, Sign()))]
 
 
+def one_more_round(number: int) -> Script:
+    """Return a measurement in the silos: a round's exchanges, by another first stage.
+
+    It closes no round, and nothing is evaluated.
+    """
+    kept: Script = []
+    for party, item in _round(number, None, "mask"):
+        if isinstance(item, r.Traffic) and item.stage == "ready":
+            kept.append((party, dataclasses.replace(item, stage="measure")))
+        elif not isinstance(item, r.RoundClosed | r.Evaluated):
+            kept.append((party, item))
+    return kept
+
+
 def _upload(place: dict[str, int], silo: str, method: str, *, arrives: bool) -> Script:
     """Return an upload at the silo, and at the aggregator where it arrives."""
     record = r.Masked(

@@ -331,6 +331,7 @@ OTHER_VALUES = {
     "aggregation.adaptivity": 1e-8,
     "aggregation.ema_decay": 0.9,
     "evaluation.every_rounds": 1,
+    "evaluation.in_silos": True,
     "evaluation.num_samples": 100,
     "evaluation.extractor": "inception",
     "evaluation.extractor_sha256": "ab" * 32,
