@@ -10,6 +10,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from aggregator.optimizer import Moments, first_moments
+from aggregator.slow_learning import SlowLearning
 from diffusion.ema import ExponentialMovingAverage
 from diffusion.initial import first_model
 from diffusion.model import make_model
@@ -26,7 +27,8 @@ class RoundState:
 
     ``ranges`` are the public numbers of the next round's grid (``protocol.grids``).
     ``average`` is the moving average from which samples are drawn; ``moments`` are
-    those of the aggregator's optimizer, where it has any.
+    those of the aggregator's optimizer, where it has any. ``slow_learning`` is what the
+    rule of the one correction remembers.
     """
 
     round_number: int
@@ -34,6 +36,7 @@ class RoundState:
     average: ExponentialMovingAverage = field(repr=False)
     ranges: npt.NDArray[np.float32] = field(repr=False)
     moments: Moments | None = field(default=None, repr=False)
+    slow_learning: SlowLearning = SlowLearning()
 
 
 def initial_state(plan: RunPlan, initial: Path | None = None) -> RoundState:

@@ -43,6 +43,8 @@ class Kind(enum.IntEnum):
     REFUSED = 71
     JOINED = 72
     LEDGER = 73
+    AUXILIARY = 76
+    AUXILIARY_SENT = 77
 
 
 @dataclass(frozen=True, kw_only=True)

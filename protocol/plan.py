@@ -20,6 +20,11 @@ from diffusion.config import ScheduleConfig, UNetConfig
 from privacy import errors
 from protocol import noise_plan
 from protocol.aggregation_settings import AggregationConfig, EvaluationConfig
+from protocol.calibration_settings import (
+    CalibrationConfig,
+    check_calibration,
+    check_share,
+)
 from protocol.central_images import check_central_images
 from protocol.encoding import check_hex, encode, to_table
 from protocol.errors import PlanRejected
@@ -58,6 +63,7 @@ class PlanDraft:
     protection: ProtectionConfig = ProtectionConfig()
     privacy: PrivacyConfig = PrivacyConfig()
     aggregation: AggregationConfig = AggregationConfig()
+    calibration: CalibrationConfig = CalibrationConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     deadlines: DeadlineConfig = DeadlineConfig()
 
@@ -72,6 +78,8 @@ class PlanDraft:
             noise_plan.check_noisy(self)
         elif self.privacy.is_private:
             self._check_private()
+        if self.calibration.is_on:
+            check_calibration(self)
         require(
             self.update.selection == "full" or not self.evaluation.every_rounds,
             f'evaluation.every_rounds: must be 0 with selection "'
@@ -143,6 +151,7 @@ class RunPlan(PlanDraft):
             "privacy.noise_multiplier: a finished plan says it; `aggregator plan make` "
             "finds it for a target epsilon",
         )
+        check_share(self.calibration, len(self.silos))
         require(len(self.silos) <= MAX_SILOS, f"silos: must be at most {MAX_SILOS:,}")
         for what in ("name", "identity_key"):
             values = [getattr(silo, what) for silo in self.silos]

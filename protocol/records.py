@@ -13,7 +13,12 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal, TypeAlias, get_args
 
 from privacy.events import Event, NoisySum, SampledGaussian
-from protocol.model_records import Evaluated
+from protocol.model_records import (
+    AuxiliaryImages,
+    AuxiliarySent,
+    Calibrated,
+    Evaluated,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -347,6 +352,9 @@ Record: TypeAlias = (
     | Refused
     | Traffic
     | Evaluated
+    | AuxiliarySent
+    | AuxiliaryImages
+    | Calibrated
     | LedgerOpened
     | PrivacySpent
     | NoiseSpent

@@ -8,6 +8,7 @@ bytes, or refuses; it never trains twice for one round and never uses a slot twi
 ========== =================== ==================================================
 request    reply               what happens
 ========== =================== ==================================================
+AUXILIARY  AUXILIARY_SENT      this silo's own model, or samples of it
 OPEN_SETUP ADVERTISE           fresh keys for the slots of a setup
 KEYS       SHARES              shares of the slot keys and seeds, sealed pairwise
 ENVELOPES  JOINED              what the other silos have sealed to this one is opened
@@ -18,6 +19,7 @@ CONFIRMS   REVEAL              shares of the masks; the update is destroyed
 END        END_SEEN            the run is over; nothing else is answered from now on
 ========== =================== ==================================================
 
+AUXILIARY is asked before round 1 and where the plan says so, else never.
 With ``trust = "semi-honest"`` SURVIVORS itself is answered with REVEAL. OPEN_SETUP,
 ROUND and END also bring SUM, the digest of the sum before.
 
@@ -26,11 +28,14 @@ the aggregator asked for in between.
 """
 
 import logging
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 
 from crypto.encoding import BytesLike
 from crypto.frame import AGGREGATOR, Header, read_header
 from crypto.frame import Kind as SecAggKind
+from protocol.auxiliary import STAGE as AUXILIARY
+from protocol.auxiliary import AuxiliaryRequest
 from protocol.envelope import (
     EndReply,
     EndRequest,
@@ -42,6 +47,7 @@ from protocol.envelope import (
     open_envelope,
 )
 from protocol.plan import RunPlan
+from silo.auxiliary import AuxiliaryShare
 from silo.errors import PolicyViolation
 from silo.evidence import Evidence
 from silo.noisy_round import NoisyRounds
@@ -87,6 +93,9 @@ class SiloSession:
                 resources.observe,
                 initial=resources.initial,
                 private=self._private,
+            )
+            self._auxiliary = AuxiliaryShare(
+                plan, self._silo, store.folder, resources, self._private
             )
             trained = store.load_trained()
             self._asked_round = trained.round_number if trained else 0
@@ -146,6 +155,8 @@ class SiloSession:
     ) -> tuple[BytesLike, int]:
         """Return the reply to a verified request, and the bytes of its vector."""
         self._check_stage(stage)
+        if stage == AUXILIARY:
+            return self._give_auxiliary(header, AuxiliaryRequest.from_body(body))
         if stage == "setup":
             self._close_slot(body)
             return self._secure.open_setup(header.setup), 0
@@ -217,26 +228,40 @@ class SiloSession:
         self._evidence.enter_round(
             self._place("ready", header), request, digest, field_bits
         )
-        self._train(request)
+        with self._on_account(request.round_number):
+            self._trainer.train_once(request)
+        self._auxiliary.destroy()
         if not is_masked:
             return self._send_plain(header, request)
         ready = self._secure.ready(header.slot, request.round_number, digest)
         return self._with_ledger(header, ready), 0
 
-    def _train(self, request: RoundRequest) -> None:
-        """Train a round, unless that is done; record what the mechanism released.
+    def _give_auxiliary(
+        self, header: Header, request: AuxiliaryRequest
+    ) -> tuple[bytes, int]:
+        """Let this silo's own model leave, or samples of it, as the plan says."""
+        self._auxiliary.check(request, self._asked_round)
+        with self._on_account(0):
+            given = self._auxiliary.reply()
+        sent = self._envelope(Kind.AUXILIARY_SENT, given.to_body())
+        self._evidence.auxiliary(given.label, sent)
+        return self._with_ledger(header, sent), len(given.content)
+
+    @contextmanager
+    def _on_account(self, round_number: int) -> Iterator[None]:
+        """Record what the mechanism released in a training, unless that was done.
 
         Also where the training fails: its noised steps are on account.
         """
         head = self._private.head if self._private is not None else None
         try:
-            self._trainer.train_once(request)
+            yield
         except Refusable:
             if self._private is not None and self._private.head != head:
-                self._evidence.spend(self._private.record(request.round_number))
+                self._evidence.spend(self._private.record(round_number))
             raise
         if self._private is not None:
-            self._evidence.spend(self._private.record(request.round_number))
+            self._evidence.spend(self._private.record(round_number))
 
     def _close_slot(self, notice: BytesLike) -> None:
         """Take note of the sum of the slot before, which the aggregator announces."""
@@ -300,6 +325,7 @@ class SiloSession:
             return last_reply
         self._close_slot(request.sum_notice)
         self._trainer.save_model(request.average)
+        self._auxiliary.destroy()
         if self._private is not None:
             ledger_head = self._private.head
             self._private.finish()

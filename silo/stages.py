@@ -14,14 +14,15 @@ STAGES: Mapping[int, str] = {
     SecAggKind.SURVIVORS: "confirm",
     SecAggKind.CONFIRMS: "reveal",
     Kind.END: "end",
+    Kind.AUXILIARY: "auxiliary",
 }
 """What a silo may be asked, and the name of the stage."""
 
-OUTSIDE_ROUNDS = ("setup", "shares", "envelopes", "end")
+OUTSIDE_ROUNDS = ("auxiliary", "setup", "shares", "envelopes", "end")
 """Stages that belong to no round; their records carry round 0."""
 
 IN_SLOT = ("masked", "confirm", "reveal")
 """Stages that belong to the round of the latest slot."""
 
-WITHOUT_MASKS = ("ready", "end")
+WITHOUT_MASKS = ("auxiliary", "ready", "end")
 """The only stages of a run whose updates leave in the clear."""

@@ -90,6 +90,7 @@ def _train(
         reference=federation.reference if plan.evaluation.every_rounds else None,
         weights=weights,
         initial=federation.aggregator.initial,
+        auxiliary=federation.aggregator.auxiliary,
         on_stage=display.stage,
         on_bytes=display.count,
         watcher=display.watcher(),

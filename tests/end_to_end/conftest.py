@@ -111,6 +111,7 @@ class Harness:
                 RunSettings(
                     device=torch.device("cpu"),
                     initial=self.federation.aggregator.initial,
+                    auxiliary=self.federation.aggregator.auxiliary,
                 ),
             )
         finally:
