@@ -262,7 +262,7 @@ def images_of_silos(
                 size_bytes=len(reply),
             )
         )
-        return len(sent.content)
+        return 0
 
     everyone = range(len(plan.silos))
     most = max(content_bytes(plan, silo, layout.size) for silo in everyone)

@@ -156,7 +156,7 @@ class SiloSession:
         """Return the reply to a verified request, and the bytes of its vector."""
         self._check_stage(stage)
         if stage == AUXILIARY:
-            return self._give_auxiliary(header, AuxiliaryRequest.from_body(body))
+            return self._give_auxiliary(header, AuxiliaryRequest.from_body(body)), 0
         if stage == "setup":
             self._close_slot(body)
             return self._secure.open_setup(header.setup), 0
@@ -236,16 +236,14 @@ class SiloSession:
         ready = self._secure.ready(header.slot, request.round_number, digest)
         return self._with_ledger(header, ready), 0
 
-    def _give_auxiliary(
-        self, header: Header, request: AuxiliaryRequest
-    ) -> tuple[bytes, int]:
+    def _give_auxiliary(self, header: Header, request: AuxiliaryRequest) -> bytes:
         """Let this silo's own model leave, or samples of it, as the plan says."""
         self._auxiliary.check(request, self._asked_round)
         with self._on_account(0):
             given = self._auxiliary.reply()
         sent = self._envelope(Kind.AUXILIARY_SENT, given.to_body())
         self._evidence.auxiliary(given.label, sent)
-        return self._with_ledger(header, sent), len(given.content)
+        return self._with_ledger(header, sent)
 
     @contextmanager
     def _on_account(self, round_number: int) -> Iterator[None]:

@@ -11,6 +11,7 @@ from audits.audit import Audit
 from audits.disclosure import Disclosure, describe_stage
 from audits.evidence import AGGREGATOR
 from audits.findings import CHECKS, Severity
+from audits.report.calibration import calibration_table
 from audits.report.privacy import privacy_table
 from audits.report.samples import Samples
 from audits.report.verdict import headline, not_covered, sentences
@@ -50,6 +51,7 @@ def make_content(audit: Audit, samples: Samples | None) -> Table:
         "findings": _findings(audit),
         "plan": _plan_in_brief(plan),
         "privacy": privacy_table(audit),
+        "calibration": calibration_table(audit),
         "rounds": _rounds(audit),
         "disclosures": [
             _disclosure(each, plan.protection.method) for each in audit.disclosures
