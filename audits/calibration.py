@@ -5,8 +5,9 @@ it. A reader has to know of it, whatever else the audit found.
 """
 
 from collections.abc import Iterator
+from typing import Any
 
-from audits.accounts import Account, Accounts
+from audits.accounts import Account, Accounts, Placed
 from audits.evidence import AGGREGATOR
 from audits.findings import Finding, count, fail, listing, settle, warn
 from audits.sums import place
@@ -15,7 +16,7 @@ from protocol.model_records import AuxiliaryImages, AuxiliarySent, Calibrated
 from protocol.plan import RunPlan
 from protocol.records import Dropped, Finished, PrivacySpent, RoundClosed, RoundLost
 
-KINDS: tuple[type, ...] = (AuxiliarySent, AuxiliaryImages, Calibrated)
+KINDS: tuple[type[Any], ...] = (AuxiliarySent, AuxiliaryImages, Calibrated)
 
 
 def label_in_words(plan: RunPlan) -> str:
@@ -91,8 +92,9 @@ def _sentence(plan: RunPlan) -> str:
 def _wrong_label(plan: RunPlan, account: Account) -> Iterator[Finding]:
     """Yield records of another label than the plan's, or of an exchange it has not."""
     config = plan.calibration
-    sent, made = account.all(AuxiliarySent), account.all(AuxiliaryImages)
-    for placed in (*sent, *made):
+    made = account.all(AuxiliaryImages)
+    every: list[Placed[Any]] = [*account.all(AuxiliarySent), *made]
+    for placed in every:
         label = placed.record.label
         is_asked = config.asks_silos or placed in made
         if label != config.images or not is_asked:
