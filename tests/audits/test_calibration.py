@@ -1,7 +1,7 @@
 """What followed the mean, honest and not: a row for each lie, beside the honest run."""
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from tests.audits.evidence_builder import (
     AGGREGATOR,
     SILOS,
     Edit,
+    Parties,
     Script,
     change,
     digest,
@@ -29,6 +30,14 @@ from tests.audits.evidence_builder import (
     repeat,
     script,
     write_run,
+)
+from tests.audits.test_budget import (
+    EVENT,
+    STEPS,
+    priced,
+    private_parties,
+    private_script,
+    spent,
 )
 
 MODELS = CalibrationConfig(
@@ -435,3 +444,74 @@ def test_a_run_that_stopped_after_a_training_is_not_accused(tmp_path: Path) -> N
     done = audit(tmp_path, MODELS, stopped)
     failed = {f.check for f in done.with_severity(Severity.FAIL)}
     assert "calibration" not in failed
+
+
+def private(missing: int = 0) -> Script:
+    """Return a run with DP-SGD whose silos trained models of their own before.
+
+    Args:
+        missing: steps of the pre-training that a silo leaves out of its account.
+    """
+    before_rounds = MODELS.local_steps - missing
+
+    def counted(one: r.PrivacySpent) -> r.PrivacySpent:
+        steps = before_rounds + STEPS * one.round_number
+        return priced(one, events=(EVENT.times(steps),))
+
+    actions: Script = []
+    for party, item in private_script():
+        is_spent = isinstance(item, r.PrivacySpent)
+        actions.append((party, counted(item) if is_spent else item))
+        if isinstance(item, r.LedgerOpened):
+            mine = counted(replace(spent(1), round_number=0, ledger_size=2))
+            seen = r.LedgerSeen(
+                round_number=0, silo=party, size=2, head=mine.ledger_head
+            )
+            given = sent(party)
+            actions += [(party, mine), (party, given)]
+            actions += [(AGGREGATOR, seen), (AGGREGATOR, given)]
+    for number in range(1, 4):
+        actions = before(actions, r.RoundClosed, number, trained(number, MODELS))
+    return before(actions, r.SetupOpened, None, images(MODELS))
+
+
+def private_audit(root: Path, actions: Script) -> Audit:
+    parties = private_parties()
+    names = {field.name for field in dataclasses.fields(parties.plan) if field.init}
+    fields = {name: getattr(parties.plan, name) for name in names}
+    plan = type(parties.plan)(**(fields | {"calibration": MODELS}))
+    write_run(root, Parties(plan, parties.keys), actions)
+    return run_audit(load_evidence(root))
+
+
+def test_with_dp_sgd_the_pre_training_is_in_the_account(tmp_path: Path) -> None:
+    done = private_audit(tmp_path, private())
+    assert [f.statement for f in done.with_severity(Severity.FAIL)] == []
+    (found,) = [f for f in done.findings if f.check == "auxiliary"]
+    assert found.severity == Severity.PASS
+    assert "with DP-SGD, went to the aggregator in the clear" in found.statement
+
+
+def paid_late(actions: Script) -> Script:
+    """Have a silo write down what it spent only after its model has left."""
+    early = find(actions, "cork", r.PrivacySpent, 0)
+    item = actions[early]
+    rest = [*actions[:early], *actions[early + 1 :]]
+    index = find(rest, "cork", AuxiliarySent) + 1
+    return [*rest[:index], item, *rest[index:]]
+
+
+@pytest.mark.parametrize(
+    ("actions", "check", "words"),
+    [
+        (private(missing=1), "mechanism", "what went before 2"),
+        (omit(AGGREGATOR, r.LedgerSeen, 0)(private()), "ledgers", "says nothing of"),
+        (paid_late(private()), "auxiliary", "without writing down before"),
+    ],
+    ids=["steps left out", "no ledger told of", "paid late"],
+)
+def test_a_lie_about_the_price_is_found(
+    tmp_path: Path, actions: Script, check: str, words: str
+) -> None:
+    failed = private_audit(tmp_path, actions).with_severity(Severity.FAIL)
+    assert any(f.check == check and words in f.statement for f in failed), failed
