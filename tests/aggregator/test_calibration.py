@@ -50,7 +50,8 @@ def some_images(plan: RunPlan) -> Tensor:
 
 def later(state: RoundState, number: int) -> RoundState:
     parameters = {name: 1.5 * value for name, value in state.parameters.items()}
-    return replace(state, round_number=number, parameters=parameters)
+    average = state.average.updated(parameters)
+    return replace(state, round_number=number, parameters=parameters, average=average)
 
 
 @pytest.fixture(autouse=True)
