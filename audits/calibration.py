@@ -14,7 +14,7 @@ from audits.sums import place
 from protocol.auxiliary import STAGE, samples_per_silo
 from protocol.model_records import AuxiliaryImages, AuxiliarySent, Calibrated
 from protocol.plan import RunPlan
-from protocol.records import Dropped, Finished, PrivacySpent, RoundClosed, RoundLost
+from protocol.records import Dropped, Finished, PrivacySpent, RoundClosed
 
 KINDS: tuple[type[Any], ...] = (AuxiliarySent, AuxiliaryImages, Calibrated)
 
@@ -278,7 +278,7 @@ def _wrong_times(aggregator: Account) -> Iterator[Finding]:
     due = {number for number in closed if number > config.source_round}
     missing = due - set(rounds) if config.when == "every-round" else set()
     unfinished = {aggregator.last_round} if aggregator.last(Finished) is None else set()
-    lonely = set(rounds) - closed - (unfinished - _lost(aggregator))
+    lonely = set(rounds) - closed - unfinished
     for number in sorted(missing | lonely):
         what = "not trained" if number in missing else "trained without a mean"
         yield fail(
@@ -287,8 +287,3 @@ def _wrong_times(aggregator: Account) -> Iterator[Finding]:
             party=AGGREGATOR,
             round_number=number,
         )
-
-
-def _lost(aggregator: Account) -> set[int]:
-    """Return the rounds that ended without a mean."""
-    return {placed.record.round_number for placed in aggregator.all(RoundLost)}
