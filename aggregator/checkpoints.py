@@ -11,7 +11,10 @@
           average.safetensors        their moving average
           moments.safetensors        those of the optimizer, where it has any
           broadcast                  rounding error and differences, where quantised
-          state.json                 round number, grid ranges, number of EMA updates
+          state.json                 round number, grid ranges, number of EMA updates,
+                                     the losses by which learning is found to be slow
+        auxiliary.safetensors        auxiliary images (aggregator.auxiliary)
+        calibrated.safetensors       a round trained on them, until its checkpoint
         secagg-000002-03.slot, …     the slot in work (aggregator.slot_store)
         model.safetensors            the last average, when the run is over
 """
@@ -30,6 +33,7 @@ from aggregator.down_link import DownLink
 from aggregator.errors import StateBroken
 from aggregator.optimizer import Moments
 from aggregator.slot_store import SlotStore
+from aggregator.slow_learning import SlowLearning
 from aggregator.state import RoundState
 from diffusion.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from diffusion.ema import ExponentialMovingAverage
@@ -59,6 +63,7 @@ class _Numbers:
     round_number: int
     num_updates: int
     ranges: str
+    slow_learning: SlowLearning = SlowLearning()
 
 
 class CheckpointStore:
@@ -94,6 +99,7 @@ class CheckpointStore:
             round_number=state.round_number,
             num_updates=state.average.num_updates,
             ranges=base64.b64encode(state.ranges.astype("<f4").tobytes()).decode(),
+            slow_learning=state.slow_learning,
         )
         target = self.folder / f"{_FOLDER}{state.round_number:06d}"
         with whole_folder(target) as folder:
@@ -150,6 +156,7 @@ class CheckpointStore:
             ranges=ranges.astype(np.float32),
             moments=moments,
             down_link=down_link,
+            slow_learning=numbers.slow_learning,
         )
 
     def _load_moments(self, folder: Path) -> Moments | None:

@@ -157,6 +157,7 @@ def plan_show(plan_path: Path) -> None:
 )
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run.")
 @click.option("--no-evaluation", is_flag=True, help="Do not sample or measure.")
+@click.option("--auxiliary", type=FilePath, help="File of public auxiliary images.")
 @click.option(
     "--wait",
     default=600.0,
@@ -173,6 +174,7 @@ def run(
     listen: Path,
     resume: bool,
     no_evaluation: bool,
+    auxiliary: Path | None,
     wait: float,
     folder: Path,
     reference: Path | None,
@@ -181,6 +183,7 @@ def run(
     device: str,
 ) -> None:
     """Carry out a PLAN with secure aggregation, evaluation and evidence."""
+    from aggregator.auxiliary import check_auxiliary
     from aggregator.serve import RunSettings, check_evaluation, open_folder, run_plan
     from aggregator.state import initial_state
     from aggregator.terminal import Terminal
@@ -196,6 +199,7 @@ def run(
         reference=None if no_evaluation else reference,
         weights=weights,
         initial=files.initial,
+        auxiliary=auxiliary or files.auxiliary,
         allow_download=download,
         evaluate=not no_evaluation,
         on_stage=terminal.stage,
@@ -203,6 +207,8 @@ def run(
         watcher=terminal.watcher(),
     )
     check_evaluation(signed, settings)
+    if not resume:
+        check_auxiliary(signed, settings.auxiliary)
     initial_state(signed, files.initial)
     run_folder = open_folder(files, signed, resume=resume)
     with (

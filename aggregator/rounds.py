@@ -1,8 +1,9 @@
 """One round, as a function from a state to the next; and the run, as its repetition.
 
-The order of a round: sum → mean → apply → transcript → checkpoint → evaluation. A crash
-between any two of them is made good by the next start: what the checkpoint already
-holds is not done again, what the transcript already says is not said twice.
+The order of a round: sum → mean → apply → calibration → rounding of the down-link →
+transcript → checkpoint → evaluation. A crash between any two of them is made good by the
+next start: what the checkpoint already holds is not done again, what the transcript
+already says is not said twice.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from aggregator.averaging import apply, mean_update, skip
 from aggregator.broadcast import Broadcaster, defined, with_error
+from aggregator.calibrator import Calibrator
 from aggregator.checkpoints import CheckpointStore
 from aggregator.errors import RoundAborted
 from aggregator.evaluation import Reference, evaluate
@@ -51,6 +53,7 @@ class Watcher:
     on_lost: Callable[[int, str], None] = lambda round_number, reason: None
     on_evaluation: Callable[[int, Evaluation], None] = lambda number, result: None
     on_measured: Callable[[Measured], None] = lambda measured: None
+    on_calibrated: Callable[[model_records.Calibrated], None] = lambda record: None
 
 
 class Run:
@@ -59,6 +62,7 @@ class Run:
     Args:
         reference: what samples are measured against; None switches evaluation off.
         initial: the file of the parameters that the plan begins with, if it names one.
+        auxiliary: the file of public auxiliary images, if it names one.
 
     Raises:
         StateBroken, TranscriptBroken: what is on disk cannot be continued.
@@ -73,6 +77,7 @@ class Run:
         device: torch.device,
         watcher: Watcher,
         initial: Path | None = None,
+        auxiliary: Path | None = None,
     ) -> None:
         store.remove_leftovers()
         self._exchanges, self._store = exchanges, store
@@ -82,6 +87,15 @@ class Run:
         self._layout = shared_layout(self._plan)
         self._broadcaster = Broadcaster(exchanges, self._layout)
         self._said = _Said.read(store, self._transcript.size)
+        self._calibrator = Calibrator(
+            exchanges,
+            store.folder,
+            device=device,
+            public=auxiliary,
+            recorded_images=self._said.has_images,
+            recorded_rounds=self._said.calibrated,
+            on_calibrated=watcher.on_calibrated,
+        )
         self._summation: Summation = (
             SecureSum(
                 exchanges, SlotStore(store.folder), excluded=self._excluded_silos()
@@ -117,7 +131,10 @@ class Run:
             )
         self._transcript.append(first)
         if state is None:
-            return initial_state(self._plan, self._initial)
+            first_state = initial_state(self._plan, self._initial)
+            self._calibrator.prepare(first_state)
+            return first_state
+        self._calibrator.prepare(state)
         self._evaluate(state)
         return state
 
@@ -129,6 +146,7 @@ class Run:
             target, survivors = run_round(
                 self._plan, self._layout, state, self._summation
             )
+            target = self._calibrator.correct(state, target)
             following = defined(self._plan, self._layout, state, target)
         except RoundAborted as error:
             if number not in self._said.closed:
@@ -152,6 +170,7 @@ class Run:
         self._transcript.sign_head()
         self._store.save(state)
         self._watcher.on_closed(state)
+        self._calibrator.is_saved(state)
         self._evaluate(state)
         return state
 
@@ -313,14 +332,16 @@ class _Said:
     closed: frozenset[int]
     evaluated: frozenset[int]
     excluded: frozenset[str]
+    calibrated: frozenset[int]
+    has_images: bool
     is_measured: bool
     is_finished: bool
 
     @classmethod
     def read(cls, store: CheckpointStore, size: int) -> "_Said":
-        """Read the rounds that were closed, lost or evaluated, and who is excluded."""
-        closed, evaluated, excluded = set(), set(), set()
-        is_measured = is_finished = False
+        """Read what became of rounds, silos, auxiliary images and the measurement."""
+        closed, evaluated, excluded, calibrated = set(), set(), set(), set()
+        has_images = is_measured = is_finished = False
         for entry in read_records(store.transcript) if size else ():
             if isinstance(entry.record, records.RoundClosed | records.RoundLost):
                 closed.add(entry.record.round_number)
@@ -328,7 +349,17 @@ class _Said:
                 evaluated.add(entry.record.round_number)
             elif isinstance(entry.record, records.SiloExcluded):
                 excluded.add(entry.record.silo)
+            elif isinstance(entry.record, model_records.Calibrated):
+                calibrated.add(entry.record.round_number)
+            has_images |= isinstance(entry.record, model_records.AuxiliaryImages)
             is_measured |= isinstance(entry.record, Measured)
             is_finished = isinstance(entry.record, records.Finished)
-        sets = (frozenset(closed), frozenset(evaluated), frozenset(excluded))
-        return cls(*sets, is_measured, is_finished)
+        return cls(
+            closed=frozenset(closed),
+            evaluated=frozenset(evaluated),
+            excluded=frozenset(excluded),
+            calibrated=frozenset(calibrated),
+            has_images=has_images,
+            is_measured=is_measured,
+            is_finished=is_finished,
+        )

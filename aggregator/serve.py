@@ -25,13 +25,15 @@ class RunSettings:
 
     ``reference`` is the file of reference statistics; ``evaluate`` off leaves the
     plan's evaluations out. ``weights`` is Inception's file, where the plan asks for it;
-    ``initial`` that of the parameters which the run begins with.
+    ``initial`` that of the parameters which the run begins with; ``auxiliary`` that of
+    public auxiliary images.
     """
 
     device: torch.device
     reference: Path | None = None
     weights: Path | None = None
     initial: Path | None = None
+    auxiliary: Path | None = None
     allow_download: bool = False
     evaluate: bool = True
     watcher: Watcher = Watcher()
@@ -89,6 +91,7 @@ def run_plan(
             device=settings.device,
             watcher=settings.watcher,
             initial=settings.initial,
+            auxiliary=settings.auxiliary,
         )
         return run.run()
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from aggregator.down_link import DownLink, first_down_link
 from aggregator.optimizer import Moments, first_moments
+from aggregator.slow_learning import SlowLearning
 from diffusion.ema import ExponentialMovingAverage
 from diffusion.initial import first_model
 from diffusion.model import make_model
@@ -32,7 +33,8 @@ class RoundState:
     ``ranges`` are the public numbers of the next round's grid (``protocol.grids``).
     ``average`` is the moving average from which samples are drawn; ``moments`` are
     those of the aggregator's optimizer, where it has any; ``down_link`` is what a
-    quantised down-link keeps, where the plan has one.
+    quantised down-link keeps, where the plan has one; ``slow_learning`` what the rule
+    of the one correction remembers.
     """
 
     round_number: int
@@ -41,6 +43,7 @@ class RoundState:
     ranges: npt.NDArray[np.float32] = field(repr=False)
     moments: Moments | None = field(default=None, repr=False)
     down_link: DownLink | None = field(default=None, repr=False)
+    slow_learning: SlowLearning = SlowLearning()
 
     @property
     def is_initial(self) -> bool:

@@ -18,6 +18,7 @@ from aggregator.measurement import in_words
 from aggregator.rounds import Measured, Watcher
 from aggregator.state import RoundState
 from diffusion.evaluation import Evaluation
+from protocol.model_records import Calibrated
 from protocol.plan import RunPlan
 
 MEGA = 1_000_000
@@ -54,6 +55,7 @@ class Terminal:
             on_lost=self.lost,
             on_evaluation=self.evaluated,
             on_measured=self.measured,
+            on_calibrated=self.calibrated,
         )
 
     def say(self, text: str) -> None:
@@ -93,6 +95,15 @@ class Terminal:
     def measured(self, result: Measured) -> None:
         """Show what the silos measured, together."""
         self.say(in_words(result))
+
+    def calibrated(self, record: Calibrated) -> None:
+        """Show what training on auxiliary images did after a round."""
+        found = "learning is slow; the one correction: " if record.triggered else ""
+        self.say(
+            f"round {record.round_number:>3}: {found}{record.steps:,} steps on "
+            f"auxiliary images, their loss {record.loss_before:.4f} → "
+            f"{record.loss_after:.4f}"
+        )
 
     def _details(self) -> str:
         """Return what else a line about a round says."""

@@ -8,6 +8,7 @@ from audits.findings import Finding, count, fail, settle, warn
 from protocol.records import Dropped, Finished
 
 STAGES: Mapping[str, str] = {
+    "auxiliary": "for auxiliary images, in the clear: its own model, or samples of it",
     "setup": "fresh public keys, and commitments to mask seeds",
     "shares": "shares of keys and seeds, each sealed for one other silo",
     "envelopes": "word that the others' shares have arrived",

@@ -44,6 +44,8 @@ CHECKS: dict[str, str] = {
     "rounds": "Rounds ended in order, each one once",
     "parameters": "All parties ended with the same model",
     "measurement": "What the silos measured is told as the plan says",
+    "auxiliary": "Auxiliary images came from where the plan says, as both ends agree",
+    "calibration": "The aggregator trained after the mean when the plan says, no more",
     "refusals": "No silo refused a request",
     "traffic": "Silos and aggregator counted the same bytes",
     "privacy": "Differential privacy",

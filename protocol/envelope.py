@@ -45,6 +45,8 @@ class Kind(enum.IntEnum):
     LEDGER = 73
     BROADCAST = 74
     HELD = 75
+    AUXILIARY = 76
+    AUXILIARY_SENT = 77
     MEASURE = 78
 
 

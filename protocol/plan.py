@@ -20,6 +20,11 @@ from diffusion.config import ScheduleConfig, UNetConfig
 from privacy import errors
 from protocol import noise_plan
 from protocol.aggregation_settings import AggregationConfig, EvaluationConfig
+from protocol.calibration_settings import (
+    CalibrationConfig,
+    check_calibration,
+    check_share,
+)
 from protocol.central_images import check_central_images
 from protocol.classes import check_classes
 from protocol.dealing import members_needed, smallest_group
@@ -60,6 +65,7 @@ class PlanDraft:
     protection: ProtectionConfig = ProtectionConfig()
     privacy: PrivacyConfig = PrivacyConfig()
     aggregation: AggregationConfig = AggregationConfig()
+    calibration: CalibrationConfig = CalibrationConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     deadlines: DeadlineConfig = DeadlineConfig()
 
@@ -77,6 +83,8 @@ class PlanDraft:
             self._check_private()
         if self.update.error_feedback:
             self._check_error_feedback()
+        if self.calibration.is_on:
+            check_calibration(self)
         require(
             self.update.form == "grid" or self.protection.method == "none",
             'update.form: "float32" needs protection.method "none"; masks hide the '
@@ -184,6 +192,7 @@ class RunPlan(PlanDraft):
             "privacy.noise_multiplier: a finished plan says it; `aggregator plan make` "
             "finds it for a target epsilon",
         )
+        check_share(self.calibration, len(self.silos))
         require(len(self.silos) <= MAX_SILOS, f"silos: must be at most {MAX_SILOS:,}")
         for what in ("name", "identity_key"):
             values = [getattr(silo, what) for silo in self.silos]

@@ -14,6 +14,9 @@ from typing import ClassVar, Literal, TypeAlias, get_args
 
 from privacy.events import Event, NoisySum, SampledGaussian
 from protocol.model_records import (
+    AuxiliaryImages,
+    AuxiliarySent,
+    Calibrated,
     Dealt,
     Evaluated,
     MeasuredInSilos,
@@ -357,6 +360,9 @@ Record: TypeAlias = (
     | ModelHeld
     | MeasuredInSilos
     | MeasurementSkipped
+    | AuxiliarySent
+    | AuxiliaryImages
+    | Calibrated
     | LedgerOpened
     | PrivacySpent
     | NoiseSpent

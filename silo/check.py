@@ -4,9 +4,10 @@ import math
 from dataclasses import dataclass
 
 from diffusion.config import UNetConfig
+from protocol.auxiliary import content_bytes
 from protocol.broadcast import down_bytes
 from protocol.classes import class_sentences
-from protocol.mechanism import not_covered, run_epsilon, steps_per_round
+from protocol.mechanism import not_covered, run_epsilon, steps_of_run
 from protocol.noise_claim import plan_sentences, upward
 from protocol.plan import RunPlan
 from protocol.stretches import largest_share
@@ -76,6 +77,7 @@ def explain(plan: RunPlan, policy: Policy) -> list[str]:
         _down_sentence(plan),
         *_dealing_sentences(plan),
         *_proximal_sentences(plan),
+        *_auxiliary_sentences(plan, policy, leaving.num_parameters),
         _weights_sentence(update),
         _protection_sentence(plan),
         *_privacy_sentences(plan, policy),
@@ -140,7 +142,8 @@ def _privacy_sentences(plan: RunPlan, policy: Policy) -> list[str]:
             "Not covered by epsilon: " + "; ".join(not_covered(plan)) + ".",
             *_own_limit(policy),
         ]
-    steps, spare = steps_per_round(plan) * plan.num_rounds, privacy.spare_steps
+    spare = privacy.spare_steps
+    steps = steps_of_run(plan) - spare
     lines = [
         f"Privacy cost: epsilon {upward(run_epsilon(plan, privacy.delta))} at delta "
         f"{privacy.delta:g}, per {_unit(plan)}, against everyone outside this silo; "
@@ -176,6 +179,49 @@ def _measurement_sentences(plan: RunPlan) -> list[str]:
         f"finished model {plan.evaluation.num_samples:,} times; the Fréchet distance "
         f"and its square, 16 bytes, {leaves}.{known} {covered}"
     ]
+
+
+def _auxiliary_sentences(
+    plan: RunPlan, policy: Policy, num_parameters: int
+) -> list[str]:
+    """Say what the aggregator trains on after the mean, and what it gets for that."""
+    config = plan.calibration
+    if not config.is_on:
+        return []
+    when = "every round"
+    if config.when == "slow-learning":
+        when = "one round, when learning has become slow"
+    lines = [
+        f"After {when} the aggregator trains {config.steps:,} steps on auxiliary "
+        f'images, label "{config.images}": {_images_words(plan)}.'
+    ]
+    if not config.asks_silos:
+        return lines
+    everyone = range(len(plan.silos))
+    most = max(content_bytes(plan, silo, num_parameters) for silo in everyone)
+    what = "that model" if config.images == "silo-models" else "samples of that model"
+    mechanism = "WITHOUT differential privacy"
+    if plan.privacy.is_private:
+        mechanism = "with the plan's DP-SGD, which epsilon counts"
+    return [
+        *lines,
+        f"What else leaves, IN THE CLEAR: before round 1 this silo trains a model on "
+        f"its own images alone, {config.local_steps:,} steps {mechanism}, and sends "
+        f"{what} to the aggregator, up to {most:,} bytes; no sum hides it.",
+    ]
+
+
+def _images_words(plan: RunPlan) -> str:
+    """Say where auxiliary images come from."""
+    config = plan.calibration
+    return {
+        "public": f"a public data set that it has ({config.name})",
+        "aggregate": f"{config.num_images:,} samples of the global model after round "
+        f"{config.source_round}, which reveal nothing new",
+        "silo-samples": "samples of each silo's own model",
+        "silo-models": f"{config.num_images:,} samples that it draws of each silo's "
+        "own model",
+    }[config.images]
 
 
 def _own_limit(policy: Policy) -> list[str]:

@@ -14,6 +14,7 @@ from crypto.secagg.silo_state import SlotProgress
 from protocol import model_records, records
 from protocol.envelope import RoundRequest
 from protocol.measurement import MeasureRequest
+from protocol.model_records import AuxiliarySent
 from protocol.plan import RunPlan
 from protocol.stretches import Dealing, dealt_record
 from protocol.transcript import Head, TranscriptWriter
@@ -111,6 +112,21 @@ class Evidence:
                 upload=hashlib.sha256(reply).hexdigest(),
                 size_bytes=len(reply),
                 protection=protection,
+            )
+        )
+        self._transcript.sync()
+
+    def auxiliary(self, label: str, sent: BytesLike) -> None:
+        """Record that this silo's own model leaves, or samples of it.
+
+        The record is on disk when this returns.
+        """
+        self._transcript.append(
+            AuxiliarySent(
+                silo=self._name,
+                label=label,
+                upload=hashlib.sha256(sent).hexdigest(),
+                size_bytes=len(sent),
             )
         )
         self._transcript.sync()

@@ -45,7 +45,8 @@ min_colluding = 1
 accept_semi_honest = false
 
 # Which auxiliary images the aggregator may train on after the mean, by their label:
-# "public", "aggregate", "silo-samples", "silo-models".
+# "public", "aggregate", and, beyond what a plan's DP-SGD has trained, "silo-samples" or
+# "silo-models": these let a model of this silo's images alone leave, or its samples.
 permitted_auxiliary_images = ["public", "aggregate"]
 
 # Whether a plan may let this silo measure its finished model, and sum up the Fréchet
@@ -118,6 +119,7 @@ def refusals(policy: Policy, plan: RunPlan) -> list[str]:
         )
     if protection.method == "mask":
         reasons += _weak_masks(policy, plan)
+    reasons += _auxiliary(policy, plan)
     reasons += _too_dear(policy, plan)
     if plan.evaluation.in_silos and not policy.permit_measurement:
         reasons.append(
@@ -129,6 +131,23 @@ def refusals(policy: Policy, plan: RunPlan) -> list[str]:
             f"{policy.max_rounds}"
         )
     return reasons
+
+
+def _auxiliary(policy: Policy, plan: RunPlan) -> list[str]:
+    """Return why what auxiliary images would come from is not permitted.
+
+    What DP-SGD has trained may leave: epsilon speaks of it, too.
+    """
+    config = plan.calibration
+    if not config.is_on or config.images in policy.permitted_auxiliary_images:
+        return []
+    if config.asks_silos and plan.privacy.mechanism == "dp-sgd":
+        return []
+    return [
+        f'calibration.images is "{config.images}", this silo permits '
+        f"{', '.join(policy.permitted_auxiliary_images) or 'none at all'}"
+        + (" without dp-sgd" if config.asks_silos else "")
+    ]
 
 
 def _too_dear(policy: Policy, plan: RunPlan) -> list[str]:

@@ -33,7 +33,7 @@ from silo.proximal import ProximalTerm
 from silo.prv import prv_epsilon
 from silo.randomness import PrivateRandom
 from silo.resources import LocalResources
-from silo.training import TrainingState
+from silo.training import Progress, TrainingState
 from silo.units import units_of
 
 
@@ -147,7 +147,51 @@ class PrivateRounds:
             LedgerBroken, StateBroken: ledger and checkpoint do not belong together.
             TrainingDiverged: the parameters are not finite any more.
         """
-        plan, account, local = self._plan, self._account, self._resources
+        observe = self._resources.observe
+        return self._carry_out(
+            self._plan,
+            model,
+            schedule,
+            state,
+            round_number,
+            model_digest,
+            observe,
+            proximal,
+        )
+
+    def pre_train(
+        self,
+        model: DenoisingNetwork,
+        schedule: Schedule,
+        alone: PlanDraft,
+        *,
+        observe: Callable[[Progress], None],
+    ) -> None:
+        """Train a model in place before round 1; in the ledger that is round 0.
+
+        Args:
+            alone: the pre-training as a plan of one round, of the same mechanism.
+
+        Raises:
+            BudgetExceeded, LedgerBroken, StateBroken, TrainingDiverged: as
+                :meth:`train`.
+        """
+        state = TrainingState()
+        self._carry_out(alone, model, schedule, state, 0, bytes(32), observe)
+
+    def _carry_out(
+        self,
+        plan: PlanDraft,
+        model: DenoisingNetwork,
+        schedule: Schedule,
+        state: TrainingState,
+        round_number: int,
+        model_digest: bytes,
+        observe: Callable[[Progress], None],
+        proximal: ProximalTerm | None = None,
+    ) -> TrainingState:
+        """Reserve, train and close one round of a plan."""
+        account, local = self._account, self._resources
         checkpoint, model_hex = load_partial(self._folder), model_digest.hex()
         done = account.begin(
             round_number,
@@ -187,11 +231,11 @@ class PrivateRounds:
                 schedule,
                 plan,
                 state,
-                round_number=round_number,
+                round_number=max(1, round_number),
                 first_step=done,
                 device=local.device,
                 random=self._random,
-                observe=local.observe,
+                observe=observe,
                 keep=keep,
                 checkpoint_steps=local.privacy.checkpoint_steps,
                 after_noise=_after_noise(proximal),

@@ -10,12 +10,15 @@ What happens in a slot belongs to the round that the slot was made ready for, wh
 the aggregator asked for in between.
 """
 
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 
 from crypto.encoding import BytesLike
 from crypto.frame import AGGREGATOR, Header, read_header
 from crypto.frame import Kind as SecAggKind
 from crypto.secagg.upload import Upload
+from protocol.auxiliary import STAGE as AUXILIARY
+from protocol.auxiliary import AuxiliaryRequest
 from protocol.broadcast import Broadcast, Held
 from protocol.envelope import (
     EndReply,
@@ -29,6 +32,7 @@ from protocol.envelope import (
 from protocol.measurement import MEASURE, WORD_BITS, MeasureRequest
 from protocol.plan import RunPlan
 from protocol.stretches import Dealing, without_setup
+from silo.auxiliary import AuxiliaryShare
 from silo.errors import PolicyViolation
 from silo.evaluation import make_evaluation
 from silo.evidence import Evidence
@@ -75,6 +79,9 @@ class SiloSession:
                 private=self._private,
             )
             self._evaluation = make_evaluation(plan, self._silo, store, resources)
+            self._auxiliary = AuxiliaryShare(
+                plan, self._silo, store.folder, resources, self._private
+            )
             trained = store.load_trained()
             self._asked_round = trained.round_number if trained else 0
             self._held_round = 0
@@ -135,6 +142,8 @@ class SiloSession:
     ) -> tuple[BytesLike, int]:
         """Return the reply to a verified request, and the bytes of its vector."""
         check_stage(self._plan, stage, is_finished=self.is_finished)
+        if stage == AUXILIARY:
+            return self._give_auxiliary(header, AuxiliaryRequest.from_body(body)), 0
         if stage == "setup":
             self._close_slot(body)
             return self._secure.open_setup(header.setup), 0
@@ -195,7 +204,9 @@ class SiloSession:
         dealing = self._dealing(request.round_number)
         if self._plan.update.is_dealt:
             self._evidence.dealt(self._place("ready", header), dealing)
-        self._train(request, dealing.stretches_of(self._silo))
+        with self._on_account(request.round_number):
+            self._trainer.train_once(request, dealing.stretches_of(self._silo))
+        self._auxiliary.destroy()
         if not is_masked:
             reply, vector_bytes = self._send_plain(header, request.round_number)
             return self._with_ledger(header, reply), vector_bytes
@@ -251,20 +262,30 @@ class SiloSession:
             return self._evaluation.upload()
         return self._trainer.update(round_number)
 
-    def _train(self, request: RoundRequest, own: tuple[int, ...]) -> None:
-        """Train a round, unless that is done; record what the mechanism released.
+    def _give_auxiliary(self, header: Header, request: AuxiliaryRequest) -> bytes:
+        """Let this silo's own model leave, or samples of it, as the plan says."""
+        self._auxiliary.check(request, self._asked_round)
+        with self._on_account(0):
+            given = self._auxiliary.reply()
+        sent = self._envelope(Kind.AUXILIARY_SENT, given.to_body())
+        self._evidence.auxiliary(given.label, sent)
+        return self._with_ledger(header, sent)
+
+    @contextmanager
+    def _on_account(self, round_number: int) -> Iterator[None]:
+        """Record what the mechanism released in a training, unless that was done.
 
         Also where the training fails: its noised steps are on account.
         """
         head = self._private.head if self._private is not None else None
         try:
-            self._trainer.train_once(request, own)
+            yield
         except Refusable:
             if self._private is not None and self._private.head != head:
-                self._evidence.spend(self._private.record(request.round_number))
+                self._evidence.spend(self._private.record(round_number))
             raise
         if self._private is not None:
-            self._evidence.spend(self._private.record(request.round_number))
+            self._evidence.spend(self._private.record(round_number))
 
     def _close_slot(self, notice: BytesLike) -> None:
         """Take note of the sum of the slot before, which the aggregator announces."""
@@ -332,6 +353,7 @@ class SiloSession:
         self._close_slot(request.sum_notice)
         self._trainer.save_model(average)
         self._trainer.residual.forget()
+        self._auxiliary.destroy()
         if self._private is not None:
             ledger_head = self._private.head
             self._private.finish()

@@ -97,6 +97,7 @@ def _train(
         reference=federation.reference if plan.evaluation.is_asked_for else None,
         weights=weights,
         initial=federation.aggregator.initial,
+        auxiliary=federation.aggregator.auxiliary,
         on_stage=display.stage,
         on_bytes=display.count,
         watcher=display.watcher(),

@@ -84,7 +84,7 @@ class SimulationConfig:
     silo as a process of its own behind a local socket, or all of them in this one.
     The threads are those of a silo's training and of the aggregator's sampling; small
     images want one. ``initial`` is the file of the parameters that the plan begins
-    with.
+    with; ``auxiliary`` that of the public images that it calibrates on.
     """
 
     num_silos: int = 3
@@ -94,6 +94,7 @@ class SimulationConfig:
     threads_per_silo: int = 1
     aggregator_threads: int = 1
     initial: str = ""
+    auxiliary: str = ""
     data: SourceConfig = SourceConfig()
     partition: PartitionConfig = PartitionConfig()
 
@@ -133,6 +134,9 @@ def load_settings(
     if config.initial:
         initial = (draft_path.parent / config.initial).resolve()
         config = replace(config, initial=str(initial))
+    if config.auxiliary:
+        auxiliary = (draft_path.parent / config.auxiliary).resolve()
+        config = replace(config, auxiliary=str(auxiliary))
     source = config.data
     if data is not None:
         kind: Literal["folder", "npz"] = "folder" if data.is_dir() else "npz"

@@ -12,6 +12,7 @@ from audits.disclosure import Disclosure, describe_stage
 from audits.evidence import AGGREGATOR
 from audits.findings import CHECKS, Severity
 from audits.measurement import sentence as measurement_sentence
+from audits.report.calibration import calibration_table
 from audits.report.privacy import privacy_table
 from audits.report.samples import Samples
 from audits.report.verdict import headline, not_covered, sentences
@@ -52,6 +53,7 @@ def make_content(audit: Audit, samples: Samples | None) -> Table:
         "findings": _findings(audit),
         "plan": _plan_in_brief(plan),
         "privacy": privacy_table(audit),
+        "calibration": calibration_table(audit),
         "rounds": _rounds(audit),
         "disclosures": [
             _disclosure(each, plan.protection.method) for each in audit.disclosures

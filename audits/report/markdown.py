@@ -16,6 +16,7 @@ def render_markdown(content: Mapping[str, Any]) -> str:
         *_findings(content["findings"]),
         *_plan(content["plan"]),
         *_privacy(content["privacy"]),
+        *_calibration(content["calibration"]),
         *_rounds(content["rounds"]),
         *_disclosures(content["disclosures"]),
         *_evaluations(content["evaluations"]),
@@ -91,6 +92,34 @@ def _privacy(privacy: Mapping[str, Any] | None) -> Iterator[str]:
         )
     yield "Epsilon says nothing about:"
     yield "\n".join(f"- {_plain(each)}" for each in privacy["not_covered"])
+
+
+def _calibration(calibration: Mapping[str, Any] | None) -> Iterator[str]:
+    """Yield what followed the mean, where anything did."""
+    if calibration is None:
+        return
+    yield "## After the mean"
+    yield _plain(
+        f'The aggregator trained on auxiliary images, label "{calibration["label"]}": '
+        f"{calibration['meaning']}."
+    )
+    yield _table(("what", "value"), calibration["facts"])
+    if calibration["sent"]:
+        rows = ((r["silo"], r["label"], f"{r['bytes']:,}") for r in calibration["sent"])
+        yield _table(("silo", "gave", "bytes"), rows)
+    names = ("round", "steps", "auxiliary loss before", "after")
+    yield _table(
+        names,
+        (
+            (
+                row["round_number"],
+                f"{row['steps']:,}",
+                f"{row['loss_before']:.4f}",
+                f"{row['loss_after']:.4f}",
+            )
+            for row in calibration["rounds"]
+        ),
+    )
 
 
 def _rounds(rounds: Sequence[Mapping[str, Any]]) -> Iterator[str]:

@@ -15,6 +15,7 @@ from crypto.keys import IdentityKey
 from diffusion.config import UNetConfig
 from protocol import records as r
 from protocol.aggregation_settings import EvaluationConfig
+from protocol.calibration_settings import CalibrationConfig
 from protocol.plan import PlanDraft, RunPlan, SiloParty, make_plan
 from protocol.plan_files import save_plan
 from protocol.settings import TrainingConfig
@@ -25,6 +26,7 @@ SILOS = ("amsterdam", "basel", "cork")
 AGGREGATOR = "aggregator"
 ROUNDS = 3
 SOFTWARE = "cloister test"
+NO_CALIBRATION = CalibrationConfig()
 VECTOR_BYTES = 40_000
 STAGES = {
     "setup": (656, 300),
@@ -237,7 +239,11 @@ class Parties:
 
 
 def make_parties(
-    *, rounds: int = ROUNDS, method: str = "mask", trust: str = "malicious"
+    *,
+    rounds: int = ROUNDS,
+    method: str = "mask",
+    trust: str = "malicious",
+    calibration: CalibrationConfig = NO_CALIBRATION,
 ) -> Parties:
     """Return a plan for three silos, of which one may be lost."""
     keys = {name: IdentityKey.generate() for name in (AGGREGATOR, *SILOS)}
@@ -257,6 +263,7 @@ def make_parties(
             method=method, threshold=2, min_cohort=2, max_colluding=0, trust=trust
         ),
         evaluation=EvaluationConfig(every_rounds=1),
+        calibration=calibration,
     )
     silos = [
         SiloParty(name=name, identity_key=keys[name].public.hex()) for name in SILOS

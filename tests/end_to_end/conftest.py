@@ -115,6 +115,7 @@ class Harness:
                     if self.federation.reference.exists()
                     else None,
                     evaluate=self.federation.reference.exists(),
+                    auxiliary=self.federation.aggregator.auxiliary,
                 ),
             )
         finally:

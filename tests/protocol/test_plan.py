@@ -360,6 +360,38 @@ DP_VALUES = {
 NOISE_VALUES = {"privacy.share_variance": 200_000_000, "privacy.num_values": 1001}
 """Fields that belong to noise inside the secure sum."""
 
+CALIBRATION = {
+    "calibration.when": "slow-learning",
+    "calibration.steps": 3,
+    "calibration.learning_rate": 0.5,
+}
+OF_SILOS = CALIBRATION | {
+    "calibration.images": "silo-models",
+    "calibration.num_images": 9,
+    "calibration.local_steps": 2,
+}
+PUBLIC = CALIBRATION | {"calibration.name": "dots", "calibration.sha256": "ab" * 32}
+AGGREGATE = CALIBRATION | {
+    "calibration.images": "aggregate",
+    "calibration.num_images": 9,
+    "calibration.source_round": 1,
+}
+CALIBRATION_VALUES = {
+    "calibration.when": (OF_SILOS, "every-round"),
+    "calibration.images": (OF_SILOS, "silo-samples"),
+    "calibration.num_images": (OF_SILOS, 10),
+    "calibration.local_steps": (OF_SILOS, 3),
+    "calibration.steps": (OF_SILOS, 4),
+    "calibration.learning_rate": (OF_SILOS, 0.25),
+    "calibration.examples_per_step": (OF_SILOS, 7),
+    "calibration.window": (OF_SILOS, 2),
+    "calibration.min_improvement": (OF_SILOS, 0.5),
+    "calibration.name": (PUBLIC, "lines"),
+    "calibration.sha256": (PUBLIC, "cd" * 32),
+    "calibration.source_round": (AGGREGATE, 2),
+}
+"""Fields of training after the mean, in a plan in which they mean something."""
+
 ONE_VALUE = {"format"}
 """Fields that can have one value only in this version."""
 
@@ -383,6 +415,7 @@ def test_every_field_is_walked():
         *OTHER_VALUES,
         *DP_VALUES,
         *NOISE_VALUES,
+        *CALIBRATION_VALUES,
         *ONE_VALUE,
         *IN_COMPANY,
     }
@@ -409,6 +442,13 @@ def test_the_digest_changes_with_every_field_of_a_mechanism(path):
 def test_the_digest_changes_with_every_field_of_noise_in_the_sum(path):
     plan = make_example(NOISE_IN_SUM, num_silos=5)
     assert with_change(plan, path, NOISE_VALUES[path]).digest != plan.digest
+
+
+@pytest.mark.parametrize("path", sorted(CALIBRATION_VALUES))
+def test_the_digest_changes_with_every_field_of_calibration(path):
+    changes, value = CALIBRATION_VALUES[path]
+    plan = make_example(changes)
+    assert with_change(plan, path, value).digest != plan.digest
 
 
 def test_the_digest_changes_with_the_initial_parameters():
