@@ -201,7 +201,7 @@ class Run:
     def _take_head(self, silo: int, reply: BytesLike) -> int:
         """Record the head of a silo's transcript, once its signature holds."""
         _, body = open_envelope(self._plan, reply, sender=silo, kinds=(Kind.END_SEEN,))
-        head = EndReply.from_body(body).head
+        head = EndReply.from_body(body, self._plan.silos[silo].name).head
         head.check(self._plan.digest, self._plan.roster[silo])
         self._transcript.append(
             records.SiloHead(

@@ -2,7 +2,9 @@
 
 All of them travel in ``crypto.frame``: its header (kind, run, setup, slot, sender) and
 its signature are the envelope. A body is one canonical table followed by byte strings,
-each behind its length, and nothing after them.
+each behind its length, and nothing after them. Transcript heads and ledgers' heads are
+byte strings of fixed length: how long a message is follows from the plan and the round,
+never from what anybody did (``protocol.traffic``).
 """
 
 import enum
@@ -19,10 +21,9 @@ from crypto.encoding import BytesLike
 from crypto.frame import AGGREGATOR, Header, make_frame, open_frame, read_header
 from crypto.keys import IdentityKey
 from crypto.merkle import HASH_BYTES
-from crypto.signatures import SIGNATURE_BYTES
-from protocol.encoding import check_hex, decode, encode, from_table, to_table
+from protocol.encoding import decode, encode
 from protocol.errors import EncodingError, EnvelopeRejected
-from protocol.plan import RunPlan
+from protocol.plan import AGGREGATOR_NAME, RunPlan
 from protocol.settings import MAX_SILOS
 from protocol.transcript import Head
 
@@ -64,12 +65,9 @@ class RoundRequest:
 
     def to_body(self) -> bytes:
         """Return the body's bytes."""
-        table = {
-            "round_number": self.round_number,
-            "attempt": self.attempt,
-            "head": to_table(self.head),
-        }
-        return join_body(table, self.parameters, self.ranges, self.sum_notice)
+        table = {"round_number": self.round_number, "attempt": self.attempt}
+        parts = (self.parameters, self.ranges, self.sum_notice)
+        return join_body(table, self.head.to_bytes(), *parts)
 
     @classmethod
     def from_body(cls, body: memoryview) -> "RoundRequest":
@@ -78,12 +76,12 @@ class RoundRequest:
         Raises:
             EnvelopeRejected: malformed.
         """
-        table, (parameters, ranges, notice) = split_body(body, 3)
-        check_names(table, ("round_number", "attempt", "head"))
+        table, (head, parameters, ranges, notice) = split_body(body, 4)
+        check_names(table, ("round_number", "attempt"))
         return cls(
             round_number=_count(table, "round_number"),
             attempt=_count(table, "attempt"),
-            head=_head(table),
+            head=_head(head, AGGREGATOR_NAME),
             parameters=parameters,
             ranges=ranges,
             sum_notice=notice,
@@ -123,8 +121,9 @@ class EndRequest:
 
     def to_body(self) -> bytes:
         """Return the body's bytes."""
-        table = {"round_number": self.round_number, "head": to_table(self.head)}
-        return join_body(table, self.parameters, self.average, self.sum_notice)
+        table = {"round_number": self.round_number}
+        parts = (self.parameters, self.average, self.sum_notice)
+        return join_body(table, self.head.to_bytes(), *parts)
 
     @classmethod
     def from_body(cls, body: memoryview) -> "EndRequest":
@@ -133,11 +132,11 @@ class EndRequest:
         Raises:
             EnvelopeRejected: malformed.
         """
-        table, (parameters, average, notice) = split_body(body, 3)
-        check_names(table, ("round_number", "head"))
+        table, (head, parameters, average, notice) = split_body(body, 4)
+        check_names(table, ("round_number",))
         return cls(
             round_number=_count(table, "round_number"),
-            head=_head(table),
+            head=_head(head, AGGREGATOR_NAME),
             parameters=bytes(parameters),
             average=bytes(average),
             sum_notice=notice,
@@ -152,18 +151,21 @@ class EndReply:
 
     def to_body(self) -> bytes:
         """Return the body's bytes."""
-        return join_body({"head": to_table(self.head)})
+        return join_body({}, self.head.to_bytes())
 
     @classmethod
-    def from_body(cls, body: memoryview) -> "EndReply":
+    def from_body(cls, body: memoryview, party: str) -> "EndReply":
         """Return the reply of a body.
+
+        Args:
+            party: the name of the silo that sent it.
 
         Raises:
             EnvelopeRejected: malformed.
         """
-        table, _ = split_body(body, 0)
-        check_names(table, ("head",))
-        return cls(head=_head(table))
+        table, (head,) = split_body(body, 1)
+        check_names(table, ())
+        return cls(head=_head(head, party))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,7 +182,8 @@ class LedgerNotice:
 
     def to_body(self) -> bytes:
         """Return the body's bytes."""
-        return join_body({"size": self.size, "head": self.head}, self.reply)
+        fixed = self.size.to_bytes(8, "big") + bytes.fromhex(self.head)
+        return join_body({}, fixed, self.reply)
 
     @classmethod
     def from_body(cls, body: memoryview) -> "LedgerNotice":
@@ -189,14 +192,14 @@ class LedgerNotice:
         Raises:
             EnvelopeRejected: malformed.
         """
-        table, (reply,) = split_body(body, 1)
-        check_names(table, ("size", "head"))
-        head = _text(table, "head")
-        try:
-            check_hex("head", head, HASH_BYTES)
-        except ValueError as error:
-            raise EnvelopeRejected(f"a message's {error}") from None
-        return cls(size=_count(table, "size"), head=head, reply=reply)
+        table, (fixed, reply) = split_body(body, 2)
+        check_names(table, ())
+        if len(fixed) != 8 + HASH_BYTES:
+            raise EnvelopeRejected("a message holds no head of a ledger")
+        size = int.from_bytes(fixed[:8], "big")
+        if not 1 <= size < 1 << 31:
+            raise EnvelopeRejected("size must be a positive whole number")
+        return cls(size=size, head=bytes(fixed[8:]).hex(), reply=reply)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -321,7 +324,8 @@ def split_body(
 def check_names(table: Mapping[str, Any], names: Sequence[str]) -> None:
     """Raise :class:`EnvelopeRejected` unless a table has exactly these names."""
     if set(table) != set(names):
-        raise EnvelopeRejected(f"a message must hold exactly {', '.join(names)}")
+        wanted = ", ".join(names) or "nothing"
+        raise EnvelopeRejected(f"a message must hold exactly {wanted}")
 
 
 def floats_to_bytes(vector: np.ndarray[Any, np.dtype[np.float32]]) -> bytes:
@@ -363,17 +367,9 @@ def _text(table: Mapping[str, Any], name: str) -> str:
     return value
 
 
-def _head(table: Mapping[str, Any]) -> Head:
-    """Return the transcript head of a table, of bounded size.
-
-    Its signature is not verified here.
-    """
+def _head(data: memoryview, party: str) -> Head:
+    """Return the transcript head of a message; its signature is not verified here."""
     try:
-        head = from_table(Head, table["head"], "head")
-        check_hex("head.root", head.root, HASH_BYTES)
-        check_hex("head.signature", head.signature, SIGNATURE_BYTES)
-    except (EncodingError, ValueError) as error:
-        raise EnvelopeRejected(f"a message's {error}") from None
-    if not 0 <= head.size < 1 << 63:
-        raise EnvelopeRejected("a message's head.size must be 0 to 2^63 - 1")
-    return head
+        return Head.from_bytes(data, party)
+    except ValueError as error:
+        raise EnvelopeRejected(f"a message holds {error}") from None

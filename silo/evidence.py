@@ -14,6 +14,7 @@ from crypto.secagg.silo_state import SlotProgress
 from protocol import records
 from protocol.envelope import RoundRequest
 from protocol.plan import RunPlan
+from protocol.traffic import broadcast_bytes
 from protocol.transcript import Head, TranscriptWriter
 from protocol.version import SOFTWARE
 
@@ -180,6 +181,7 @@ class Evidence:
                 sent_bytes=len(reply),
                 received_bytes=len(request),
                 vector_bytes=vector_bytes,
+                broadcast_bytes=broadcast_bytes(request),
             )
         )
 

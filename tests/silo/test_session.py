@@ -610,7 +610,7 @@ class TestTranscript:
             sender=0,
             kinds=(Kind.END_SEEN,),
         )
-        head = EndReply.from_body(body).head
+        head = EndReply.from_body(body, "silo-1").head
         head.check(federation.plan.digest, federation.keys[0].public)
         assert head.size == len(federation.records(0)) - 1  # Only the traffic follows.
 

@@ -1,0 +1,269 @@
+"""Bytes, exact: what a plan will move, and what a message has moved, by purpose.
+
+Every byte of a run has one purpose:
+
+- *vector*: the fields of an update, on the way up;
+- *broadcast*: parameters of the global model, on the way down;
+- *protocol*: all the rest in both directions: keys, shares, signatures, grids, headers.
+
+The length of every message follows from the plan and from the lengths of the federated
+tensors, but for refusals. :func:`predict` says what each silo sends and receives in a
+run in which nothing is lost and nobody is started again; the transcripts of both sides
+then count the same, stage by stage (docs/bytes.md).
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from crypto.encoding import BytesLike
+from crypto.errors import CryptoError
+from crypto.frame import HEADER_BYTES, OVERHEAD_BYTES, read_header
+from crypto.frame import Kind as SecAggKind
+from crypto.secagg.setup import max_frame_bytes
+from crypto.signatures import SIGNATURE_BYTES
+from protocol.envelope import (
+    EndReply,
+    EndRequest,
+    Kind,
+    LedgerNotice,
+    RoundRequest,
+    split_body,
+)
+from protocol.errors import EnvelopeRejected
+from protocol.grids import first_numbers
+from protocol.plan import RunPlan
+from protocol.transcript import HEAD_BYTES, Head
+
+_HEAD = Head.from_bytes(bytes(HEAD_BYTES), "")
+_FLOAT_BYTES = 4
+
+
+Segments: TypeAlias = Sequence[tuple[str, int]]
+"""The part and the length of every federated tensor, in the order of the layout."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exchange:
+    """The bytes of one silo in one stage; rounds count from 1, 0 is outside of them."""
+
+    round_number: int
+    stage: str
+    sent: int
+    received: int
+    vector: int = 0
+    broadcast: int = 0
+
+    @property
+    def protocol_up(self) -> int:
+        """The bytes sent that are no update."""
+        return self.sent - self.vector
+
+    @property
+    def protocol_down(self) -> int:
+        """The bytes received that are no model."""
+        return self.received - self.broadcast
+
+
+def total(exchanges: Iterable[Exchange], stage: str = "all") -> Exchange:
+    """Return the sum of some exchanges, as of a stage of this name and round 0."""
+    rows = list(exchanges)
+    return Exchange(
+        round_number=0,
+        stage=stage,
+        sent=sum(row.sent for row in rows),
+        received=sum(row.received for row in rows),
+        vector=sum(row.vector for row in rows),
+        broadcast=sum(row.broadcast for row in rows),
+    )
+
+
+def by_round(exchanges: Iterable[Exchange]) -> dict[int, Exchange]:
+    """Return the sums of rounds; 0 are key exchanges and the end."""
+    rows: dict[int, list[Exchange]] = {}
+    for row in exchanges:
+        rows.setdefault(row.round_number, []).append(row)
+    return {number: total(found, "round") for number, found in sorted(rows.items())}
+
+
+def predict(plan: RunPlan, segments: Segments) -> tuple[Exchange, ...]:
+    """Return what each silo sends and receives, exchange by exchange, in order.
+
+    Guarantees: exact, for every silo alike, as long as no silo is lost, no attempt at a
+    round is repeated and no process is started again. One that is adds to it.
+
+    Args:
+        segments: parts and lengths of the federated tensors.
+    """
+    return tuple(_predict(plan, segments))
+
+
+def _predict(plan: RunPlan, segments: Segments) -> Iterator[Exchange]:
+    """Yield the exchanges of a run."""
+    is_masked = plan.protection.method == "mask"
+    every, notice = plan.protection.slots_per_setup, 0
+    for number in range(1, plan.num_rounds + 1):
+        if is_masked and (number - 1) % every == 0:
+            yield from _setup(plan, notice)
+        yield _ready(plan, segments, number, notice)
+        if is_masked:
+            yield from _slot(plan, segments, number)
+            notice = _frame(plan, SecAggKind.SUM)
+    yield _end(plan, segments, notice)
+
+
+def _setup(plan: RunPlan, notice: int) -> Iterator[Exchange]:
+    """Yield the key exchange that serves the next slots."""
+    rows = (
+        ("setup", SecAggKind.ADVERTISE, OVERHEAD_BYTES + notice),
+        ("shares", SecAggKind.SHARES, _frame(plan, SecAggKind.KEYS)),
+    )
+    for stage, kind, received in rows:
+        sent = _frame(plan, kind)
+        yield Exchange(round_number=0, stage=stage, sent=sent, received=received)
+    yield Exchange(
+        round_number=0,
+        stage="envelopes",
+        sent=OVERHEAD_BYTES,
+        received=_frame(plan, SecAggKind.ENVELOPES),
+    )
+
+
+def _ready(plan: RunPlan, segments: Segments, number: int, notice: int) -> Exchange:
+    """Return the exchange that brings a round's model, and what answers it."""
+    model, vector = _model_bytes(segments), 0
+    lengths = [length for _, length in segments]
+    has_ranges = not (plan.update.rotation or plan.privacy.is_in_sum)
+    num_ranges = len(segments) if number > 1 and has_ranges else 0
+    ranges = _FLOAT_BYTES * (first_numbers(plan, lengths).size + num_ranges)
+    request = RoundRequest(
+        round_number=number, attempt=1, head=_HEAD, parameters=b"", ranges=b""
+    )
+    if plan.protection.method == "mask":
+        sent = _frame(plan, SecAggKind.READY)
+    else:
+        vector = plan.vector_bytes(number, sum(lengths))
+        sent = OVERHEAD_BYTES + vector
+    if plan.privacy.is_private:
+        ledger = LedgerNotice(size=1, head="00" * 32, reply=b"")
+        sent += OVERHEAD_BYTES + len(ledger.to_body())
+    return Exchange(
+        round_number=number,
+        stage="ready",
+        sent=sent,
+        received=OVERHEAD_BYTES + len(request.to_body()) + model + ranges + notice,
+        vector=vector,
+        broadcast=model,
+    )
+
+
+def _slot(plan: RunPlan, segments: Segments, number: int) -> Iterator[Exchange]:
+    """Yield the exchanges of a round's masked sum."""
+    size = sum(length for _, length in segments)
+    words = plan.num_words(number, size)
+    kinds = SecAggKind
+    rows = [("masked", kinds.MASKED, kinds.ACTIVE)]
+    if plan.skips_confirm:
+        rows += [("reveal", kinds.REVEAL, kinds.SURVIVORS)]
+    else:
+        rows += [
+            ("confirm", kinds.CONFIRM, kinds.SURVIVORS),
+            ("reveal", kinds.REVEAL, kinds.CONFIRMS),
+        ]
+    for stage, up, down in rows:
+        yield Exchange(
+            round_number=number,
+            stage=stage,
+            sent=_frame(plan, up, words),
+            received=_frame(plan, down),
+            vector=8 * words if stage == "masked" else 0,
+        )
+
+
+def _end(plan: RunPlan, segments: Segments, notice: int) -> Exchange:
+    """Return the last exchange: the model and its average."""
+    request = EndRequest(
+        round_number=plan.num_rounds, head=_HEAD, parameters=b"", average=b""
+    )
+    model = 2 * _model_bytes(segments)
+    return Exchange(
+        round_number=0,
+        stage="end",
+        sent=OVERHEAD_BYTES + len(EndReply(head=_HEAD).to_body()),
+        received=OVERHEAD_BYTES + len(request.to_body()) + model + notice,
+        broadcast=model,
+    )
+
+
+def _frame(plan: RunPlan, kind: SecAggKind, num_words: int = 0) -> int:
+    """Return the length of a frame of secure aggregation in which all take part."""
+    return max_frame_bytes(kind, plan.secagg_config(), num_words)
+
+
+def _model_bytes(segments: Segments) -> int:
+    """Return the bytes of the shared parameters as they are broadcast."""
+    return _FLOAT_BYTES * sum(length for _, length in segments)
+
+
+# ------------------------------------------------------------------------ by part
+
+
+def vector_by_part(
+    plan: RunPlan, segments: Segments, round_number: int
+) -> Mapping[str, int]:
+    """Return how many bytes of a round's vector belong to each part.
+
+    Fields are packed across the border of two tensors: the word in which one ends
+    counts to it, so that the parts add up to the whole vector. What rotation pads is
+    "padding", the word of a secret weight "weight". Rotated fields are no part's own;
+    their number still is.
+    """
+    per_word = 64 // plan.field_bits(round_number)
+    size = sum(length for _, length in segments)
+    padding = plan.update.num_values(size) - size
+    rows = [*segments, ("padding", padding)] if padding else [*segments]
+    parts = dict.fromkeys((part for part, _ in rows), 0)
+    end = before = 0
+    for part, length in rows:
+        end += length
+        words = -(-end // per_word)
+        parts[part] += 8 * (words - before)
+        before = words
+    if plan.update.weights == "secret":
+        parts["weight"] = 8
+    return parts
+
+
+def broadcast_by_part(segments: Segments) -> Mapping[str, int]:
+    """Return how many bytes of one broadcast model belong to each part."""
+    parts = dict.fromkeys((part for part, _ in segments), 0)
+    for part, length in segments:
+        parts[part] += _FLOAT_BYTES * length
+    return parts
+
+
+# ------------------------------------------------------------------------ counted
+
+_MODEL_PARTS: Mapping[int, tuple[int, tuple[int, ...]]] = {
+    Kind.ROUND: (4, (1,)),
+    Kind.END: (4, (1, 2)),
+}
+"""By kind: byte strings of a body, and which of them are parameters of the model."""
+
+
+def broadcast_bytes(request: BytesLike) -> int:
+    """Return how many bytes of a message to a silo are parameters of the global model.
+
+    Both ends count what they sent or received with this one function. What is no
+    message, or not of this version, has none.
+    """
+    try:
+        known = _MODEL_PARTS.get(read_header(request).kind)
+        if known is None:
+            return 0
+        num_parts, chosen = known
+        body = memoryview(request).cast("B")[HEADER_BYTES:-SIGNATURE_BYTES]
+        _, parts = split_body(body, num_parts)
+    except (CryptoError, EnvelopeRejected):
+        return 0
+    return sum(len(parts[index]) for index in chosen)
