@@ -78,7 +78,7 @@ def apply(
         round_number=state.round_number + 1,
         parameters=parameters,
         average=state.average.updated(parameters),
-        ranges=next_numbers(plan, layout.segments, mean),
+        ranges=next_numbers(plan, layout.segments, mean, layout.counts),
         moments=moments,
     )
 

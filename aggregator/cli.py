@@ -29,6 +29,7 @@ from protocol.plan_files import (
     load_unsigned_plan,
     save_plan,
 )
+from protocol.stretches import largest_share
 
 DirPath = click.Path(file_okay=False, path_type=Path)
 FilePath = click.Path(dir_okay=False, path_type=Path)
@@ -149,11 +150,16 @@ def plan_show(plan_path: Path) -> None:
     click.echo(f"digest = {shown.digest.hex()}")
     for name, value in describe(to_table(shown)):
         click.echo(f"{name} = {value}")
-    size = shared_layout(shown).size
-    click.echo(f"Each silo sends {size:,} values a round:")
-    click.echo(f"  {shown.vector_bytes(1, size):,} bytes in the first round")
-    click.echo(f"  {shown.vector_bytes(2, size):,} bytes in each later one")
-    click.echo(f"and receives {4 * size:,} bytes, besides a few kB of the protocol.")
+    layout = shared_layout(shown)
+    sizes = largest_share(shown, [stretch.size for stretch in layout.stretches])
+    first, later = (sum(shown.vector_bytes(n, s) for s in sizes) for n in (1, 2))
+    most = "at most " * shown.update.is_dealt
+    click.echo(f"Each silo sends {most}{sum(sizes):,} values a round:")
+    click.echo(f"  {first:,} bytes in the first round")
+    click.echo(f"  {later:,} bytes in each later one")
+    click.echo(
+        f"and receives {4 * layout.size:,} bytes, besides a few kB of the protocol."
+    )
     for line in plan_sentences(shown) if shown.privacy.is_in_sum else ():
         click.echo(line)
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,6 +23,7 @@ from aggregator.slot_store import SlotStore
 from aggregator.state import RoundState, initial_state, shared_layout
 from aggregator.sums import PlainSum, Summation, Task
 from crypto.encoding import BytesLike
+from crypto.secagg.parts import places
 from diffusion.checkpoint import Checkpoint
 from diffusion.parameters import ParameterLayout, flatten, parameters_digest
 from privacy.errors import Overflow
@@ -242,23 +244,29 @@ def run_round(
         RoundAborted: the round has no sum, or an impossible one: a silo lied.
     """
     number = state.round_number + 1
-    numbers = round_grid(plan, layout.segments, number, state.ranges)
+    numbers = round_grid(plan, layout.segments, number, state.ranges, layout.counts)
     field_bits = plan.field_bits(number)
     numbers.check_headroom(plan, field_bits)
     task = Task(
         round_number=number,
         parameters=floats_to_bytes(flatten(state.parameters, layout)),
         ranges=floats_to_bytes(state.ranges),
-        num_words=plan.num_words(number, layout.size),
+        lengths=tuple(plan.num_words(number, s.size) for s in layout.stretches),
         field_bits=field_bits,
     )
     total = summation.sum_round(task)
     try:
-        mean = mean_update(
-            plan, layout, numbers.grid, total.words, total.survivors, number
-        )
+        means = [
+            mean_update(
+                plan, stretch, grid, total.words[place], part.contributors, number
+            )
+            for stretch, grid, (_, part, place) in zip(
+                layout.stretches, numbers.grids, places(total.parts), strict=True
+            )
+        ]
     except Overflow as error:
         raise RoundAborted(str(error)) from None
+    mean = means[0] if len(means) == 1 else np.concatenate(means)
     return apply(plan, layout, state, mean), total.survivors
 
 

@@ -13,8 +13,7 @@ from aggregator.optimizer import Moments, first_moments
 from diffusion.ema import ExponentialMovingAverage
 from diffusion.initial import first_model
 from diffusion.model import make_model
-from diffusion.parameters import ParameterLayout, make_layout, parameters_of
-from diffusion.parts import SELECTIONS
+from diffusion.parameters import ParameterLayout, parameters_of, selected_layout
 from protocol.errors import PlanRejected
 from protocol.grids import first_numbers
 from protocol.plan import PlanDraft, RunPlan
@@ -47,7 +46,7 @@ def initial_state(plan: RunPlan, initial: Path | None = None) -> RoundState:
     """
     seed = plan.seed_for("model")
     model = first_model(plan.model, seed, plan.initial.sha256, initial)
-    layout = make_layout(model, SELECTIONS[plan.update.selection])
+    layout = selected_layout(model, plan.update.selection, plan.update.parts)
     parameters = parameters_of(model)
     return RoundState(
         round_number=0,
@@ -55,15 +54,15 @@ def initial_state(plan: RunPlan, initial: Path | None = None) -> RoundState:
         average=ExponentialMovingAverage(
             decay=plan.aggregation.ema_decay, parameters=parameters
         ),
-        ranges=first_numbers(plan, layout.segments),
+        ranges=first_numbers(plan, layout.segments, layout.counts),
         moments=first_moments(plan.aggregation, layout.size),
     )
 
 
-def shared_layout(plan: RunPlan) -> ParameterLayout:
+def shared_layout(plan: PlanDraft) -> ParameterLayout:
     """Return names and shapes of the parameters that are federated."""
     model = make_model(plan.model, 0)
-    return make_layout(model, SELECTIONS[plan.update.selection])
+    return selected_layout(model, plan.update.selection, plan.update.parts)
 
 
 def with_num_values(draft: PlanDraft) -> PlanDraft:
@@ -75,7 +74,7 @@ def with_num_values(draft: PlanDraft) -> PlanDraft:
     privacy = draft.privacy
     if not privacy.is_in_sum:
         return draft
-    layout = make_layout(make_model(draft.model, 0), SELECTIONS[draft.update.selection])
+    layout = shared_layout(draft)
     if privacy.num_values not in (0, layout.size):
         raise PlanRejected(
             f"privacy.num_values: must be {layout.size}, the number of federated "

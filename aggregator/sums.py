@@ -10,25 +10,38 @@ from typing import Protocol
 import numpy as np
 
 from aggregator.averaging import Words
-from aggregator.errors import CohortTooSmall
+from aggregator.errors import CohortTooSmall, RoundAborted
 from aggregator.exchanges import Exchanges, Stage
 from crypto.encoding import BytesLike
 from crypto.errors import MalformedMessage
 from crypto.frame import OVERHEAD_BYTES
 from crypto.ring import add_into
+from crypto.secagg.aggregator_side import AggregatorSide
+from crypto.secagg.parts import Parts, own_places, total_words, within, words_of
 from protocol import records
 from protocol.envelope import Kind, RoundRequest, model_digest, open_envelope
+from protocol.plan import RunPlan
+from protocol.stretches import (
+    Agreed,
+    Dealing,
+    dealt_record,
+    make_dealing,
+    without_setup,
+)
 from protocol.transcript import Head
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What a round asks of every silo: the model, and how long its vectors are."""
+    """What a round asks of every silo: the model, and how long its vectors are.
+
+    ``lengths`` are the words of each stretch of the vector (``protocol.stretches``).
+    """
 
     round_number: int
     parameters: bytes
     ranges: bytes
-    num_words: int
+    lengths: tuple[int, ...]
     field_bits: int
 
     def request(
@@ -44,17 +57,30 @@ class Task:
             sum_notice=sum_notice,
         )
 
+    def dealing(self, plan: RunPlan, agreed: Agreed) -> Dealing:
+        """Return which silos fill which stretch of the vector."""
+        return make_dealing(plan, agreed, self.round_number, self.lengths)
+
     def model_digest(self) -> bytes:
         """Return the digest of parameters and grid that silos sign."""
         return model_digest(self.parameters, self.ranges)
 
 
+def agreed_in(side: AggregatorSide) -> Agreed:
+    """Return what the dealings of a setup follow from."""
+    return Agreed(side.members_digest, side.members)
+
+
 @dataclass(frozen=True)
 class Sum:
-    """Packed words of the sum, and the silos whose updates it holds."""
+    """Packed words of the sum, and the silos whose updates it holds.
+
+    ``parts`` are its stretches, each with the survivors that fill it.
+    """
 
     words: Words
     survivors: tuple[int, ...]
+    parts: Parts
 
 
 class Summation(Protocol):
@@ -99,13 +125,19 @@ class PlainSum:
                 field_bits=task.field_bits,
             )
         )
-        total = np.zeros(task.num_words, dtype=np.uint64)
+        dealing = task.dealing(self._plan, without_setup(self._plan))
+        parts = dealing.parts
+        if self._plan.update.is_dealt:
+            self._exchanges.transcript.append(dealt_record(self._plan, place, dealing))
+        total = np.zeros(total_words(parts), dtype=np.uint64)
 
         def take(silo: int, reply: BytesLike) -> int:
             _, body = open_envelope(self._plan, reply, sender=silo, kinds=(Kind.PLAIN,))
-            if len(body) != 8 * task.num_words:
+            if len(body) != 8 * words_of(parts, silo):
                 raise MalformedMessage(f"an update of {len(body):,} bytes")
-            add_into(total, np.frombuffer(body, dtype="<u8"))
+            words = np.frombuffer(body, dtype="<u8")
+            for _, own, whole in own_places(parts, silo):
+                add_into(total[whole], words[own])
             self._exchanges.transcript.append(
                 records.Masked(
                     **place,
@@ -124,7 +156,7 @@ class PlainSum:
             name="ready",
             round_number=task.round_number,
             deadline_seconds=self._plan.deadlines.training_seconds,
-            max_reply_bytes=8 * task.num_words + OVERHEAD_BYTES,
+            max_reply_bytes=8 * total_words(parts) + OVERHEAD_BYTES,
         )
         everyone = range(len(self._plan.silos))
         survivors = self._exchanges.ask(stage, dict.fromkeys(everyone, request), take)
@@ -135,4 +167,7 @@ class PlainSum:
             )
         names = self._exchanges.names(survivors)
         self._exchanges.transcript.append(records.Survivors(**place, silos=names))
-        return Sum(total, survivors)
+        parts = within(parts, survivors)
+        if not all(part.contributors for part in parts):
+            raise RoundAborted("nobody of the group of a part has answered")
+        return Sum(total, survivors, parts)

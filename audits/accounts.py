@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar, cast
 
+from protocol.dealing import PARTS
 from protocol.plan import RunPlan
 from protocol.records import Record, Resumed, Traffic
 from protocol.transcript import Entry
@@ -155,6 +156,7 @@ _SILO_FIELDS = (
     "survivors",
     "self_masks_of",
     "slot_keys_of",
+    *PARTS,
 )
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from audits.accounts import Account, Accounts, Placed
+from audits.dealings import check_dealings
 from audits.evidence import AGGREGATOR
 from audits.findings import Finding, count, fail, settle, warn
 from audits.sums import check_sums, place
@@ -33,6 +34,7 @@ def check_conformance(accounts: Accounts) -> list[Finding]:
         *_same_model(accounts),
         *check_uploads(accounts),
         *check_sums(accounts),
+        *check_dealings(accounts),
         *_rounds(accounts),
         *_parameters(accounts),
         *_refusals(accounts),

@@ -35,6 +35,7 @@ CHECKS: dict[str, str] = {
     "slots": "No mask was used twice",
     "protection": "Updates were protected as the plan says",
     "survivors": "Every sum held enough updates, and all agree on whose",
+    "dealing": "Parts were dealt by the rule, to groups that are large enough",
     "confirmed": "Enough silos confirmed the survivors before anything was revealed",
     "revealed": "Nobody revealed both kinds of share of one silo",
     "same-sum": "The aggregator told all silos of one and the same sum",

@@ -5,7 +5,7 @@ nothing is guessed from sub-strings. The selections are those of FedDiffuse: whi
 parts a silo sends and receives.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from enum import Enum
 from types import MappingProxyType
 from typing import ClassVar
@@ -28,14 +28,27 @@ class Part(Enum):
 
 
 #: The parts that are federated, by the selection's name. Source: de Goede, Cox &
-#: Decouchant, 2024, section 3: FULL, ULATDEC, UDEC.
+#: Decouchant, 2024, section 3: FULL, USPLIT, ULATDEC, UDEC.
 SELECTIONS: Mapping[str, frozenset[Part]] = MappingProxyType(
     {
         "full": frozenset(Part),
+        "usplit": frozenset(Part),
         "ulatdec": frozenset({Part.BOTTLENECK, Part.DECODER}),
         "udec": frozenset({Part.DECODER}),
     }
 )
+
+
+def shared_parts(selection: str, named: Iterable[str] = ()) -> frozenset[Part]:
+    """Return the parts that are federated.
+
+    Args:
+        selection: one of ``SELECTIONS``, or "parts" for those that are named.
+        named: names of parts, with "parts" only.
+    """
+    if selection == "parts":
+        return frozenset(Part(name) for name in named)
+    return SELECTIONS[selection]
 
 
 class DenoisingNetwork(nn.Module):

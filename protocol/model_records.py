@@ -8,6 +8,25 @@ from typing import ClassVar
 
 
 @dataclass(frozen=True, kw_only=True)
+class Dealt:
+    """Which silos return which part of the model in a round, as one party computed it.
+
+    ``digest`` is what the dealing follows from, together with ``members`` and the round
+    (``protocol.stretches``); all parties must have used the same.
+    """
+
+    kind: ClassVar[str] = "dealt"
+    round_number: int
+    setup: int
+    slot: int
+    digest: str
+    members: tuple[str, ...]
+    encoder: tuple[str, ...]
+    bottleneck: tuple[str, ...]
+    decoder: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Evaluated:
     """A Fréchet distance of samples of the global model.
 

@@ -11,7 +11,7 @@ figure 4.
 
 from collections.abc import Mapping
 
-ENCODER, BOTTLENECK, DECODER = "encoder", "bottleneck", "decoder"
+from protocol.dealing import BOTTLENECK, DECODER, ENCODER
 
 FEDERATED: Mapping[str, tuple[str, ...]] = {
     "full": (ENCODER, BOTTLENECK, DECODER),

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal, TypeAlias, get_args
 
 from privacy.events import Event, NoisySum, SampledGaussian
-from protocol.model_records import Evaluated
+from protocol.model_records import Dealt, Evaluated
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -336,6 +336,7 @@ Record: TypeAlias = (
     | Resumed
     | SetupOpened
     | RoundOpened
+    | Dealt
     | Cohort
     | Masked
     | Survivors

@@ -32,10 +32,13 @@ class TrainingConfig:
     over the whole run to ``final_learning_rate_fraction`` of its start.
     ``optimizer_state`` says whether Adam's moments are kept over rounds or made anew,
     as FedDiffuse does (de Goede et al. 2024). ``local_parts`` says whether the parts
-    that are not federated are trained, or stay as the run began. ``proximal_mu`` is mu
-    of a term mu / 2 |θ - θ_t|² that is added to the loss, over the parts that are
-    federated: it keeps a silo near the parameters θ_t that the round began with
-    (FedProx, Li et al. 2020; FedDM-prox); 0 switches it off.
+    that are not federated are trained, or stay as the run began;
+    ``train_unassigned`` whether a silo that returns some of the federated parts in a
+    round ("usplit") trains the others, too, as FedDiffuse's published code does.
+
+    ``proximal_mu`` is mu of a term mu / 2 |θ - θ_t|² that is added to the loss, over
+    the parts that are federated: it keeps a silo near the parameters θ_t that the round
+    began with (FedProx, Li et al. 2020; FedDM-prox); 0 switches it off.
     """
 
     local_steps: int = 0
@@ -47,6 +50,7 @@ class TrainingConfig:
     optimizer_state: Literal["kept", "fresh"] = "kept"
     loss: Literal["mse", "huber"] = "mse"
     local_parts: Literal["trained", "frozen"] = "trained"
+    train_unassigned: bool = True
     proximal_mu: float = 0.0
 
     def __post_init__(self) -> None:

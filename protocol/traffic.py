@@ -12,8 +12,9 @@ run in which nothing is lost and nobody is started again; the transcripts of bot
 then count the same, stage by stage (docs/bytes.md).
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import itertools
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from crypto.encoding import BytesLike
@@ -22,6 +23,7 @@ from crypto.frame import HEADER_BYTES, OVERHEAD_BYTES, read_header
 from crypto.frame import Kind as SecAggKind
 from crypto.secagg.setup import max_frame_bytes
 from crypto.signatures import SIGNATURE_BYTES
+from protocol.dealing import BOTTLENECK, DECODER, ENCODER, PARTS
 from protocol.envelope import (
     EndReply,
     EndRequest,
@@ -34,6 +36,9 @@ from protocol.errors import EnvelopeRejected
 from protocol.grids import first_numbers
 from protocol.plan import RunPlan
 from protocol.transcript import HEAD_BYTES, Head
+
+Own: TypeAlias = Callable[[int], Collection[str]]
+"""The parts that one silo returns in a round."""
 
 _HEAD = Head.from_bytes(bytes(HEAD_BYTES), "")
 _FLOAT_BYTES = 4
@@ -86,7 +91,9 @@ def by_round(exchanges: Iterable[Exchange]) -> dict[int, Exchange]:
     return {number: total(found, "round") for number, found in sorted(rows.items())}
 
 
-def predict(plan: RunPlan, segments: Segments) -> tuple[Exchange, ...]:
+def predict(
+    plan: RunPlan, segments: Segments, own: Own = lambda round_number: PARTS
+) -> tuple[Exchange, ...]:
     """Return what each silo sends and receives, exchange by exchange, in order.
 
     Guarantees: exact, for every silo alike, as long as no silo is lost, no attempt at a
@@ -94,20 +101,61 @@ def predict(plan: RunPlan, segments: Segments) -> tuple[Exchange, ...]:
 
     Args:
         segments: parts and lengths of the federated tensors.
+        own: where parts are dealt (USplit), those that the silo returns in a round;
+            elsewhere it is not asked.
     """
-    return tuple(_predict(plan, segments))
+    return tuple(_predict(plan, segments, own))
 
 
-def _predict(plan: RunPlan, segments: Segments) -> Iterator[Exchange]:
+def predict_range(
+    plan: RunPlan, segments: Segments
+) -> tuple[tuple[Exchange, ...], tuple[Exchange, ...]]:
+    """Return the least and the most that one silo sends and receives.
+
+    They differ where parts are dealt, and only in what is sent.
+    """
+    sizes = broadcast_by_part(segments)
+    least, most = sorted((ENCODER, DECODER), key=lambda part: sizes.get(part, 0))
+    return (
+        predict(plan, segments, lambda round_number: (least,)),
+        predict(plan, segments, lambda round_number: (most, BOTTLENECK)),
+    )
+
+
+def run_range(plan: RunPlan, segments: Segments) -> tuple[Exchange, Exchange]:
+    """Return the least and the most that all silos together move in a run.
+
+    Equal but where parts are dealt to an odd number of silos: by a coin the last one
+    returns the encoder or the decoder.
+    """
+    if not plan.update.is_dealt:
+        rows = predict(plan, segments) * len(plan.silos)
+        return total(rows), total(rows)
+    bare = total(predict(plan, segments, lambda round_number: ()) * len(plan.silos))
+    pairs, left = divmod(len(plan.silos), 2)
+    least = most = 0
+    for number in range(1, plan.num_rounds + 1):
+        parts = vector_by_part(plan, segments, number)
+        sides = (parts[ENCODER], parts[DECODER])
+        least += pairs * sum(parts.values()) + left * (parts[BOTTLENECK] + min(sides))
+        most += pairs * sum(parts.values()) + left * (parts[BOTTLENECK] + max(sides))
+    return (
+        replace(bare, sent=bare.sent + least, vector=least),
+        replace(bare, sent=bare.sent + most, vector=most),
+    )
+
+
+def _predict(plan: RunPlan, segments: Segments, own: Own) -> Iterator[Exchange]:
     """Yield the exchanges of a run."""
     is_masked = plan.protection.method == "mask"
     every, notice = plan.protection.slots_per_setup, 0
     for number in range(1, plan.num_rounds + 1):
         if is_masked and (number - 1) % every == 0:
             yield from _setup(plan, notice)
-        yield _ready(plan, segments, number, notice)
+        vector = _vector_bytes(plan, segments, number, own)
+        yield _ready(plan, segments, number, notice, vector)
         if is_masked:
-            yield from _slot(plan, segments, number)
+            yield from _slot(plan, number, vector)
             notice = _frame(plan, SecAggKind.SUM)
     yield _end(plan, segments, notice)
 
@@ -129,21 +177,16 @@ def _setup(plan: RunPlan, notice: int) -> Iterator[Exchange]:
     )
 
 
-def _ready(plan: RunPlan, segments: Segments, number: int, notice: int) -> Exchange:
+def _ready(
+    plan: RunPlan, segments: Segments, number: int, notice: int, vector: int
+) -> Exchange:
     """Return the exchange that brings a round's model, and what answers it."""
-    model, vector = _model_bytes(segments), 0
-    lengths = [length for _, length in segments]
-    has_ranges = not (plan.update.rotation or plan.privacy.is_in_sum)
-    num_ranges = len(segments) if number > 1 and has_ranges else 0
-    ranges = _FLOAT_BYTES * (first_numbers(plan, lengths).size + num_ranges)
+    model, is_masked = _model_bytes(segments), plan.protection.method == "mask"
     request = RoundRequest(
         round_number=number, attempt=1, head=_HEAD, parameters=b"", ranges=b""
     )
-    if plan.protection.method == "mask":
-        sent = _frame(plan, SecAggKind.READY)
-    else:
-        vector = plan.vector_bytes(number, sum(lengths))
-        sent = OVERHEAD_BYTES + vector
+    fixed = OVERHEAD_BYTES + len(request.to_body()) + notice
+    sent = _frame(plan, SecAggKind.READY) if is_masked else OVERHEAD_BYTES + vector
     if plan.privacy.is_private:
         ledger = LedgerNotice(size=1, head="00" * 32, reply=b"")
         sent += OVERHEAD_BYTES + len(ledger.to_body())
@@ -151,16 +194,24 @@ def _ready(plan: RunPlan, segments: Segments, number: int, notice: int) -> Excha
         round_number=number,
         stage="ready",
         sent=sent,
-        received=OVERHEAD_BYTES + len(request.to_body()) + model + ranges + notice,
-        vector=vector,
+        received=fixed + model + _range_bytes(plan, segments, number),
+        vector=0 if is_masked else vector,
         broadcast=model,
     )
 
 
-def _slot(plan: RunPlan, segments: Segments, number: int) -> Iterator[Exchange]:
+def _range_bytes(plan: RunPlan, segments: Segments, number: int) -> int:
+    """Return the bytes of a round's grid (``protocol.grids``)."""
+    lengths = [length for _, length in segments]
+    counts = [len(stretch) for stretch in _stretches(plan, segments)]
+    count = first_numbers(plan, lengths, counts).size
+    if number > 1 and not (plan.update.rotation or plan.privacy.is_in_sum):
+        count += len(segments)
+    return _FLOAT_BYTES * count
+
+
+def _slot(plan: RunPlan, number: int, vector: int) -> Iterator[Exchange]:
     """Yield the exchanges of a round's masked sum."""
-    size = sum(length for _, length in segments)
-    words = plan.num_words(number, size)
     kinds = SecAggKind
     rows = [("masked", kinds.MASKED, kinds.ACTIVE)]
     if plan.skips_confirm:
@@ -171,12 +222,13 @@ def _slot(plan: RunPlan, segments: Segments, number: int) -> Iterator[Exchange]:
             ("reveal", kinds.REVEAL, kinds.CONFIRMS),
         ]
     for stage, up, down in rows:
+        part = vector if stage == "masked" else 0
         yield Exchange(
             round_number=number,
             stage=stage,
-            sent=_frame(plan, up, words),
+            sent=_frame(plan, up) + part,
             received=_frame(plan, down),
-            vector=8 * words if stage == "masked" else 0,
+            vector=part,
         )
 
 
@@ -195,9 +247,27 @@ def _end(plan: RunPlan, segments: Segments, notice: int) -> Exchange:
     )
 
 
-def _frame(plan: RunPlan, kind: SecAggKind, num_words: int = 0) -> int:
-    """Return the length of a frame of secure aggregation in which all take part."""
-    return max_frame_bytes(kind, plan.secagg_config(), num_words)
+def _frame(plan: RunPlan, kind: SecAggKind) -> int:
+    """Return the length of a frame in which all silos take part, without a vector."""
+    return max_frame_bytes(kind, plan.secagg_config())
+
+
+def _stretches(plan: RunPlan, segments: Segments) -> list[Segments]:
+    """Return the tensors of each stretch of the vector (``protocol.stretches``)."""
+    if not plan.update.is_dealt:
+        return [segments]
+    groups = itertools.groupby(segments, key=lambda segment: segment[0])
+    return [tuple(group) for _, group in groups]
+
+
+def _vector_bytes(plan: RunPlan, segments: Segments, number: int, own: Own) -> int:
+    """Return the bytes of a silo's vector in a round: its own stretches in a row."""
+    chosen = own(number) if plan.update.is_dealt else ()
+    return sum(
+        plan.vector_bytes(number, sum(length for _, length in stretch))
+        for stretch in _stretches(plan, segments)
+        if not plan.update.is_dealt or stretch[0][0] in chosen
+    )
 
 
 def _model_bytes(segments: Segments) -> int:
@@ -210,19 +280,25 @@ def _model_bytes(segments: Segments) -> int:
 
 def vector_by_part(
     plan: RunPlan, segments: Segments, round_number: int
-) -> Mapping[str, int]:
+) -> dict[str, int]:
     """Return how many bytes of a round's vector belong to each part.
 
     Fields are packed across the border of two tensors: the word in which one ends
     counts to it, so that the parts add up to the whole vector. What rotation pads is
     "padding", the word of a secret weight "weight". Rotated fields are no part's own;
-    their number still is.
+    their number still is. Where parts are dealt, each has words, padding and weight of
+    its own, which count to it, and a silo sends some of them only.
     """
+    if plan.update.is_dealt:
+        return {
+            stretch[0][0]: plan.vector_bytes(round_number, sum(n for _, n in stretch))
+            for stretch in _stretches(plan, segments)
+        }
     per_word = 64 // plan.field_bits(round_number)
     size = sum(length for _, length in segments)
     padding = plan.update.num_values(size) - size
     rows = [*segments, ("padding", padding)] if padding else [*segments]
-    parts = dict.fromkeys((part for part, _ in rows), 0)
+    parts = {part: 0 for part, _ in rows}
     end = before = 0
     for part, length in rows:
         end += length
@@ -234,9 +310,9 @@ def vector_by_part(
     return parts
 
 
-def broadcast_by_part(segments: Segments) -> Mapping[str, int]:
+def broadcast_by_part(segments: Segments) -> dict[str, int]:
     """Return how many bytes of one broadcast model belong to each part."""
-    parts = dict.fromkeys((part for part, _ in segments), 0)
+    parts = {part: 0 for part, _ in segments}
     for part, length in segments:
         parts[part] += _FLOAT_BYTES * length
     return parts

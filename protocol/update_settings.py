@@ -6,6 +6,7 @@ from typing import Literal
 from crypto.ring import field_bits_for
 from crypto.secagg.config import SecAggConfig
 from privacy.rotation import padded_length
+from protocol.dealing import PARTS
 from protocol.settings import require
 
 FIRST_ROUND_FIELD_BITS = 32
@@ -32,7 +33,9 @@ MAX_WEIGHT = 1 << 32
 class UpdateConfig:
     """What leaves a silo, and in which form.
 
-    ``selection`` names the parts of the UNet that are federated (FedDiffuse).
+    ``selection`` names the parts of the UNet that are federated (FedDiffuse): all, all
+    of which each silo returns some ("usplit", ``protocol.dealing``), bottleneck and
+    decoder, the decoder, or with "parts" those that ``parts`` lists.
 
     ``clipping_norm`` bounds the L2 norm of the update; with ``clipping``
     "previous-mean" the bound of a round is three times the norm of the mean update
@@ -46,7 +49,8 @@ class UpdateConfig:
     the sum alone.
     """
 
-    selection: Literal["full", "ulatdec", "udec"] = "full"
+    selection: Literal["full", "usplit", "ulatdec", "udec", "parts"] = "full"
+    parts: tuple[str, ...] = ()
     clipping_norm: float = 5.0
     clipping: Literal["fixed", "previous-mean"] = "fixed"
     value_bits: int = 16
@@ -57,6 +61,7 @@ class UpdateConfig:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
+        self._check_parts()
         require(
             MIN_CLIPPING_NORM <= self.clipping_norm <= MAX_CLIPPING_NORM,
             f"clipping_norm: must be {MIN_CLIPPING_NORM} to {MAX_CLIPPING_NORM}, "
@@ -77,6 +82,31 @@ class UpdateConfig:
                 self.max_weight == 0,
                 f'max_weight: belongs to weights "secret", not "{self.weights}"',
             )
+
+    def _check_parts(self) -> None:
+        """Check that parts are named where the selection asks for them."""
+        if self.selection != "parts":
+            require(
+                not self.parts,
+                f'parts: belongs to selection "parts", not "{self.selection}"',
+            )
+            return
+        require(
+            bool(self.parts) and set(self.parts) <= set(PARTS),
+            "parts: must name one or more of encoder, bottleneck, decoder with "
+            'selection "parts"',
+        )
+        require(len(set(self.parts)) == len(self.parts), "parts: names a part twice")
+
+    @property
+    def is_dealt(self) -> bool:
+        """Whether silos return parts that are dealt to them anew in each round."""
+        return self.selection == "usplit"
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all parts are federated: the aggregator has a complete model."""
+        return self.selection in ("full", "usplit") or set(self.parts) == set(PARTS)
 
     def is_wide(self, round_number: int) -> bool:
         """Return whether a round has wide fields: it is the first, without rotation."""

@@ -7,6 +7,7 @@ from diffusion.config import UNetConfig
 from protocol.mechanism import not_covered, run_epsilon, steps_per_round
 from protocol.noise_claim import plan_sentences, upward
 from protocol.plan import RunPlan
+from protocol.stretches import largest_share
 from protocol.update_settings import UpdateConfig
 from silo.policy import Policy, refusals
 
@@ -22,26 +23,33 @@ class Leaving:
     total_bytes: int
 
 
-def count_parameters(model: UNetConfig, selection: str) -> tuple[int, int]:
-    """Return how many parameters are federated, and how many the model has."""
+def count_parameters(
+    model: UNetConfig, update: UpdateConfig
+) -> tuple[tuple[int, ...], int]:
+    """Return how many parameters each stretch federates, and how many the model has."""
     from diffusion.model import make_model
-    from diffusion.parameters import make_layout
-    from diffusion.parts import SELECTIONS
+    from diffusion.parameters import selected_layout
 
     network = make_model(model, 0)
+    selected = selected_layout(network, update.selection, update.parts)
     return (
-        make_layout(network, SELECTIONS[selection]).size,
-        make_layout(network, SELECTIONS["full"]).size,
+        tuple(stretch.size for stretch in selected.stretches),
+        selected_layout(network, "full").size,
     )
 
 
 def what_would_leave(plan: RunPlan) -> Leaving:
-    """Return what one silo would send: the vectors of all rounds, exactly."""
-    selected, everything = count_parameters(plan.model, plan.update.selection)
+    """Return what one silo would send: the vectors of all rounds, exactly.
 
-    first, later = plan.vector_bytes(1, selected), plan.vector_bytes(2, selected)
+    Where parts are dealt it is what a silo with the largest share in each round sends.
+    """
+    stretches, everything = count_parameters(plan.model, plan.update)
+    sizes = largest_share(plan, stretches)
+    first, later = (
+        sum(plan.vector_bytes(number, size) for size in sizes) for number in (1, 2)
+    )
     return Leaving(
-        num_values=selected,
+        num_values=sum(sizes),
         num_parameters=everything,
         first_round_bytes=first,
         later_round_bytes=later,
@@ -51,23 +59,23 @@ def what_would_leave(plan: RunPlan) -> Leaving:
 
 def explain(plan: RunPlan, policy: Policy) -> list[str]:
     """Return, in sentences, what a plan asks of a silo and what the policy says."""
-    leaving, protection = what_would_leave(plan), plan.protection
-    update = plan.update
+    leaving, update = what_would_leave(plan), plan.update
     lines = [
         f"Run {plan.name}, plan {plan.digest.hex()}.",
         f"{len(plan.silos)} silos train one model of {leaving.num_parameters:,} "
         f"parameters in {plan.num_rounds} rounds: "
         f"{', '.join(silo.name for silo in plan.silos)}.",
-        f"What leaves: in each round the change of {leaving.num_values:,} parameters "
-        f"(selection {update.selection}), {_form(update)}: "
+        f"What leaves: in each round the change of {_at_most(update)}"
+        f"{leaving.num_values:,} parameters ({_selection(update)}), {_form(update)}: "
         f"{leaving.first_round_bytes:,} bytes "
         f"in the first round, {leaving.later_round_bytes:,} in each later one, "
         f"{leaving.total_bytes:,} in all, and a few kB of keys, shares and signatures.",
+        *_dealing_sentences(plan),
         *_proximal_sentences(plan),
         _weights_sentence(update),
         _protection_sentence(plan),
         *_privacy_sentences(plan, policy),
-        f"Sums hold at least {max(protection.min_cohort, protection.threshold)} silos.",
+        _sums_sentence(plan),
     ]
     reasons = refusals(policy, plan)
     if reasons:
@@ -75,6 +83,40 @@ def explain(plan: RunPlan, policy: Policy) -> list[str]:
     else:
         lines.append("This silo's policy permits the plan.")
     return lines
+
+
+def _at_most(update: UpdateConfig) -> str:
+    """Say whether a number is exact, or that of a silo with the larger share."""
+    return "at most " if update.is_dealt else ""
+
+
+def _selection(update: UpdateConfig) -> str:
+    """Name the parts that are federated."""
+    if update.selection == "parts":
+        return f"selection parts: {', '.join(update.parts)}"
+    return f"selection {update.selection}"
+
+
+def _dealing_sentences(plan: RunPlan) -> list[str]:
+    """Say who returns which part, where that is dealt anew in each round."""
+    if not plan.update.is_dealt:
+        return []
+    trained = "everything" if plan.training.train_unassigned else "these parts only"
+    return [
+        "Each round deals to every silo encoder or decoder, and to about half of them "
+        "the bottleneck as well, by a rule that nobody can steer; this silo trains "
+        f"{trained}."
+    ]
+
+
+def _sums_sentence(plan: RunPlan) -> str:
+    """Say how many silos a sum holds."""
+    protection = plan.protection
+    least = max(protection.min_cohort, protection.threshold)
+    if not plan.update.is_dealt:
+        return f"Sums hold at least {least} silos."
+    group = protection.min_cohort if protection.method == "mask" else 1
+    return f"Rounds hold at least {least} silos, sums of one part at least {group}."
 
 
 def _privacy_sentences(plan: RunPlan, policy: Policy) -> list[str]:

@@ -14,6 +14,7 @@ from crypto.secagg.silo_state import SlotProgress
 from protocol import records
 from protocol.envelope import RoundRequest
 from protocol.plan import RunPlan
+from protocol.stretches import Dealing, dealt_record
 from protocol.traffic import broadcast_bytes
 from protocol.transcript import Head, TranscriptWriter
 from protocol.version import SOFTWARE
@@ -80,6 +81,10 @@ class Evidence:
                 field_bits=field_bits,
             )
         )
+
+    def dealt(self, place: Place, dealing: Dealing) -> None:
+        """Record which silos fill which stretch of the vector, as this silo sees it."""
+        self._transcript.append(dealt_record(self._plan, place, dealing))
 
     def upload(self, place: Place, reply: BytesLike, protection: str) -> None:
         """Record that an update leaves, by the digest of the whole message.

@@ -152,7 +152,7 @@ def train_privately(
                 keep(Kept(step + 1, noised_steps.take(), kept))
         if first_step >= num_steps:
             return state if plan.training.optimizer_state == "kept" else TrainingState()
-        return state_of(model, optimizer, plan)
+        return state_of(model, optimizer, plan, state)
     finally:
         optimizer.release()
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from diffusion.config import UNetConfig
 from diffusion.model import make_model
-from diffusion.parameters import make_layout
-from diffusion.parts import SELECTIONS, DenoisingNetwork
+from diffusion.parameters import selected_layout
+from diffusion.parts import DenoisingNetwork
 from protocol.mechanism import calibrated
 from protocol.plan import PlanDraft
 from protocol.privacy_settings import PrivacyConfig
@@ -93,7 +93,8 @@ class Subject:
         """Return the model as a run begins with it, what is frozen frozen."""
         model = make_model(self.draft.model, self.draft.seed_for("model"))
         if self.draft.training.local_parts == "frozen":
-            layout = make_layout(model, SELECTIONS[self.draft.update.selection])
+            update = self.draft.update
+            layout = selected_layout(model, update.selection, update.parts)
             for name, parameter in model.named_parameters():
                 parameter.requires_grad_(name in layout.names)
         return model.to(self.device)

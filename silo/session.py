@@ -42,6 +42,7 @@ from protocol.envelope import (
     open_envelope,
 )
 from protocol.plan import RunPlan
+from protocol.stretches import Dealing, without_setup
 from silo.errors import PolicyViolation
 from silo.evidence import Evidence
 from silo.noisy_round import NoisyRounds
@@ -217,20 +218,29 @@ class SiloSession:
         self._evidence.enter_round(
             self._place("ready", header), request, digest, field_bits
         )
-        self._train(request)
+        dealing = self._dealing(request.round_number)
+        if self._plan.update.is_dealt:
+            self._evidence.dealt(self._place("ready", header), dealing)
+        self._train(request, dealing.stretches_of(self._silo))
         if not is_masked:
             return self._send_plain(header, request)
         ready = self._secure.ready(header.slot, request.round_number, digest)
         return self._with_ledger(header, ready), 0
 
-    def _train(self, request: RoundRequest) -> None:
+    def _dealing(self, round_number: int) -> Dealing:
+        """Return which silos fill which stretch of a round's vector."""
+        if self._plan.protection.method == "none":
+            return self._trainer.dealing(without_setup(self._plan), round_number)
+        return self._trainer.dealing(self._secure.agreed(), round_number)
+
+    def _train(self, request: RoundRequest, own: tuple[int, ...]) -> None:
         """Train a round, unless that is done; record what the mechanism released.
 
         Also where the training fails: its noised steps are on account.
         """
         head = self._private.head if self._private is not None else None
         try:
-            self._trainer.train_once(request)
+            self._trainer.train_once(request, own)
         except Refusable:
             if self._private is not None and self._private.head != head:
                 self._evidence.spend(self._private.record(request.round_number))
@@ -266,7 +276,8 @@ class SiloSession:
         if latest is None:
             raise PolicyViolation("masked before ready")
         upload = self._trainer.update(latest.round_number)
-        reply = self._secure.mask(request, upload)
+        parts = self._dealing(latest.round_number).parts
+        reply = self._secure.mask(request, upload, parts)
         self._evidence.upload(self._place("masked", header), reply, "mask")
         return reply, upload.words.nbytes
 

@@ -1,8 +1,11 @@
 """One silo's model through the rounds of a run: trained once a round, kept on disk."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from crypto.secagg.upload import Upload
@@ -11,16 +14,16 @@ from diffusion.initial import first_model
 from diffusion.parameters import (
     flatten,
     load_parameters,
-    make_layout,
     parameters_digest,
     parameters_of,
+    selected_layout,
     unflatten,
 )
-from diffusion.parts import SELECTIONS
 from diffusion.schedule import make_schedule
 from protocol.envelope import RoundRequest, floats_from_bytes, floats_to_bytes
 from protocol.grids import RoundGrid, round_grid
 from protocol.plan import RunPlan
+from protocol.stretches import EVERYTHING, Agreed, Dealing, make_dealing
 from silo.data import ImageSet
 from silo.errors import DataError, PolicyViolation
 from silo.noisy_round import NoisyRounds
@@ -64,11 +67,10 @@ class RoundTrainer:
         seed = plan.seed_for("model")
         self._model = first_model(plan.model, seed, plan.initial.sha256, initial)
         self._model.to(device)
-        self._layout = make_layout(self._model, SELECTIONS[plan.update.selection])
+        update = plan.update
+        self._layout = selected_layout(self._model, update.selection, update.parts)
         if plan.training.local_parts == "frozen":
-            shared_names = set(self._layout.names)
-            for name, parameter in self._model.named_parameters():
-                parameter.requires_grad_(name in shared_names)
+            self._train_only(self._layout.names)
         if plan.privacy.num_values not in (0, self._layout.size):
             raise DataError(
                 f"privacy.num_values is {plan.privacy.num_values:,}, the plan's model "
@@ -120,11 +122,31 @@ class RoundTrainer:
             EnvelopeRejected: it is not one that the plan permits in this round.
         """
         numbers = floats_from_bytes(request.ranges, len(request.ranges) // 4)
-        segments = self._layout.segments
-        return round_grid(self._plan, segments, request.round_number, numbers)
+        layout, number = self._layout, request.round_number
+        return round_grid(self._plan, layout.segments, number, numbers, layout.counts)
 
-    def train_once(self, request: RoundRequest) -> None:
+    def dealing(self, agreed: Agreed, round_number: int) -> Dealing:
+        """Return which silos fill which stretch of a round's vector."""
+        return make_dealing(
+            self._plan, agreed, round_number, self._lengths(round_number)
+        )
+
+    def _lengths(self, round_number: int) -> list[int]:
+        """Return the words of each stretch of a round's vector."""
+        stretches = self._layout.stretches
+        return [self._plan.num_words(round_number, each.size) for each in stretches]
+
+    def train_once(
+        self, request: RoundRequest, own: tuple[int, ...] = EVERYTHING
+    ) -> None:
         """Train and store the update of a round, unless it is on disk.
+
+        Where parts are dealt and an attempt has failed, the update that is on disk may
+        be of other parts than this silo shall return now. It is made anew then, from
+        the trained values that were kept for this; the silo never trains twice.
+
+        Args:
+            own: the stretches of the vector that this silo returns.
 
         Raises:
             EnvelopeRejected: parameters or ranges of another length, NaN, infinity.
@@ -132,6 +154,8 @@ class RoundTrainer:
         """
         number, trained = request.round_number, self._store.load_trained()
         if trained is not None and trained.round_number == number:
+            if trained.stretches != own:
+                self._pack_again(request, replace(trained, stretches=own))
             return
         shared = floats_from_bytes(request.parameters, self._layout.size)
         grid = self._grid(request)
@@ -150,27 +174,65 @@ class RoundTrainer:
                 model_digest=request.model_digest(),
             )
         else:
+            if not self._plan.training.train_unassigned:
+                self._train_only(
+                    [n for i in own for n in self._layout.stretches[i].names]
+                )
             state = self._train(request, state)
             after = self._parameters()
-            words = make_update(
-                self._plan,
-                self._layout,
-                grid,
-                silo=self._silo,
-                round_number=number,
-                field_bits=self.field_bits(number),
-                num_examples=len(self._images),
-                local=after,
-                global_=before,
-            )
+            words = self._pack(request, own, before, after)
         trained = TrainedRound(
             round_number=number,
             model=request.model_digest().hex(),
+            stretches=own,
             ledger=self._private.head if self._private is not None else None,
         )
-        self._store.save_round(trained, words, state, self._local_parts(after))
+        kept = None
+        if self._plan.update.is_dealt:
+            kept = {name: after[name] for name in self._layout.names}
+        self._store.save_round(trained, words, state, self._local_parts(after), kept)
         if self._private is not None:
             self._private.forget_partial()
+
+    def _pack(
+        self,
+        request: RoundRequest,
+        own: tuple[int, ...],
+        before: Tensors,
+        after: Tensors,
+    ) -> npt.NDArray[np.uint64]:
+        """Return the packed update of a round: some stretches of it."""
+        return make_update(
+            self._plan,
+            self._layout,
+            self._grid(request),
+            silo=self._silo,
+            round_number=request.round_number,
+            field_bits=self.field_bits(request.round_number),
+            num_examples=len(self._images),
+            local=after,
+            global_=before,
+            own=own,
+        )
+
+    def _pack_again(self, request: RoundRequest, trained: TrainedRound) -> None:
+        """Store the update of a trained round anew, for other stretches.
+
+        The model of the request is the one that was trained (:meth:`check_round`).
+        """
+        shared = floats_from_bytes(request.parameters, self._layout.size)
+        words = self._pack(
+            request,
+            trained.stretches,
+            unflatten(shared, self._layout),
+            self._store.load_shared(trained.round_number),
+        )
+        self._store.replace_update(trained, words)
+
+    def _train_only(self, names: Collection[str]) -> None:
+        """Let these parameters be trained and freeze the others."""
+        for name, parameter in self._model.named_parameters():
+            parameter.requires_grad_(name in names)
 
     def _train(self, request: RoundRequest, state: TrainingState) -> TrainingState:
         """Train the model in place, with the plan's mechanism if it has one."""
@@ -204,11 +266,14 @@ class RoundTrainer:
         Raises:
             PolicyViolation: it was never made, was revealed already, or is damaged.
         """
-        upload = self._store.load_update(round_number)
-        if upload is None:
+        upload, trained = (
+            self._store.load_update(round_number),
+            self._store.load_trained(),
+        )
+        if upload is None or trained is None:
             raise PolicyViolation(f"there is no update of round {round_number}")
-        expected = self._plan.num_words(round_number, self._layout.size)
-        if upload.words.size != expected:
+        lengths = self._lengths(round_number)
+        if upload.words.size != sum(lengths[index] for index in trained.stretches):
             raise PolicyViolation(f"the update of round {round_number} is damaged")
         return upload
 

@@ -142,7 +142,7 @@ def train(
             proximal.add_gradients()
         optimizer.step()
         meter.count(step + 1, loss.detach(), len(x_0), learning_rate(plan, done))
-    return state_of(model, optimizer, plan)
+    return state_of(model, optimizer, plan, state)
 
 
 def make_optimizer(
@@ -152,10 +152,9 @@ def make_optimizer(
     optimizer = torch.optim.Adam(
         model.parameters(), lr=plan.training.learning_rate, fused=True
     )
-    if not state.moments:
-        return optimizer
     for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
+        is_known = f"{ADAM_MOMENTS[0]}.{name}" in state.moments
+        if not (is_known and parameter.requires_grad):
             continue
         optimizer.state[parameter] = {
             moment: state.moments[f"{moment}.{name}"].to(parameter.device, copy=True)
@@ -175,12 +174,18 @@ def moments_of(model: DenoisingNetwork, optimizer: torch.optim.Optimizer) -> Ten
 
 
 def state_of(
-    model: DenoisingNetwork, optimizer: torch.optim.Optimizer, plan: PlanDraft
+    model: DenoisingNetwork,
+    optimizer: torch.optim.Optimizer,
+    plan: PlanDraft,
+    before: TrainingState,
 ) -> TrainingState:
-    """Return Adam's moments, or nothing when each round begins afresh."""
+    """Return Adam's moments, or nothing when each round begins afresh.
+
+    What was frozen in this round keeps the moments that it had ``before``.
+    """
     if plan.training.optimizer_state == "fresh":
         return TrainingState()
-    return TrainingState(moments_of(model, optimizer))
+    return TrainingState(before.moments | moments_of(model, optimizer))
 
 
 class Meter:

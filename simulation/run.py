@@ -128,7 +128,7 @@ def finish(federation: Federation, plan: RunPlan, device: str) -> Outcome:
     """Draw the samples, audit the run, write the report."""
     store = CheckpointStore(federation.aggregator.run(plan), plan)
     samples = federation.root / SAMPLES_FILE
-    if not samples.exists() and plan.update.selection == "full":
+    if not samples.exists() and plan.update.is_complete:
         images = _grid_images(plan, load_checkpoint(store.model), device)
         enlarge = max(1, GRID_CELL_PIXELS // plan.model.image_size)
         save_grid(samples, images, min(GRID_COLUMNS, len(images)), enlarge)

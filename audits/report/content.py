@@ -124,7 +124,7 @@ def _plan_in_brief(plan: RunPlan) -> list[list[str]]:
         network = f"none: {model.dim} central images of {shape}"
     return [
         ["Model", network],
-        ["What is federated", f"{update.selection} ({_form(update)})"],
+        ["What is federated", f"{_selection(update)} ({_form(update)})"],
         ["Training in a round", f"{amount} of {training.examples_per_step} examples"],
         ["Clipping norm of an update", _clipping(update)],
         ["Weights in the mean", _weights(update)],
@@ -135,6 +135,13 @@ def _plan_in_brief(plan: RunPlan) -> list[list[str]]:
         ["Rounds", f"{plan.num_rounds:,}"],
         ["Digest of the plan", plan.digest.hex()],
     ]
+
+
+def _selection(update: UpdateConfig) -> str:
+    """Name what is federated."""
+    if update.selection == "parts":
+        return ", ".join(update.parts)
+    return f"{update.selection}, dealt" if update.is_dealt else update.selection
 
 
 def _form(update: UpdateConfig) -> str:

@@ -102,7 +102,7 @@ SECRET = {"update.weights": "secret", "update.max_weight": 1000}
         ({"update.value_bits": 25}, "update.value_bits: "),
         ({"update.clipping_norm": 0.0}, "update.clipping_norm: "),
         ({"update.clipping_norm": math.inf}, "update.clipping_norm: "),
-        ({"update.selection": "usplit"}, "update.selection: "),
+        ({"update.selection": "half"}, "update.selection: "),
         ({"update.clipping": "none"}, "update.clipping: "),
         ({"update.rotation": 1}, "update.rotation: "),
         ({"update.weights": "hidden"}, "update.weights: "),

@@ -20,8 +20,12 @@ from crypto.secagg.aggregator_side import AggregatorSide
 from crypto.secagg.parts import whole
 from diffusion.config import ScheduleConfig, UNetConfig
 from diffusion.model import make_model
-from diffusion.parameters import ParameterLayout, flatten, make_layout, parameters_of
-from diffusion.parts import SELECTIONS
+from diffusion.parameters import (
+    ParameterLayout,
+    flatten,
+    parameters_of,
+    selected_layout,
+)
 from protocol import records
 from protocol.envelope import (
     EndRequest,
@@ -113,7 +117,8 @@ def tiny_images(seed: int = 0, num_images: int = 4) -> ImageSet:
 
 
 def shared_layout(plan: RunPlan) -> ParameterLayout:
-    return make_layout(make_model(plan.model, 0), SELECTIONS[plan.update.selection])
+    model = make_model(plan.model, 0)
+    return selected_layout(model, plan.update.selection, plan.update.parts)
 
 
 class Federation:

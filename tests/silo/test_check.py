@@ -36,11 +36,18 @@ class TestBytes:
         assert leaving.num_values == federation.layout.size
 
     def test_parameters_are_counted(self):
-        selected, everything = count_parameters(TINY_MODEL, "udec")
+        selected, everything = count_parameters(
+            TINY_MODEL, UpdateConfig(selection="udec")
+        )
         model = make_model(TINY_MODEL, 0)
         assert everything == sum(p.numel() for p in model.parameters())
-        assert 0 < selected < everything
-        assert count_parameters(TINY_MODEL, "full") == (everything, everything)
+        assert 0 < sum(selected) < everything
+        assert count_parameters(TINY_MODEL, UpdateConfig()) == (
+            (everything,),
+            everything,
+        )
+        dealt, _ = count_parameters(TINY_MODEL, UpdateConfig(selection="usplit"))
+        assert (len(dealt), dealt[2:], sum(dealt)) == (3, selected, everything)
 
     def test_one_round(self):
         leaving = what_would_leave(tiny_plan(num_rounds=1))
