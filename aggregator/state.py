@@ -13,7 +13,12 @@ from aggregator.optimizer import Moments, first_moments
 from diffusion.ema import ExponentialMovingAverage
 from diffusion.initial import first_model
 from diffusion.model import make_model
-from diffusion.parameters import ParameterLayout, parameters_of, selected_layout
+from diffusion.parameters import (
+    ParameterLayout,
+    parameters_of,
+    part_lengths,
+    selected_layout,
+)
 from protocol.errors import PlanRejected
 from protocol.grids import first_numbers
 from protocol.plan import PlanDraft, RunPlan
@@ -63,6 +68,11 @@ def shared_layout(plan: PlanDraft) -> ParameterLayout:
     """Return names and shapes of the parameters that are federated."""
     model = make_model(plan.model, 0)
     return selected_layout(model, plan.update.selection, plan.update.parts)
+
+
+def shared_segments(plan: PlanDraft) -> tuple[tuple[str, int], ...]:
+    """Return part and length of every federated tensor (``protocol.traffic``)."""
+    return part_lengths(make_model(plan.model, 0), shared_layout(plan))
 
 
 def with_num_values(draft: PlanDraft) -> PlanDraft:

@@ -27,10 +27,7 @@ def masked(**changes):
 
 PLAIN = ProtectionConfig(method="none")
 DRAFTS = {
-    "mask, ten rounds": (
-        3,
-        tiny_draft(num_rounds=10, protection=masked(slots_per_setup=4)),
-    ),
+    "mask, two setups": (3, tiny_draft(num_rounds=3)),
     "semi-honest": (
         4,
         tiny_draft(num_rounds=3, protection=masked(trust="semi-honest")),
@@ -53,7 +50,7 @@ DRAFTS = {
         5,
         tiny_draft(update=UpdateConfig(selection="ulatdec", clipping="previous-mean")),
     ),
-    "usplit": (6, tiny_draft(update=UpdateConfig(selection="usplit"))),
+    "usplit": (6, tiny_draft(num_rounds=1, update=UpdateConfig(selection="usplit"))),
     "usplit in the clear, odd": (
         5,
         tiny_draft(
@@ -62,7 +59,7 @@ DRAFTS = {
             update=UpdateConfig(selection="usplit", rotation=True, value_bits=8),
         ),
     ),
-    "dp-sgd": (3, private_draft(update=UpdateConfig(value_bits=4))),
+    "dp-sgd": (3, private_draft(num_rounds=1, update=UpdateConfig(value_bits=4))),
     "noise in the sum": (
         5,
         replace(
