@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.console import Console
@@ -284,27 +285,19 @@ def evaluate(
 @cli.command()
 @click.argument("checkpoint_path", metavar="CHECKPOINT", type=FilePath)
 @click.option("--count", type=click.IntRange(1, 10_000), default=64, show_default=True)
-@click.option("--columns", type=click.IntRange(1, 100), default=8, show_default=True)
+@click.option(
+    "--columns", type=click.IntRange(0, 100), default=0, help="0: one a class, or 8."
+)
 @click.option("--enlarge", type=click.IntRange(1, 32), default=4, show_default=True)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--out", type=FilePath, default=Path("samples.png"), show_default=True)
+@click.option("--class", "label", type=click.IntRange(0), help="Draw this class alone.")
 @device_option
-def sample(
-    checkpoint_path: Path,
-    count: int,
-    columns: int,
-    enlarge: int,
-    seed: int,
-    out: Path,
-    device: str,
-) -> None:
+def sample(checkpoint_path: Path, out: Path, **options: Any) -> None:
     """Draw images from a CHECKPOINT into one PNG grid."""
-    from diffusion.checkpoint import choose_device, load_checkpoint
-    from diffusion.images import save_grid
+    from diffusion.pictures import draw_samples
 
-    checkpoint = load_checkpoint(checkpoint_path)
-    images = checkpoint.images(seed=seed, count=count, device=choose_device(device))
-    save_grid(out, images, columns, enlarge)
+    draw_samples(checkpoint_path, out, **options)
     click.echo(f"saved: {out}")
 
 

@@ -18,8 +18,9 @@ from diffusion.errors import PartsIncomplete
 class Part(Enum):
     """A part of a UNet.
 
-    The first convolution and the time embedding belong to the encoder, the final
-    block and convolution to the decoder (FedDiffuse's own counting).
+    The first convolution and the embeddings of time and class belong to the encoder,
+    the final block and convolution to the decoder (FedDiffuse's own counting, in which
+    there are no classes).
     """
 
     ENCODER = "encoder"
@@ -54,13 +55,18 @@ def shared_parts(selection: str, named: Iterable[str] = ()) -> frozenset[Part]:
 class DenoisingNetwork(nn.Module):
     """A network that predicts the noise in an image; it knows its own parts.
 
-    ``forward(x_t, t)`` takes noised images ``[n, c, h, w]`` and timesteps ``[n]``
-    and returns the predicted noise ``[n, c, h, w]``. Examples of a batch never
-    influence each other: no batch normalisation, no buffers with data.
+    ``forward(x_t, t, labels=None)`` takes noised images ``[n, c, h, w]`` and timesteps
+    ``[n]`` and returns the predicted noise ``[n, c, h, w]``. Labels, int64 ``[n]``, are
+    for a network of ``num_classes`` > 0 alone, where None means no class
+    (``diffusion/class_embedding.py``). Examples of a batch never influence each other:
+    no batch normalisation, no buffers with data.
     """
 
     #: The direct children of which each part consists.
     parts: ClassVar[Mapping[Part, tuple[str, ...]]]
+
+    #: How many classes the network knows; 0: it takes no labels.
+    num_classes: int = 0
 
     def zero_initialised(self) -> Iterator[nn.Module]:
         """Yield the layers that start at zero; none unless a network says so."""

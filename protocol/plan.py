@@ -21,6 +21,7 @@ from privacy import errors
 from protocol import noise_plan
 from protocol.aggregation_settings import AggregationConfig, EvaluationConfig
 from protocol.central_images import check_central_images
+from protocol.classes import check_classes
 from protocol.dealing import members_needed, smallest_group
 from protocol.encoding import check_hex, encode, to_table
 from protocol.errors import PlanRejected
@@ -67,6 +68,7 @@ class PlanDraft:
         check_name(self.name)
         require(1 <= self.num_rounds <= 1_000_000, "num_rounds: must be 1 to 1,000,000")
         require(0 <= self.seed < 2**63, "seed: must be 0 to 2^63 - 1")
+        check_classes(self)
         if self.model.is_central_images:
             check_central_images(self)
         if self.privacy.is_in_sum:

@@ -215,7 +215,7 @@ class Traffic:
     sent_bytes: int
     received_bytes: int
     vector_bytes: int
-    broadcast_bytes: int = 0
+    broadcast_bytes: int
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ from typing import Literal
 from protocol.encoding import check_hex
 
 MAX_SILOS = 1000
+DEFAULT_LABEL_DROPOUT = 0.1
 
 MAX_PROXIMAL_MU = 1_000_000
 
@@ -39,6 +40,8 @@ class TrainingConfig:
     ``proximal_mu`` is mu of a term mu / 2 |θ - θ_t|² that is added to the loss, over
     the parts that are federated: it keeps a silo near the parameters θ_t that the round
     began with (FedProx, Li et al. 2020; FedDM-prox); 0 switches it off.
+    ``label_dropout`` is the probability that an example's label is withheld (Ho &
+    Salimans 2022); it is read where the model has classes.
     """
 
     local_steps: int = 0
@@ -52,6 +55,7 @@ class TrainingConfig:
     local_parts: Literal["trained", "frozen"] = "trained"
     train_unassigned: bool = True
     proximal_mu: float = 0.0
+    label_dropout: float = DEFAULT_LABEL_DROPOUT
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -77,6 +81,7 @@ class TrainingConfig:
             "proximal_mu: has no effect with local_steps 1: the one step is taken "
             "where the round began, where the term is zero",
         )
+        require(0 <= self.label_dropout < 1, "label_dropout: must be in [0, 1)")
 
 
 @dataclass(frozen=True, kw_only=True)

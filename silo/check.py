@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 from diffusion.config import UNetConfig
+from protocol.classes import class_sentences
 from protocol.mechanism import not_covered, run_epsilon, steps_per_round
 from protocol.noise_claim import plan_sentences, upward
 from protocol.plan import RunPlan
@@ -91,6 +92,7 @@ def explain(plan: RunPlan, policy: Policy) -> list[str]:
         _weights_sentence(update),
         _protection_sentence(plan),
         *_privacy_sentences(plan, policy),
+        *class_sentences(plan),
         _sums_sentence(plan),
     ]
     reasons = refusals(policy, plan)

@@ -69,8 +69,9 @@ class DataConfig:
     """Where this silo's images are, and the range of their values.
 
     ``patients`` says where an image's patient is found: nowhere (""), its parent folder
-    ("folder"), or the .npz array of this name. ``download`` lets torchvision fetch a
-    data set.
+    ("folder"), or the .npz array of this name. ``classes`` names the sub-folders of a
+    folder of images by label, from 0; empty: in sorted order. ``download`` lets
+    torchvision fetch a data set.
     """
 
     source: Literal["npz", "folder", "torchvision"] = "npz"
@@ -80,10 +81,18 @@ class DataConfig:
     value_range: tuple[float, ...] = (0.0, 255.0)
     download: bool = False
     patients: str = ""
+    classes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Check the range, and that the source can say whose its images are."""
         check_value_range(self.value_range)
+        if self.classes and (self.source != "folder" or self.patients):
+            raise ValueError(
+                "classes: only for a folder of images whose sub-folders are classes; "
+                "other sources say the labels themselves"
+            )
+        if len(set(self.classes)) != len(self.classes) or "" in self.classes:
+            raise ValueError("classes: must be names, none of them twice")
         if self.patients and self.source == "torchvision":
             raise ValueError("patients: a torchvision data set does not name any")
         if self.patients and (self.patients == "folder") != (self.source == "folder"):

@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 
 from diffusion.config import UNetConfig
+from silo.classes import check_labels, folder_labels
 from silo.config import DataConfig
 from silo.errors import DataError
 from silo.torchvision_sets import load_set
@@ -45,7 +46,8 @@ class ImageSet:
     """A silo's examples as they lie in memory: ``[n, h, w, c]`` of some range.
 
     ``pixels`` keeps the type of the file (8-bit images stay 8-bit); :meth:`batch`
-    brings the chosen ones to [-1, 1]. ``labels`` are there where the source has any.
+    brings the chosen ones to [-1, 1]. ``labels`` are there where the source has any;
+    ``class_names``, where it names classes, are the names of labels 0, 1, ….
     ``patients`` ``[n]``, where given, are indices into ``patient_names``, the sorted
     identifiers; every patient has an image.
     """
@@ -55,6 +57,7 @@ class ImageSet:
     labels: npt.NDArray[np.int64] | None = None
     patients: npt.NDArray[np.int64] | None = None
     patient_names: tuple[str, ...] = ()
+    class_names: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         """The number of examples; secret unless the plan says otherwise."""
@@ -67,14 +70,26 @@ class ImageSet:
         scaled = (chosen - low) * (2.0 / (high - low)) - 1.0
         return scaled.clamp_(-1.0, 1.0).permute(0, 3, 1, 2).contiguous()
 
+    def labels_of(self, indices: npt.NDArray[np.int64]) -> torch.Tensor:
+        """Return the labels of examples, int64 ``[n]``.
+
+        Raises:
+            DataError: there are none.
+        """
+        if self.labels is None:
+            raise DataError("these images have no labels")
+        return torch.from_numpy(self.labels[indices])
+
     def check_fits(self, model: UNetConfig) -> None:
-        """Raise :class:`DataError` unless the model takes images of this shape."""
+        """Raise :class:`DataError` unless the model takes such images, and labels."""
         shape = self.pixels.shape[1:]
         wanted = (model.image_size, model.image_size, model.channels)
         if shape != wanted:
             raise DataError(
                 f"images are {_words(shape)}, the plan's model takes {_words(wanted)}"
             )
+        if model.num_classes:
+            check_labels(self.labels, self.class_names, model.num_classes)
 
 
 def load_images(config: DataConfig, folder: Path) -> ImageSet:
@@ -197,9 +212,8 @@ def _load_folder(config: DataConfig, path: Path) -> ImageSet:
         pixels[number - 1] = image
     if config.patients:
         return _image_set(config, path, pixels, None, _owners(path, files))
-    classes = sorted({file.parent for file in files})
-    labels = np.array([classes.index(file.parent) for file in files])
-    return _image_set(config, path, pixels, labels)
+    labels, names = folder_labels(path, files, config.classes)
+    return replace(_image_set(config, path, pixels, labels), class_names=names)
 
 
 def _owners(path: Path, files: Sequence[Path]) -> list[str]:

@@ -241,7 +241,8 @@ def _made_up(draft: PlanDraft, num_units: int) -> ImageSet:
     size = draft.model.image_size
     shape = (int(sizes.sum()), size, size, draft.model.channels)
     pixels = rng.integers(0, 256, shape, dtype=np.uint8)
-    return of_patients(ImageSet(pixels, (0.0, 255.0)), sizes)
+    labels = np.arange(len(pixels)) % max(1, draft.model.num_classes)
+    return of_patients(ImageSet(pixels, (0.0, 255.0), labels), sizes)
 
 
 def _few_units(images: ImageSet, units: PrivacyUnits, count: int) -> ImageSet:
@@ -250,15 +251,16 @@ def _few_units(images: ImageSet, units: PrivacyUnits, count: int) -> ImageSet:
     if len(units) > count:
         chosen = PrivateRandom().choose(len(units), count)
     mine = [units.images(int(unit)) for unit in chosen]
-    few = ImageSet(images.pixels[np.concatenate(mine)], images.value_range)
+    indices = np.concatenate(mine)
+    labels = None if images.labels is None else images.labels[indices]
+    few = ImageSet(images.pixels[indices], images.value_range, labels)
     return of_patients(few, np.array([len(indices) for indices in mine]))
 
 
 def of_patients(images: ImageSet, sizes: Any) -> ImageSet:
     """Return the images as those of patients who have so many each."""
-    return ImageSet(
-        images.pixels,
-        images.value_range,
+    return replace(
+        images,
         patients=np.repeat(np.arange(len(sizes)), sizes),
         patient_names=tuple(map(str, range(len(sizes)))),
     )

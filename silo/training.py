@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diffusion.class_embedding import drop_labels
 from diffusion.loss import denoising_loss
 from diffusion.parts import DenoisingNetwork
 from diffusion.schedule import Schedule
@@ -25,6 +26,7 @@ REPORT_SECONDS = 0.25
 ADAM_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 Tensors: TypeAlias = dict[str, Tensor]
+Indices: TypeAlias = np.ndarray[tuple[int], np.dtype[np.int64]]
 
 
 class TrainingDiverged(SiloError):
@@ -76,7 +78,7 @@ def learning_rate(plan: PlanDraft, progress: float) -> float:
 
 def batches(
     num_examples: int, examples_per_step: int, generator: np.random.Generator
-) -> Iterator[np.ndarray[tuple[int], np.dtype[np.int64]]]:
+) -> Iterator[Indices]:
     """Yield batches of indices for ever: one permutation after the other.
 
     The last batch of a permutation holds what is left.
@@ -124,9 +126,11 @@ def train(
     for step in range(num_steps):
         done = (round_number - 1 + step / num_steps) / plan.num_rounds
         optimizer.param_groups[0]["lr"] = learning_rate(plan, done)
-        x_0 = images.batch(next(chosen))
+        indices = next(chosen)
+        x_0 = images.batch(indices)
         t = torch.randint(schedule.num_timesteps, (len(x_0),), generator=generator)
         noise = torch.randn(x_0.shape, generator=generator)
+        labels = _told_labels(images, indices, plan, generator)
         losses = denoising_loss(
             model,
             x_0.to(device),
@@ -134,6 +138,7 @@ def train(
             noise.to(device),
             schedule,
             plan.training.loss,
+            None if labels is None else labels.to(device),
         )
         loss = losses.mean()
         optimizer.zero_grad(set_to_none=True)
@@ -143,6 +148,20 @@ def train(
         optimizer.step()
         meter.count(step + 1, loss.detach(), len(x_0), learning_rate(plan, done))
     return state_of(model, optimizer, plan, state)
+
+
+def _told_labels(
+    images: ImageSet, indices: Indices, plan: PlanDraft, generator: torch.Generator
+) -> Tensor | None:
+    """Return the labels of a batch, some withheld; None, and no draw, without classes.
+
+    Source: Ho & Salimans, 2022, algorithm 1, line 3.
+    """
+    if not plan.model.num_classes:
+        return None
+    labels = images.labels_of(indices)
+    withheld = torch.rand(len(labels), generator=generator)
+    return drop_labels(labels, withheld < plan.training.label_dropout)
 
 
 def make_optimizer(

@@ -109,10 +109,15 @@ def simulate(
     """Run the federation of PLAN, a draft with a [simulation] table, to its report."""
     console = Console()
     began = time.monotonic()
-    federation, _, outcome = _simulate(
+    federation, config, outcome = _simulate(
         plan_path, out, resume, device, console, data, weights
     )
-    _show(console, federation, outcome, [], time.monotonic() - began)
+    plan = federation.load_plan()
+    quality = []
+    has_samples = plan.update.selection == "full"
+    if plan.model.num_classes and has_samples and config.data.source == "digits":
+        quality = _quality_rows(federation, config, device)
+    _show(console, federation, outcome, quality, time.monotonic() - began)
 
 
 @cli.command("deal")
@@ -185,12 +190,16 @@ def _quality_rows(
     samples = draw_samples(federation, QUALITY_SAMPLES, device)
     quality = measure(samples, pool.dealt, pool.held_out)
     shares = " ".join(f"{share:.0%}" for share in quality.class_shares)
+    asked = []
+    if quality.as_asked is not None:
+        asked = [("as asked", f"{quality.as_asked:.1%} show the digit asked for")]
     return [
         (
             "recognisable",
             f"{quality.recognised:.1%} of {quality.num_samples} samples have a "
             f"probability above 0.5 (real digits: {quality.recognised_real:.1%})",
         ),
+        *asked,
         ("digits 0 … 9", shares),
         ("copies", f"{quality.copies} of {quality.num_samples} samples"),
     ]

@@ -16,7 +16,9 @@ from audits.evidence import load_evidence
 from audits.report.page import write_report
 from audits.report.samples import load_samples
 from diffusion.checkpoint import Checkpoint, choose_device, load_checkpoint
+from diffusion.class_embedding import balanced_labels
 from diffusion.images import save_grid
+from diffusion.pictures import grid_columns
 from diffusion.warm_up import central_images_of
 from protocol.files import load_identity, locked
 from protocol.model_records import Evaluated
@@ -131,7 +133,8 @@ def finish(federation: Federation, plan: RunPlan, device: str) -> Outcome:
     if not samples.exists() and plan.update.is_complete:
         images = _grid_images(plan, load_checkpoint(store.model), device)
         enlarge = max(1, GRID_CELL_PIXELS // plan.model.image_size)
-        save_grid(samples, images, min(GRID_COLUMNS, len(images)), enlarge)
+        columns = grid_columns(plan.model, GRID_COLUMNS)
+        save_grid(samples, images, min(columns, len(images)), enlarge)
     audit = run_audit(load_evidence(federation.root, None))
     picture = load_samples(samples) if samples.exists() else None
     report = write_report(audit, picture, federation.root)[0]
@@ -162,10 +165,15 @@ def _grid_images(plan: RunPlan, model: Checkpoint, device: str) -> Tensor:
 
 
 def draw_samples(federation: Federation, count: int, device: str) -> ImageSet:
-    """Return samples of a finished run's model, float32 ``[n, h, w, c]`` in [-1, 1]."""
+    """Return samples of a finished run's model, float32 ``[n, h, w, c]`` in [-1, 1].
+
+    Those of a model with classes have the class that was asked for as their label.
+    """
     plan = federation.load_plan()
     store = CheckpointStore(federation.aggregator.run(plan), plan)
     images = load_checkpoint(store.model).images(
         seed=plan.seed_for("quality"), count=count, device=choose_device(device)
     )
-    return ImageSet(images.permute(0, 2, 3, 1).numpy(), (-1.0, 1.0))
+    num_classes = plan.model.num_classes
+    labels = balanced_labels(num_classes, count).numpy() if num_classes else None
+    return ImageSet(images.permute(0, 2, 3, 1).numpy(), (-1.0, 1.0), labels)

@@ -110,6 +110,11 @@ class Harness:
                 transport,
                 RunSettings(
                     device=torch.device("cpu"),
+                    reference=(
+                        self.federation.reference
+                        if self.plan.evaluation.every_rounds
+                        else None
+                    ),
                     initial=self.federation.aggregator.initial,
                 ),
             )

@@ -29,6 +29,7 @@ from protocol.transcript import read_records
 from protocol.update_settings import ProtectionConfig, UpdateConfig
 from simulation.settings import PartitionConfig
 from tests.end_to_end.conftest import Crash, Harness, tiny_draft
+from tests.end_to_end.test_private_runs import private_draft
 
 Make = Callable[..., Harness]
 NEAREST: dict[str, Any] = {"rounding": "nearest", "selection": "usplit"}
@@ -274,18 +275,14 @@ def test_a_group_without_survivors_costs_the_round(harness: Make) -> None:
     assert failures(made) == []
 
 
-@pytest.mark.parametrize("trust", ["malicious", "semi-honest"])
 def test_eight_silos_lose_one_before_and_one_after_the_upload(
-    harness: Make, watched: Watched, trust: Any
+    harness: Make, watched: Watched
 ) -> None:
-    made = harness(
-        usplit(protection=ProtectionConfig(slots_per_setup=4, trust=trust)), 8
-    )
-    after = SecAggKind.SURVIVORS if trust == "semi-honest" else SecAggKind.CONFIRMS
+    made = harness(usplit(protection=ProtectionConfig(slots_per_setup=4)), 8)
 
     def fault(when: str, kind: int, one: int) -> bool:
         before_upload = one == 1 and kind == SecAggKind.ACTIVE and when == "before"
-        return before_upload or (one == 4 and kind == after)
+        return before_upload or (one == 4 and kind == SecAggKind.CONFIRMS)
 
     made.run(fault)
     check_means(made, watched)
@@ -303,7 +300,7 @@ def test_a_group_that_dropouts_make_too_small_is_dealt_anew(
     harness: Make, watched: Watched
 ) -> None:
     """Seven silos, one of the group of three is lost for good before its upload."""
-    made = harness(usplit(), 7)
+    made = harness(usplit(protection=ProtectionConfig(slots_per_setup=8)), 7)
     gone: set[int] = set()
 
     def fault(when: str, kind: int, one: int) -> bool:
@@ -352,11 +349,9 @@ def test_six_silos_without_one_reveal_nothing_and_can_go_on(
 
 
 MOMENTS = [
-    ("before", Kind.ROUND),
     ("after", Kind.ROUND),
     ("after", SecAggKind.ACTIVE),
     ("after", SecAggKind.SURVIVORS),
-    ("before", SecAggKind.CONFIRMS),
     ("after", SecAggKind.CONFIRMS),
 ]
 
@@ -398,9 +393,19 @@ def test_what_is_not_returned_may_stay_untrained(
     assert failures(made) == []
 
 
+def test_what_was_trained_with_dp_sgd_may_be_dealt(harness: Make) -> None:
+    private = private_draft(update=UpdateConfig(**NEAREST), num_rounds=1)
+    made = harness(private, 6)
+    made.run()
+    assert len(records_of(made, Dealt, "silo-6")) == 1
+    assert failures(made) == []
+
+
 def test_a_list_of_all_parts_is_full(harness: Make) -> None:
     both = [
-        harness(tiny_draft(update=UpdateConfig(rounding="nearest", **changes))).run()
+        harness(
+            tiny_draft(update=UpdateConfig(rounding="nearest", **changes), num_rounds=1)
+        ).run()
         for changes in ({}, {"selection": "parts", "parts": PARTS})
     ]
     left, right = (state.parameters for state in both)

@@ -293,6 +293,7 @@ OTHER_VALUES = {
     "training.loss": "huber",
     "training.local_parts": "frozen",
     "training.proximal_mu": 0.5,
+    "model.num_classes": 10,
     "initial.origin": "run",
     "update.selection": "udec",
     "update.clipping_norm": 4.0,
@@ -346,7 +347,15 @@ NOISE_VALUES = {"privacy.share_variance": 200_000_000, "privacy.num_values": 100
 ONE_VALUE = {"format"}
 """Fields that can have one value only in this version."""
 
-IN_COMPANY = {"privacy.mechanism", "initial.name", "initial.sha256"}
+IN_COMPANY = {
+    "privacy.mechanism",
+    "initial.name",
+    "initial.sha256",
+    "update.parts",
+    "training.train_unassigned",
+    "training.label_dropout",
+    "evaluation.sampler.guidance",
+}
 """Fields that can change only with several others."""
 
 
