@@ -10,6 +10,7 @@
           global.safetensors         global parameters, and how to sample from them
           average.safetensors        their moving average
           moments.safetensors        those of the optimizer, where it has any
+          broadcast                  rounding error and differences, where quantised
           state.json                 round number, grid ranges, number of EMA updates
         secagg-000002-03.slot, …     the slot in work (aggregator.slot_store)
         model.safetensors            the last average, when the run is over
@@ -25,6 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from aggregator.down_link import DownLink
 from aggregator.errors import StateBroken
 from aggregator.optimizer import Moments
 from aggregator.slot_store import SlotStore
@@ -34,13 +36,14 @@ from diffusion.ema import ExponentialMovingAverage
 from diffusion.errors import DiffusionError
 from diffusion.parameters import load_safetensors, save_safetensors
 from protocol.encoding import decode, encode, from_table, to_table
-from protocol.errors import EncodingError
+from protocol.errors import ProtocolError
 from protocol.files import remove_leftovers, save_bytes, whole_folder
 from protocol.plan import RunPlan
 
 GLOBAL_FILE = "global.safetensors"
 AVERAGE_FILE = "average.safetensors"
 MOMENTS_FILE = "moments.safetensors"
+DOWN_LINK_FILE = "broadcast"
 STATE_FILE = "state.json"
 MODEL_FILE = "model.safetensors"
 _FOLDER = "checkpoint-"
@@ -105,6 +108,8 @@ class CheckpointStore:
                     for name in self._moments
                 }
                 save_safetensors(folder / MOMENTS_FILE, tensors, {})
+            if state.down_link is not None:
+                save_bytes(folder / DOWN_LINK_FILE, state.down_link.to_bytes())
             save_bytes(folder / STATE_FILE, encode(to_table(numbers)))
         for number in self._saved():
             if number < state.round_number:
@@ -126,7 +131,8 @@ class CheckpointStore:
             average = load_checkpoint(folder / AVERAGE_FILE).parameters
             ranges = np.frombuffer(base64.b64decode(numbers.ranges), dtype="<f4")
             moments = self._load_moments(folder)
-        except (DiffusionError, EncodingError, OSError, ValueError) as error:
+            down_link = self._load_down_link(folder)
+        except (DiffusionError, ProtocolError, OSError, ValueError) as error:
             raise StateBroken(
                 f"{folder}: {error}; the run cannot go on without it: restore this "
                 "folder from a backup, or begin a new run with a new plan"
@@ -143,6 +149,7 @@ class CheckpointStore:
             ),
             ranges=ranges.astype(np.float32),
             moments=moments,
+            down_link=down_link,
         )
 
     def _load_moments(self, folder: Path) -> Moments | None:
@@ -153,6 +160,12 @@ class CheckpointStore:
         if set(tensors) != set(self._moments):
             raise ValueError(f"{MOMENTS_FILE} holds other tensors")
         return Moments(**{name: tensors[name].numpy() for name in self._moments})
+
+    def _load_down_link(self, folder: Path) -> DownLink | None:
+        """Return what a quantised down-link keeps, where the plan has one."""
+        if not self._plan.update.broadcast_bits:
+            return None
+        return DownLink.from_bytes((folder / DOWN_LINK_FILE).read_bytes())
 
     def finish(self, state: RoundState) -> None:
         """Write the finished model, the moving average of the global parameters.

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from aggregator.averaging import apply, mean_update, skip
+from aggregator.broadcast import Broadcaster, defined, with_error
 from aggregator.checkpoints import CheckpointStore
 from aggregator.errors import RoundAborted
 from aggregator.evaluation import Evaluation, Reference, evaluate
@@ -74,6 +75,7 @@ class Run:
         self._reference, self._device, self._watcher = reference, device, watcher
         self._initial = initial
         self._layout = shared_layout(self._plan)
+        self._broadcaster = Broadcaster(exchanges, self._layout)
         self._said = _Said.read(store, self._transcript.size)
         self._summation: Summation = (
             SecureSum(
@@ -116,10 +118,12 @@ class Run:
     def _next_state(self, state: RoundState) -> RoundState:
         """Return the state after one round; unchanged parameters when it was lost."""
         number = state.round_number + 1
+        self._broadcaster.deliver(state, number)
         try:
-            following, survivors = run_round(
+            target, survivors = run_round(
                 self._plan, self._layout, state, self._summation
             )
+            following = defined(self._plan, self._layout, state, target)
         except RoundAborted as error:
             if number not in self._said.closed:
                 self._transcript.append(
@@ -174,23 +178,19 @@ class Run:
 
     def _end(self, state: RoundState) -> None:
         """Tell the silos that the run is over; keep the heads of their transcripts."""
-        shared = flatten(state.parameters, self._layout)
-        request = EndRequest(
-            round_number=state.round_number,
-            head=self._transcript.sign_head(),
-            parameters=floats_to_bytes(shared),
-            average=floats_to_bytes(flatten(state.average.parameters, self._layout)),
-            sum_notice=self._summation.sum_notice(),
-        )
-        body = self._exchanges.envelope(Kind.END, request.to_body(), setup=0, slot=0)
         everyone = range(len(self._plan.silos))
+        holders = self._broadcaster.deliver(state, 0)
+        requests = {
+            silo: self._end_request(state, is_held=silo in holders or state.is_initial)
+            for silo in everyone
+        }
         stage = Stage(
             name="end",
             round_number=0,
             deadline_seconds=self._plan.deadlines.exchange_seconds,
             max_reply_bytes=MAX_END_BYTES,
         )
-        self._exchanges.ask(stage, dict.fromkeys(everyone, body), self._take_head)
+        self._exchanges.ask(stage, requests, self._take_head)
         self._transcript.append(
             records.Finished(
                 round_number=state.round_number,
@@ -199,6 +199,25 @@ class Run:
             )
         )
         self._transcript.sign_head()
+
+    def _end_request(self, state: RoundState, *, is_held: bool) -> bytes:
+        """Return the notice of the end for silos that hold the last model, or do not.
+
+        Its average is left out where it is the same.
+        """
+        shared, average = (
+            floats_to_bytes(flatten(each, self._layout))
+            for each in (state.parameters, state.average.parameters)
+        )
+        request = EndRequest(
+            round_number=state.round_number,
+            head=self._transcript.sign_head(),
+            model=self._digest(state.parameters).hex(),
+            parameters=b"" if is_held else shared,
+            average=b"" if average == shared else average,
+            sum_notice=self._summation.sum_notice(),
+        )
+        return self._exchanges.envelope(Kind.END, request.to_body(), setup=0, slot=0)
 
     def _take_head(self, silo: int, reply: BytesLike) -> int:
         """Record the head of a silo's transcript, once its signature holds."""
@@ -253,6 +272,7 @@ def run_round(
         ranges=floats_to_bytes(state.ranges),
         lengths=tuple(plan.num_words(number, s.size) for s in layout.stretches),
         field_bits=field_bits,
+        is_held=state.is_initial or plan.update.broadcast_bits > 0,
     )
     total = summation.sum_round(task)
     try:
@@ -267,7 +287,7 @@ def run_round(
     except Overflow as error:
         raise RoundAborted(str(error)) from None
     mean = means[0] if len(means) == 1 else np.concatenate(means)
-    return apply(plan, layout, state, mean), total.survivors
+    return apply(plan, layout, with_error(layout, state), mean), total.survivors
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,14 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from aggregator.down_link import DownLink, first_down_link
 from aggregator.optimizer import Moments, first_moments
 from diffusion.ema import ExponentialMovingAverage
 from diffusion.initial import first_model
 from diffusion.model import make_model
 from diffusion.parameters import (
     ParameterLayout,
+    parameters_digest,
     parameters_of,
     part_lengths,
     selected_layout,
@@ -30,7 +32,8 @@ class RoundState:
 
     ``ranges`` are the public numbers of the next round's grid (``protocol.grids``).
     ``average`` is the moving average from which samples are drawn; ``moments`` are
-    those of the aggregator's optimizer, where it has any.
+    those of the aggregator's optimizer, where it has any; ``down_link`` is what a
+    quantised down-link keeps, where the plan has one.
     """
 
     round_number: int
@@ -38,6 +41,12 @@ class RoundState:
     average: ExponentialMovingAverage = field(repr=False)
     ranges: npt.NDArray[np.float32] = field(repr=False)
     moments: Moments | None = field(default=None, repr=False)
+    down_link: DownLink | None = field(default=None, repr=False)
+
+    @property
+    def is_initial(self) -> bool:
+        """Whether the parameters are still those that the plan begins with."""
+        return self.average.num_updates == 0
 
 
 def initial_state(plan: RunPlan, initial: Path | None = None) -> RoundState:
@@ -61,7 +70,17 @@ def initial_state(plan: RunPlan, initial: Path | None = None) -> RoundState:
         ),
         ranges=first_numbers(plan, layout.segments, layout.counts),
         moments=first_moments(plan.aggregation, layout.size),
+        down_link=_first_down_link(plan, layout, parameters),
     )
+
+
+def _first_down_link(
+    plan: RunPlan, layout: ParameterLayout, parameters: Mapping[str, Tensor]
+) -> DownLink | None:
+    """Return what a quantised down-link begins with, where the plan has one."""
+    if not plan.update.broadcast_bits:
+        return None
+    return first_down_link(layout.size, parameters_digest(parameters, layout).hex())
 
 
 def shared_layout(plan: PlanDraft) -> ParameterLayout:

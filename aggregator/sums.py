@@ -17,9 +17,10 @@ from crypto.errors import MalformedMessage
 from crypto.frame import OVERHEAD_BYTES
 from crypto.ring import add_into
 from crypto.secagg.aggregator_side import AggregatorSide
-from crypto.secagg.parts import Parts, own_places, total_words, within, words_of
+from crypto.secagg.parts import Part, Parts, own_places, total_words, within, words_of
 from protocol import records
 from protocol.envelope import Kind, RoundRequest, model_digest, open_envelope
+from protocol.float_form import weighted_sum, words_to_floats
 from protocol.plan import RunPlan
 from protocol.stretches import (
     Agreed,
@@ -35,7 +36,8 @@ from protocol.transcript import Head
 class Task:
     """What a round asks of every silo: the model, and how long its vectors are.
 
-    ``lengths`` are the words of each stretch of the vector (``protocol.stretches``).
+    ``is_held`` says that silos hold the model, which is not sent then. ``lengths`` are
+    the words of each stretch of the vector (``protocol.stretches``).
     """
 
     round_number: int
@@ -43,6 +45,12 @@ class Task:
     ranges: bytes
     lengths: tuple[int, ...]
     field_bits: int
+    is_held: bool = False
+
+    @property
+    def num_values(self) -> int:
+        """The number of shared parameters."""
+        return len(self.parameters) // 4
 
     def request(
         self, head: Head, attempt: int, *, sum_notice: bytes = b""
@@ -52,7 +60,8 @@ class Task:
             round_number=self.round_number,
             attempt=attempt,
             head=head,
-            parameters=self.parameters,
+            model=self.model_digest().hex(),
+            parameters=b"" if self.is_held else self.parameters,
             ranges=self.ranges,
             sum_notice=sum_notice,
         )
@@ -130,13 +139,18 @@ class PlainSum:
         if self._plan.update.is_dealt:
             self._exchanges.transcript.append(dealt_record(self._plan, place, dealing))
         total = np.zeros(total_words(parts), dtype=np.uint64)
+        floats: dict[int, Words] = {}
+        is_float = self._plan.update.form == "float32"
 
         def take(silo: int, reply: BytesLike) -> int:
             _, body = open_envelope(self._plan, reply, sender=silo, kinds=(Kind.PLAIN,))
             if len(body) != 8 * words_of(parts, silo):
                 raise MalformedMessage(f"an update of {len(body):,} bytes")
             words = np.frombuffer(body, dtype="<u8")
-            for _, own, whole in own_places(parts, silo):
+            if is_float:
+                words_to_floats(words, task.num_values)  # Refuses NaN and infinity.
+                floats[silo] = words
+            for _, own, whole in own_places(parts, silo) if not is_float else ():
                 add_into(total[whole], words[own])
             self._exchanges.transcript.append(
                 records.Masked(
@@ -170,4 +184,8 @@ class PlainSum:
         parts = within(parts, survivors)
         if not all(part.contributors for part in parts):
             raise RoundAborted("nobody of the group of a part has answered")
+        if is_float:
+            weights = self._plan.relative_weights()
+            total = weighted_sum(floats, weights, task.num_values)
+            parts = (Part(total.size, parts[0].contributors),)
         return Sum(total, survivors, parts)

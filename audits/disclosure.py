@@ -11,6 +11,7 @@ STAGES: Mapping[str, str] = {
     "setup": "fresh public keys, and commitments to mask seeds",
     "shares": "shares of keys and seeds, each sealed for one other silo",
     "envelopes": "word that the others' shares have arrived",
+    "broadcast": "the digest of the global model that it holds",
     "ready": "readiness, and the digest of the model received",
     "masked": "the masked update",
     "confirm": "a signature under the list of survivors",

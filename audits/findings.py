@@ -31,6 +31,7 @@ CHECKS: dict[str, str] = {
     "silo-heads": "The silos kept the transcripts they told the aggregator of",
     "same-plan": "All parties followed the same plan",
     "same-model": "In each round all silos received the same model",
+    "held": "Silos were brought to the models that the rounds ended with",
     "uploads": "Silos and aggregator agree on every update that was sent",
     "slots": "No mask was used twice",
     "protection": "Updates were protected as the plan says",

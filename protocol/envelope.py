@@ -21,7 +21,7 @@ from crypto.encoding import BytesLike
 from crypto.frame import AGGREGATOR, Header, make_frame, open_frame, read_header
 from crypto.keys import IdentityKey
 from crypto.merkle import HASH_BYTES
-from protocol.encoding import decode, encode
+from protocol.encoding import check_hex, decode, encode
 from protocol.errors import EncodingError, EnvelopeRejected
 from protocol.plan import AGGREGATOR_NAME, RunPlan
 from protocol.settings import MAX_SILOS
@@ -44,6 +44,8 @@ class Kind(enum.IntEnum):
     REFUSED = 71
     JOINED = 72
     LEDGER = 73
+    BROADCAST = 74
+    HELD = 75
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,21 +53,24 @@ class RoundRequest:
     """The aggregator's request to train in one round.
 
     ``parameters`` are the shared parameters as little-endian float32 in the order of
-    the layout; ``ranges`` the public numbers of the grid, float32 (``protocol.grids``).
-    ``head`` is the aggregator's newest transcript head; ``sum_notice`` the SUM frame of
-    the slot before, empty when there was no sum.
+    the layout, empty where the silo holds them (docs/transport.md); ``ranges`` the
+    public numbers of the grid, float32 (``protocol.grids``); ``model`` is the
+    :func:`model_digest` of both. ``head`` is the aggregator's newest transcript head;
+    ``sum_notice`` the SUM frame of the slot before, empty when there was no sum.
     """
 
     round_number: int
     attempt: int
     head: Head
+    model: str
     parameters: BytesLike
     ranges: BytesLike
     sum_notice: BytesLike = b""
 
     def to_body(self) -> bytes:
         """Return the body's bytes."""
-        table = {"round_number": self.round_number, "attempt": self.attempt}
+        names = ("round_number", "attempt", "model")
+        table = {name: getattr(self, name) for name in names}
         parts = (self.parameters, self.ranges, self.sum_notice)
         return join_body(table, self.head.to_bytes(), *parts)
 
@@ -77,19 +82,20 @@ class RoundRequest:
             EnvelopeRejected: malformed.
         """
         table, (head, parameters, ranges, notice) = split_body(body, 4)
-        check_names(table, ("round_number", "attempt"))
+        check_names(table, ("round_number", "attempt", "model"))
         return cls(
             round_number=_count(table, "round_number"),
             attempt=_count(table, "attempt"),
             head=_head(head, AGGREGATOR_NAME),
+            model=digest_in(table, "model"),
             parameters=parameters,
             ranges=ranges,
             sum_notice=notice,
         )
 
     def model_digest(self) -> bytes:
-        """Return the digest that silos sign in READY."""
-        return model_digest(self.parameters, self.ranges)
+        """Return the digest that silos sign in READY, as the aggregator states it."""
+        return bytes.fromhex(self.model)
 
 
 def model_digest(parameters: BytesLike, ranges: BytesLike) -> bytes:
@@ -109,19 +115,22 @@ def model_digest(parameters: BytesLike, ranges: BytesLike) -> bytes:
 class EndRequest:
     """The aggregator's notice that the run is over, with the last parameters.
 
-    ``average`` is their moving average over the rounds, from which samples are drawn;
-    ``sum_notice`` the SUM frame of the last slot, empty when there was no sum.
+    ``parameters`` are empty where the silo holds them, ``model`` is their digest.
+    ``average`` is their moving average over the rounds, from which samples are drawn,
+    empty where it is the same; ``sum_notice`` the SUM frame of the last slot, empty
+    when there was no sum.
     """
 
     round_number: int
     head: Head
-    parameters: bytes
-    average: bytes
+    model: str
+    parameters: bytes = b""
+    average: bytes = b""
     sum_notice: BytesLike = b""
 
     def to_body(self) -> bytes:
         """Return the body's bytes."""
-        table = {"round_number": self.round_number}
+        table = {"round_number": self.round_number, "model": self.model}
         parts = (self.parameters, self.average, self.sum_notice)
         return join_body(table, self.head.to_bytes(), *parts)
 
@@ -133,10 +142,11 @@ class EndRequest:
             EnvelopeRejected: malformed.
         """
         table, (head, parameters, average, notice) = split_body(body, 4)
-        check_names(table, ("round_number",))
+        check_names(table, ("round_number", "model"))
         return cls(
             round_number=_count(table, "round_number"),
             head=_head(head, AGGREGATOR_NAME),
+            model=digest_in(table, "model"),
             parameters=bytes(parameters),
             average=bytes(average),
             sum_notice=notice,
@@ -364,6 +374,16 @@ def _text(table: Mapping[str, Any], name: str) -> str:
     value = table[name]
     if not isinstance(value, str):
         raise EnvelopeRejected(f"{name} must be text")
+    return value
+
+
+def digest_in(table: Mapping[str, Any], name: str) -> str:
+    """Return a digest of a table, hexadecimal; raise if it is none."""
+    value = _text(table, name)
+    try:
+        check_hex(name, value, HASH_BYTES)
+    except ValueError as error:
+        raise EnvelopeRejected(f"a message's {error}") from None
     return value
 
 

@@ -45,3 +45,17 @@ class Evaluated:
     num_samples: int
     frechet_distance: float
     class_shares: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelHeld:
+    """A silo holds a global model that was broadcast (silo), or says so (aggregator).
+
+    ``parameters`` is the digest of the model, as in ``round-closed``; the round is the
+    one that begins with it, 0 where the run ends.
+    """
+
+    kind: ClassVar[str] = "model-held"
+    round_number: int
+    silo: str
+    parameters: str

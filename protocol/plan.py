@@ -75,6 +75,13 @@ class PlanDraft:
             noise_plan.check_noisy(self)
         elif self.privacy.is_private:
             self._check_private()
+        if self.update.error_feedback:
+            self._check_error_feedback()
+        require(
+            self.update.form == "grid" or self.protection.method == "none",
+            'update.form: "float32" needs protection.method "none"; masks hide the '
+            "integers of a grid",
+        )
         require(
             self.update.is_complete or not self.evaluation.every_rounds,
             f'evaluation.every_rounds: must be 0 with selection "'
@@ -96,6 +103,19 @@ class PlanDraft:
             "training.train_unassigned: must be true with dp-sgd: after a crash a "
             "silo goes on from the middle of a round, where another dealing may have "
             "frozen other parts",
+        )
+
+    def _check_error_feedback(self) -> None:
+        """Refuse error feedback where it breaks a guarantee, or cannot advance."""
+        require(
+            not self.privacy.is_in_sum,
+            "update.error_feedback: would carry what one example added into later "
+            "rounds, beyond the clip that noise inside the sum is made for",
+        )
+        require(
+            self.protection.method == "mask",
+            'update.error_feedback: needs protection.method "mask"; only a signed SUM '
+            "tells a silo that its update was summed",
         )
 
     def _check_private(self) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal, TypeAlias, get_args
 
 from privacy.events import Event, NoisySum, SampledGaussian
-from protocol.model_records import Dealt, Evaluated
+from protocol.model_records import Dealt, Evaluated, ModelHeld
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -350,6 +350,7 @@ Record: TypeAlias = (
     | Refused
     | Traffic
     | Evaluated
+    | ModelHeld
     | LedgerOpened
     | PrivacySpent
     | NoiseSpent

@@ -3,7 +3,7 @@
 Every byte of a run has one purpose:
 
 - *vector*: the fields of an update, on the way up;
-- *broadcast*: parameters of the global model, on the way down;
+- *broadcast*: the global model, or differences of it, on the way down;
 - *protocol*: all the rest in both directions: keys, shares, signatures, grids, headers.
 
 The length of every message follows from the plan and from the lengths of the federated
@@ -21,8 +21,10 @@ from crypto.encoding import BytesLike
 from crypto.errors import CryptoError
 from crypto.frame import HEADER_BYTES, OVERHEAD_BYTES, read_header
 from crypto.frame import Kind as SecAggKind
+from crypto.merkle import HASH_BYTES
 from crypto.secagg.setup import max_frame_bytes
 from crypto.signatures import SIGNATURE_BYTES
+from protocol.broadcast import Broadcast, Held, difference_bytes
 from protocol.dealing import BOTTLENECK, DECODER, ENCODER, PARTS
 from protocol.envelope import (
     EndReply,
@@ -41,6 +43,7 @@ Own: TypeAlias = Callable[[int], Collection[str]]
 """The parts that one silo returns in a round."""
 
 _HEAD = Head.from_bytes(bytes(HEAD_BYTES), "")
+_DIGEST = "00" * HASH_BYTES
 _FLOAT_BYTES = 4
 
 
@@ -153,10 +156,14 @@ def _predict(plan: RunPlan, segments: Segments, own: Own) -> Iterator[Exchange]:
         if is_masked and (number - 1) % every == 0:
             yield from _setup(plan, notice)
         vector = _vector_bytes(plan, segments, number, own)
+        if plan.update.broadcast_bits and number > 1:
+            yield _broadcast(plan, segments, number)
         yield _ready(plan, segments, number, notice, vector)
         if is_masked:
             yield from _slot(plan, number, vector)
             notice = _frame(plan, SecAggKind.SUM)
+    if plan.update.broadcast_bits:
+        yield _broadcast(plan, segments, 0)
     yield _end(plan, segments, notice)
 
 
@@ -181,14 +188,21 @@ def _ready(
     plan: RunPlan, segments: Segments, number: int, notice: int, vector: int
 ) -> Exchange:
     """Return the exchange that brings a round's model, and what answers it."""
-    model, is_masked = _model_bytes(segments), plan.protection.method == "mask"
+    is_held = number == 1 or plan.update.broadcast_bits > 0
+    model = 0 if is_held else _model_bytes(segments)
+    is_masked = plan.protection.method == "mask"
     request = RoundRequest(
-        round_number=number, attempt=1, head=_HEAD, parameters=b"", ranges=b""
+        round_number=number,
+        attempt=1,
+        head=_HEAD,
+        model=_DIGEST,
+        parameters=b"",
+        ranges=b"",
     )
     fixed = OVERHEAD_BYTES + len(request.to_body()) + notice
     sent = _frame(plan, SecAggKind.READY) if is_masked else OVERHEAD_BYTES + vector
     if plan.privacy.is_private:
-        ledger = LedgerNotice(size=1, head="00" * 32, reply=b"")
+        ledger = LedgerNotice(size=1, head=_DIGEST, reply=b"")
         sent += OVERHEAD_BYTES + len(ledger.to_body())
     return Exchange(
         round_number=number,
@@ -232,12 +246,27 @@ def _slot(plan: RunPlan, number: int, vector: int) -> Iterator[Exchange]:
         )
 
 
-def _end(plan: RunPlan, segments: Segments, notice: int) -> Exchange:
-    """Return the last exchange: the model and its average."""
-    request = EndRequest(
-        round_number=plan.num_rounds, head=_HEAD, parameters=b"", average=b""
+def _broadcast(plan: RunPlan, segments: Segments, number: int) -> Exchange:
+    """Return the exchange that brings one difference, or all parameters if fewer."""
+    size = difference_bytes([n for _, n in segments], plan.update.broadcast_bits)
+    models: tuple[str, ...] = (_DIGEST, _DIGEST)
+    if size >= _model_bytes(segments):
+        size, models = _model_bytes(segments), (_DIGEST,)
+    request = Broadcast(round_number=number, models=models)
+    return Exchange(
+        round_number=number,
+        stage="broadcast",
+        sent=OVERHEAD_BYTES + len(Held(model=_DIGEST).to_body()),
+        received=OVERHEAD_BYTES + len(request.to_body()) + size,
+        broadcast=size,
     )
-    model = 2 * _model_bytes(segments)
+
+
+def _end(plan: RunPlan, segments: Segments, notice: int) -> Exchange:
+    """Return the last exchange: the model where silos lack it, and another average."""
+    request = EndRequest(round_number=plan.num_rounds, head=_HEAD, model=_DIGEST)
+    copies = (not plan.update.broadcast_bits) + (plan.aggregation.ema_decay > 0)
+    model = copies * _model_bytes(segments)
     return Exchange(
         round_number=0,
         stage="end",
@@ -310,11 +339,20 @@ def vector_by_part(
     return parts
 
 
-def broadcast_by_part(segments: Segments) -> dict[str, int]:
-    """Return how many bytes of one broadcast model belong to each part."""
+def broadcast_by_part(segments: Segments, broadcast_bits: int = 0) -> dict[str, int]:
+    """Return how many bytes of one broadcast belong to each part.
+
+    Args:
+        broadcast_bits: of a level of a quantised difference, which has a range for each
+            tensor besides; the byte in which a tensor ends counts to it. 0: float32.
+    """
     parts = {part: 0 for part, _ in segments}
+    end = before = 0
     for part, length in segments:
-        parts[part] += _FLOAT_BYTES * length
+        end += length * (broadcast_bits or 8 * _FLOAT_BYTES)
+        whole = -(-end // 8)
+        parts[part] += whole - before + (_FLOAT_BYTES if broadcast_bits else 0)
+        before = whole
     return parts
 
 
@@ -323,12 +361,13 @@ def broadcast_by_part(segments: Segments) -> dict[str, int]:
 _MODEL_PARTS: Mapping[int, tuple[int, tuple[int, ...]]] = {
     Kind.ROUND: (4, (1,)),
     Kind.END: (4, (1, 2)),
+    Kind.BROADCAST: (3, (0, 1, 2)),
 }
-"""By kind: byte strings of a body, and which of them are parameters of the model."""
+"""By kind: byte strings of a body, and which of them are the model."""
 
 
 def broadcast_bytes(request: BytesLike) -> int:
-    """Return how many bytes of a message to a silo are parameters of the global model.
+    """Return how many bytes of a message to a silo are the global model, or change it.
 
     Both ends count what they sent or received with this one function. What is no
     message, or not of this version, has none.

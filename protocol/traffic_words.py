@@ -38,7 +38,8 @@ def traffic_lines(
     if plan.num_rounds > 1:
         parts = _parts(vector_by_part(plan, segments, 2))
         yield f"  vector of a later round by part: {parts}"
-    yield f"  one broadcast model by part: {_parts(broadcast_by_part(segments))}"
+    parts = _parts(broadcast_by_part(segments, plan.update.broadcast_bits))
+    yield f"  one broadcast by part: {parts}"
 
 
 def _both(least: Exchange, most: Exchange) -> str:

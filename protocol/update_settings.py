@@ -29,6 +29,10 @@ MAX_WEIGHT = 1 << 32
 """The largest ``max_weight`` of secret weights."""
 
 
+BROADCAST_BITS = (4, 16)
+"""Fewest and most bits of a level of the quantised down-link."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class UpdateConfig:
     """What leaves a silo, and in which form.
@@ -47,6 +51,11 @@ class UpdateConfig:
     ``weights`` are equal, or the numbers declared for the silos in the plan, or secret:
     each silo's number of examples, up to ``max_weight``, of which the aggregator learns
     the sum alone.
+
+    ``form`` "float32" sends updates unquantised, in the clear: FedAvg as it is, for
+    comparisons. With ``broadcast_bits`` from 4 to 16 the way down is quantised, too
+    (``protocol.broadcast``); 0 broadcasts float32. With ``error_feedback`` a silo adds
+    what quantisation took from its last summed update to the next one.
     """
 
     selection: Literal["full", "usplit", "ulatdec", "udec", "parts"] = "full"
@@ -58,6 +67,9 @@ class UpdateConfig:
     rounding: Literal["stochastic", "nearest"] = "stochastic"
     weights: Literal["equal", "declared", "secret"] = "equal"
     max_weight: int = 0
+    form: Literal["grid", "float32"] = "grid"
+    broadcast_bits: int = 0
+    error_feedback: bool = False
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -71,6 +83,14 @@ class UpdateConfig:
             2 <= self.value_bits <= MAX_VALUE_BITS,
             f"value_bits: must be 2 to {MAX_VALUE_BITS}, is {self.value_bits}",
         )
+        least, most = BROADCAST_BITS
+        require(
+            self.broadcast_bits == 0 or least <= self.broadcast_bits <= most,
+            f"broadcast_bits: must be 0 (float32) or {least} to {most}, is "
+            f"{self.broadcast_bits}",
+        )
+        if self.form == "float32":
+            self._check_float32()
         if self.weights == "secret":
             require(
                 1 <= self.max_weight <= MAX_WEIGHT,
@@ -82,6 +102,29 @@ class UpdateConfig:
                 self.max_weight == 0,
                 f'max_weight: belongs to weights "secret", not "{self.weights}"',
             )
+
+    def _check_float32(self) -> None:
+        """Refuse what belongs to a grid, which unquantised updates do not have."""
+        require(
+            not self.rotation,
+            'rotation: spreads an update for its quantisation; with form "float32" '
+            "nothing is quantised",
+        )
+        require(
+            self.weights != "secret",
+            'weights: "secret" hides in a masked sum, which form "float32" does not '
+            'have; use "declared" or "equal"',
+        )
+        require(
+            not self.error_feedback,
+            'error_feedback: makes up for a quantisation that form "float32" does not '
+            "have",
+        )
+        require(
+            not self.is_dealt,
+            f'selection: "{self.selection}" deals parts of the vector; form "float32" '
+            "sums whole ones",
+        )
 
     def _check_parts(self) -> None:
         """Check that parts are named where the selection asks for them."""
@@ -114,7 +157,7 @@ class UpdateConfig:
 
     def field_bits(self, round_number: int, num_silos: int) -> int:
         """Return the bits that one packed value occupies in a round."""
-        if self.is_wide(round_number):
+        if self.is_wide(round_number) or self.form == "float32":
             return FIRST_ROUND_FIELD_BITS
         return field_bits_for(self.value_bits, num_silos)
 

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 from diffusion.config import UNetConfig
+from protocol.broadcast import down_bytes
 from protocol.classes import class_sentences
 from protocol.mechanism import not_covered, run_epsilon, steps_per_round
 from protocol.noise_claim import plan_sentences, upward
@@ -87,6 +88,8 @@ def explain(plan: RunPlan, policy: Policy) -> list[str]:
         f"{leaving.first_round_bytes:,} bytes "
         f"in the first round, {leaving.later_round_bytes:,} in each later one, "
         f"{leaving.total_bytes:,} in all, and a few kB of keys, shares and signatures.",
+        *_feedback_sentences(plan),
+        _down_sentence(plan),
         *_dealing_sentences(plan),
         *_proximal_sentences(plan),
         _weights_sentence(update),
@@ -190,6 +193,8 @@ def _form(update: UpdateConfig) -> str:
     if update.clipping == "previous-mean":
         clipped += " or three times the norm of the mean update before, if that is less"
     rotated = ", rotated" if update.rotation else ""
+    if update.form == "float32":
+        return f"{clipped}, in float32 without quantisation"
     return f"{clipped}{rotated} and quantised to {update.value_bits} bits"
 
 
@@ -201,6 +206,33 @@ def _proximal_sentences(plan: RunPlan) -> list[str]:
         f"Training: a proximal term (mu {plan.training.proximal_mu:g}) keeps what is "
         "federated near the global parameters of the round."
     ]
+
+
+def _feedback_sentences(plan: RunPlan) -> list[str]:
+    """Say what of an update waits in the silo for a later round, if anything does."""
+    if not plan.update.error_feedback:
+        return []
+    return [
+        "Error feedback: what quantisation takes from an update stays on this silo's "
+        "disk and is added to its next one, before the clip."
+    ]
+
+
+def _down_sentence(plan: RunPlan) -> str:
+    """Say in which form the global model comes."""
+    from diffusion.model import make_model
+    from diffusion.parameters import selected_layout
+
+    network, update = make_model(plan.model, 0), plan.update
+    segments = selected_layout(network, update.selection, update.parts).segments
+    later, end = (down_bytes(plan, segments, number) for number in (2, 0))
+    bits = plan.update.broadcast_bits
+    form = f"as a difference of {bits} bits a value" if bits else "in float32"
+    return (
+        "What comes: nothing before the first round, whose model this silo makes by "
+        f"itself; then the global parameters {form}, {later:,} bytes before each round "
+        f"and {end:,} at the end, and the same kB of the protocol."
+    )
 
 
 def _weights_sentence(update: UpdateConfig) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from crypto.encoding import BytesLike
 from crypto.keys import IdentityKey
 from crypto.secagg.silo_state import SlotProgress
-from protocol import records
+from protocol import model_records, records
 from protocol.envelope import RoundRequest
 from protocol.plan import RunPlan
 from protocol.stretches import Dealing, dealt_record
@@ -81,6 +81,15 @@ class Evidence:
                 field_bits=field_bits,
             )
         )
+
+    def hold(self, round_number: int, model: str) -> None:
+        """Record which model this silo holds; it is on disk when this returns."""
+        self._transcript.append(
+            model_records.ModelHeld(
+                round_number=round_number, silo=self._name, parameters=model
+            )
+        )
+        self._transcript.sync()
 
     def dealt(self, place: Place, dealing: Dealing) -> None:
         """Record which silos fill which stretch of the vector, as this silo sees it."""
@@ -152,13 +161,11 @@ class Evidence:
             )
         )
 
-    def finish(self, round_number: int, parameters: bytes, average: bytes) -> Head:
+    def finish(self, round_number: int, parameters: str, average: str) -> Head:
         """Record the digests of the last model; return the head that says so."""
         self._transcript.append(
             records.Finished(
-                round_number=round_number,
-                parameters=parameters.hex(),
-                average=average.hex(),
+                round_number=round_number, parameters=parameters, average=average
             )
         )
         return self._transcript.sign_head()

@@ -15,6 +15,7 @@ ROUND      READY (or PLAIN)    training, update, quantisation
 ACTIVE     MASKED              the update leaves, masked
 SURVIVORS  CONFIRM             this silo signs whose updates the sum holds
 CONFIRMS   REVEAL              shares of the masks; the update is destroyed
+BROADCAST  HELD                the differences to the next global model, where quantised
 END        END_SEEN            the run is over; nothing else is answered from now on
 ========== =================== ==================================================
 
@@ -31,6 +32,7 @@ from contextlib import ExitStack
 from crypto.encoding import BytesLike
 from crypto.frame import AGGREGATOR, Header, read_header
 from crypto.frame import Kind as SecAggKind
+from protocol.broadcast import Broadcast, Held
 from protocol.envelope import (
     EndReply,
     EndRequest,
@@ -51,7 +53,13 @@ from silo.private_round import PrivateRounds
 from silo.refusals import LocalTrouble, Refusable
 from silo.resources import LocalResources
 from silo.secure_upload import SecureUpload
-from silo.stages import IN_SLOT, OUTSIDE_ROUNDS, STAGES, WITHOUT_MASKS
+from silo.stages import (
+    AFTER_THE_END,
+    IN_SLOT,
+    OUTSIDE_ROUNDS,
+    STAGES,
+    WITHOUT_MASKS,
+)
 from silo.store import RunStore
 from silo.trainer import RoundTrainer
 
@@ -91,10 +99,12 @@ class SiloSession:
             )
             trained = store.load_trained()
             self._asked_round = trained.round_number if trained else 0
+            self._held_round = 0
             if self._private is not None and trained is not None:
                 self._private.check_ledger(trained.ledger)
             self._secure = SecureUpload(plan, store, self._identity, self._silo)
             opened.callback(self._secure.close)
+            self._trainer.residual.settle(self._secure.latest_slot)
             self._evidence = Evidence(
                 store.transcript, plan, self._silo, resources.identity
             )
@@ -155,6 +165,8 @@ class SiloSession:
         if stage == "envelopes":
             self._secure.join(request)
             return self._envelope(Kind.JOINED, b"", setup=header.setup), 0
+        if stage == "broadcast":
+            return self._hold(Broadcast.from_body(body)), 0
         if stage == "ready":
             return self._enter_round(header, RoundRequest.from_body(body))
         if stage == "masked":
@@ -171,10 +183,12 @@ class SiloSession:
         Raises:
             PolicyViolation: with the reason.
         """
-        if self.is_finished and stage != "end":
+        if self.is_finished and stage not in AFTER_THE_END:
             raise PolicyViolation("the run is over")
         if self._plan.protection.method == "none" and stage not in WITHOUT_MASKS:
             raise PolicyViolation(f"{stage} in a run without secure aggregation")
+        if stage == "broadcast" and not self._plan.update.broadcast_bits:
+            raise PolicyViolation("a broadcast in a run whose rounds bring the model")
 
     def _refuse(self, stage: str, header: Header | None, error: Exception) -> bytes:
         """Record a refusal; return the signed envelope that says so.
@@ -199,6 +213,8 @@ class SiloSession:
         """Return the round that a stage's records belong to, if any, else 0."""
         if stage in OUTSIDE_ROUNDS:
             return 0
+        if stage == "broadcast":
+            return self._held_round
         latest = self._secure.latest_slot
         if stage in IN_SLOT and latest is not None:
             return latest.round_number
@@ -227,6 +243,22 @@ class SiloSession:
         ready = self._secure.ready(header.slot, request.round_number, digest)
         return self._with_ledger(header, ready), 0
 
+    def _hold(self, message: Broadcast) -> bytes:
+        """Move to the next global model; say which one this silo holds.
+
+        After the end of the run nothing moves any more.
+        """
+        number = message.round_number
+        if number > self._plan.num_rounds or 0 < number < self._asked_round:
+            raise PolicyViolation(f"a broadcast for round {number}")
+        self._held_round = number
+        held = self._trainer.held.digest()
+        if not self.is_finished:
+            held = self._trainer.held.take(message)
+            if held == message.model:
+                self._evidence.hold(number, held)
+        return self._envelope(Kind.HELD, Held(model=held).to_body())
+
     def _dealing(self, round_number: int) -> Dealing:
         """Return which silos fill which stretch of a round's vector."""
         if self._plan.protection.method == "none":
@@ -251,6 +283,7 @@ class SiloSession:
     def _close_slot(self, notice: BytesLike) -> None:
         """Take note of the sum of the slot before, which the aggregator announces."""
         slot = self._secure.close_slot(notice) if notice else None
+        self._trainer.residual.settle(self._secure.latest_slot)
         if slot is not None:
             self._evidence.sum(slot, setup=read_header(notice).setup)
 
@@ -304,19 +337,20 @@ class SiloSession:
 
         Asked again, it answers with the same head.
         """
-        parameters = self._trainer.digest_of(request.parameters)
-        average = self._trainer.digest_of(request.average)
+        average = self._trainer.last_average(request)
         self._evidence.see_head(request.head, request.round_number)
         if (last_reply := self._store.load_last_reply()) is not None:
             return last_reply
         self._close_slot(request.sum_notice)
-        self._trainer.save_model(request.average)
+        self._trainer.save_model(average)
+        self._trainer.residual.forget()
         if self._private is not None:
             ledger_head = self._private.head
             self._private.finish()
             if self._private.head != ledger_head:
                 self._evidence.spend(self._private.record(self._asked_round))
-        head = self._evidence.finish(request.round_number, parameters, average)
+        digests = (request.model, self._trainer.held.digest_of(average))
+        head = self._evidence.finish(request.round_number, *digests)
         reply = self._envelope(Kind.END_SEEN, EndReply(head=head).to_body())
         self._store.save_finished(reply)
         return reply

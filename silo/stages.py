@@ -9,6 +9,7 @@ STAGES: Mapping[int, str] = {
     Kind.OPEN_SETUP: "setup",
     SecAggKind.KEYS: "shares",
     SecAggKind.ENVELOPES: "envelopes",
+    Kind.BROADCAST: "broadcast",
     Kind.ROUND: "ready",
     SecAggKind.ACTIVE: "masked",
     SecAggKind.SURVIVORS: "confirm",
@@ -23,5 +24,8 @@ OUTSIDE_ROUNDS = ("setup", "shares", "envelopes", "end")
 IN_SLOT = ("masked", "confirm", "reveal")
 """Stages that belong to the round of the latest slot."""
 
-WITHOUT_MASKS = ("ready", "end")
+WITHOUT_MASKS = ("broadcast", "ready", "end")
 """The only stages of a run whose updates leave in the clear."""
+
+AFTER_THE_END = ("broadcast", "end")
+"""Stages that a silo answers again when the run is over for it; nothing changes."""

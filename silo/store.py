@@ -10,6 +10,8 @@
         trained.safetensors    what it was made from, as long, where parts are dealt
         training.safetensors   Adam's moments, and the parts that stay local
         round.json             round number, model digest
+      held.safetensors         the global model, where it comes as differences
+      residual                 what is added to the next update; secret, mode 0600
       finished                 the answer to END
 
 A round's folder appears only when training has ended: a silo asked again for the same

@@ -8,30 +8,39 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from crypto.encoding import BytesLike
 from crypto.secagg.upload import Upload
 from diffusion.checkpoint import Checkpoint, save_checkpoint
 from diffusion.initial import first_model
 from diffusion.parameters import (
+    Vector,
     flatten,
     load_parameters,
-    parameters_digest,
     parameters_of,
     selected_layout,
     unflatten,
 )
 from diffusion.schedule import make_schedule
-from protocol.envelope import RoundRequest, floats_from_bytes, floats_to_bytes
+from protocol.envelope import (
+    EndRequest,
+    RoundRequest,
+    floats_from_bytes,
+    floats_to_bytes,
+    model_digest,
+)
 from protocol.grids import RoundGrid, round_grid
 from protocol.plan import RunPlan
 from protocol.stretches import EVERYTHING, Agreed, Dealing, make_dealing
 from silo.data import ImageSet
 from silo.errors import DataError, PolicyViolation
+from silo.feedback import Residual, RoundResidual
+from silo.held_model import HeldModel
 from silo.noisy_round import NoisyRounds
 from silo.private_round import PrivateRounds
 from silo.proximal import proximal_term
 from silo.store import RunStore, TrainedRound
 from silo.training import Progress, Tensors, TrainingState, train
-from silo.update import check_weight, make_update
+from silo.update import check_weight, make_update, own_weight
 
 
 class RoundTrainer:
@@ -79,7 +88,9 @@ class RoundTrainer:
         self._schedule = make_schedule(plan.schedule).to(device)
         first = self._parameters()
         self._first_parts = self._local_parts(first)
-        self._first_shared = floats_to_bytes(flatten(first, self._layout))
+        shared, bits = flatten(first, self._layout), plan.update.broadcast_bits
+        self.held = HeldModel(store.folder, self._layout, shared, bits)
+        self.residual = Residual(store.folder, self._layout, silo)
 
     def field_bits(self, round_number: int) -> int:
         """Return the bits of one packed field in a round."""
@@ -107,13 +118,36 @@ class RoundTrainer:
             raise PolicyViolation(f"the update of round {number} was revealed already")
 
     def _check_start(self, request: RoundRequest) -> None:
-        """Refuse a first model of the aggregator's own, and a grid out of place."""
-        is_first = request.round_number == 1
-        if is_first and request.parameters != self._first_shared:
-            raise PolicyViolation(
-                "the model of round 1 is not the one that the plan's seed gives"
-            )
+        """Refuse a model that the silo holds or that is another, and a wrong grid."""
+        number = request.round_number
+        if len(request.parameters) and (
+            number == 1 or self._plan.update.broadcast_bits
+        ):
+            raise PolicyViolation(f"round {number} brings a model that silos hold")
+        self._shared(request)
         self._grid(request)
+
+    def _shared(self, request: RoundRequest) -> Vector:
+        """Return the shared parameters of a request: sent, or held here.
+
+        Raises:
+            EnvelopeRejected: of another length, NaN or infinity.
+            PolicyViolation: they are not those that the request names.
+        """
+        shared = self._sent_or_held(request.parameters)
+        digest = model_digest(floats_to_bytes(shared), request.ranges)
+        if digest != request.model_digest():
+            origin = "that came" if len(request.parameters) else "that this silo holds"
+            raise PolicyViolation(
+                f"the model of round {request.round_number} is not the one {origin}"
+            )
+        return shared
+
+    def _sent_or_held(self, sent: BytesLike) -> Vector:
+        """Return shared parameters as they came, or those held where none came."""
+        if not len(sent):
+            return self.held.vector()
+        return floats_from_bytes(sent, self._layout.size)
 
     def _grid(self, request: RoundRequest) -> RoundGrid:
         """Return the grid of a request.
@@ -157,7 +191,7 @@ class RoundTrainer:
             if trained.stretches != own:
                 self._pack_again(request, replace(trained, stretches=own))
             return
-        shared = floats_from_bytes(request.parameters, self._layout.size)
+        shared = self._shared(request)
         grid = self._grid(request)
         state, local = self._store.load_training()
         load_parameters(self._model, local or self._first_parts)
@@ -201,30 +235,48 @@ class RoundTrainer:
         before: Tensors,
         after: Tensors,
     ) -> npt.NDArray[np.uint64]:
-        """Return the packed update of a round: some stretches of it."""
-        return make_update(
+        """Return the packed update of a round: some stretches of it.
+
+        What it lacks is on disk then, where the plan has error feedback.
+        """
+        number, grid = request.round_number, self._grid(request)
+        residual = None
+        if self._plan.update.error_feedback:
+            residual = RoundResidual(
+                self._plan,
+                self._layout,
+                grid,
+                round_number=number,
+                own=own,
+                weight=own_weight(self._plan, self._silo, len(self._images)),
+                current=self.residual.current(),
+            )
+        words = make_update(
             self._plan,
             self._layout,
-            self._grid(request),
+            grid,
             silo=self._silo,
-            round_number=request.round_number,
-            field_bits=self.field_bits(request.round_number),
+            round_number=number,
+            field_bits=self.field_bits(number),
             num_examples=len(self._images),
             local=after,
             global_=before,
             own=own,
+            residual=residual,
         )
+        if residual is not None:
+            self.residual.pend(number, residual.after(words))
+        return words
 
     def _pack_again(self, request: RoundRequest, trained: TrainedRound) -> None:
         """Store the update of a trained round anew, for other stretches.
 
         The model of the request is the one that was trained (:meth:`check_round`).
         """
-        shared = floats_from_bytes(request.parameters, self._layout.size)
         words = self._pack(
             request,
             trained.stretches,
-            unflatten(shared, self._layout),
+            unflatten(self._shared(request), self._layout),
             self._store.load_shared(trained.round_number),
         )
         self._store.replace_update(trained, words)
@@ -277,25 +329,24 @@ class RoundTrainer:
             raise PolicyViolation(f"the update of round {round_number} is damaged")
         return upload
 
-    def digest_of(self, parameters: bytes) -> bytes:
-        """Return the digest of shared parameters as they come over the wire.
+    def last_average(self, request: EndRequest) -> Vector:
+        """Return the average of the last shared parameters, float32 ``[d]``.
 
         Raises:
-            EnvelopeRejected: another length, NaN or infinity.
+            EnvelopeRejected: of another length, NaN or infinity.
+            PolicyViolation: the parameters are not those that the request names.
         """
-        shared = unflatten(
-            floats_from_bytes(parameters, self._layout.size), self._layout
-        )
-        return parameters_digest(shared, self._layout)
+        shared = self._sent_or_held(request.parameters)
+        if self.held.digest_of(shared) != request.model:
+            raise PolicyViolation("the last model is not the one here")
+        if not request.average:
+            return shared
+        return floats_from_bytes(request.average, self._layout.size)
 
-    def save_model(self, average: bytes) -> None:
-        """Save the finished model: the shared average, and this silo's own parts.
-
-        Raises:
-            EnvelopeRejected: another length, NaN or infinity.
-        """
+    def save_model(self, average: Vector) -> None:
+        """Save the finished model: the shared average, and this silo's own parts."""
         _, local = self._store.load_training()
-        shared = unflatten(floats_from_bytes(average, self._layout.size), self._layout)
+        shared = unflatten(average, self._layout)
         checkpoint = Checkpoint(
             model=self._plan.model,
             schedule=self._plan.schedule,

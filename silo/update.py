@@ -13,10 +13,12 @@ from diffusion.parameters import ParameterLayout, difference
 from privacy.clipping import clip
 from privacy.quantization import Quantizer
 from privacy.rotation import rotate
+from protocol.float_form import floats_to_words
 from protocol.grids import RoundGrid, sign_seed
 from protocol.plan import RunPlan
 from protocol.stretches import EVERYTHING
 from silo.errors import DataError
+from silo.feedback import RoundResidual
 from silo.training import Tensors
 
 logger = logging.getLogger(__name__)
@@ -49,6 +51,7 @@ def make_update(
     local: Tensors,
     global_: Tensors,
     own: Sequence[int] = EVERYTHING,
+    residual: RoundResidual | None = None,
 ) -> npt.NDArray[np.uint64]:
     """Return this silo's update as packed words, ready to be masked.
 
@@ -56,7 +59,9 @@ def make_update(
     dithered from the operating system's generator unless the plan says ``nearest``.
     With secret weights ``num_examples`` is one more word, behind those of the values.
     Of a vector in several stretches (``protocol.stretches``) the silo's ``own`` are
-    returned in a row; they are clipped together, and the rest is left out.
+    returned in a row; they are clipped together, and the rest is left out. With form
+    "float32" the clipped update is returned as it is. With error feedback ``residual``
+    is added before the clip, and told of the clipped update.
 
     Guarantees: the L2 norm before the rotation is at most the round's clipping norm,
     and the sum over all silos of the plan cannot leave its fields; secret weights sum
@@ -77,9 +82,15 @@ def make_update(
     rows = np.split(vector, np.cumsum([grid.length for grid in grids])[:-1])
     for stretch, row in zip(stretches, rows, strict=True):
         difference(local, global_, stretch, row[: stretch.size])
+    if residual is not None:
+        residual.add_to(rows)
     padding = rows[-1].size - stretches[-1].size
     clip(vector[: vector.size - padding], numbers.clipping_norm)
-    weight, random = _weight(plan, silo, num_examples), None
+    if residual is not None:
+        residual.keep(rows)
+    if plan.update.form == "float32":
+        return floats_to_words(vector)
+    weight, random = own_weight(plan, silo, num_examples), None
     if plan.update.rounding == "stochastic":
         random = SecretRandom(os.urandom(MASK_SEED_BYTES))
     num_clamped, packed = 0, np.split(words, np.cumsum(lengths)[:-1])
@@ -95,7 +106,7 @@ def make_update(
     return words
 
 
-def _weight(plan: RunPlan, silo: int, num_examples: int) -> float:
+def own_weight(plan: RunPlan, silo: int, num_examples: int) -> float:
     """Return this silo's factor in the sum, 1 for the heaviest."""
     if plan.update.weights == "secret":
         return num_examples / plan.update.max_weight

@@ -11,6 +11,7 @@ from audits.findings import Severity
 from diffusion.model import make_model
 from diffusion.parameters import part_lengths
 from protocol import records, traffic
+from protocol.aggregation_settings import AggregationConfig
 from protocol.dealing import PARTS
 from protocol.model_records import Dealt
 from protocol.settings import TrainingConfig
@@ -57,6 +58,21 @@ DRAFTS = {
             num_rounds=3,
             protection=replace(PLAIN, min_cohort=2),
             update=UpdateConfig(selection="usplit", rotation=True, value_bits=8),
+        ),
+    ),
+    "quantised down, an average": (
+        3,
+        tiny_draft(
+            num_rounds=3,
+            update=UpdateConfig(broadcast_bits=5, error_feedback=True),
+            aggregation=AggregationConfig(ema_decay=0.5),
+        ),
+    ),
+    "float32": (
+        2,
+        tiny_draft(
+            protection=replace(PLAIN, min_cohort=2),
+            update=UpdateConfig(form="float32"),
         ),
     ),
     "dp-sgd": (3, private_draft(num_rounds=1, update=UpdateConfig(value_bits=4))),

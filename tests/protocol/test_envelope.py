@@ -24,6 +24,7 @@ from protocol.envelope import (
     floats_to_bytes,
     join_body,
     make_envelope,
+    model_digest,
     open_envelope,
     split_body,
 )
@@ -37,11 +38,14 @@ ROUND = RoundRequest(
     round_number=2,
     attempt=1,
     head=HEAD,
+    model="0c" * 32,
     parameters=b"\x00\x00\x80?" * 3,
     ranges=b"\x00\x00\x00@",
     sum_notice=b"signed",
 )
-END = EndRequest(round_number=3, head=HEAD, parameters=b"1234", average=b"5678")
+END = EndRequest(
+    round_number=3, head=HEAD, model="0d" * 32, parameters=b"1234", average=b"5678"
+)
 END_SEEN = EndReply(head=HEAD)
 REFUSAL = Refusal(stage="masked", check="threshold: 2 of 3")
 BODIES = [ROUND, END, END_SEEN, REFUSAL]
@@ -132,13 +136,15 @@ def _num_parts(message):
     return {RoundRequest: 4, EndRequest: 4, EndReply: 1}.get(type(message), 0)
 
 
-NUMBERS = {"round_number": 2, "attempt": 1}
+NUMBERS = {"round_number": 2, "attempt": 1, "model": "0c" * 32}
 
 
 @pytest.mark.parametrize(
     ("message", "table", "expected"),
     [
-        (ROUND, {"round_number": 2}, "exactly round_number, attempt"),
+        (ROUND, {"round_number": 2}, "exactly round_number, attempt, model"),
+        (ROUND, NUMBERS | {"model": 1}, "model must be text"),
+        (ROUND, NUMBERS | {"model": "0c"}, "model: must be 64"),
         (ROUND, NUMBERS | {"more": 1}, "exactly round_number"),
         (ROUND, NUMBERS | {"round_number": 0}, "round_number must be"),
         (ROUND, NUMBERS | {"round_number": 2**31}, "round_number must"),
@@ -147,7 +153,8 @@ NUMBERS = {"round_number": 2, "attempt": 1}
         (ROUND, NUMBERS | {"round_number": "1"}, "round_number must be"),
         (ROUND, NUMBERS | {"attempt": -1}, "attempt must be"),
         (END, {}, "exactly round_number"),
-        (END, {"round_number": None}, "round_number must be"),
+        (END, {"round_number": None, "model": "0c" * 32}, "round_number must"),
+        (END, {"round_number": 1, "model": "0C" * 32}, "model: must be 64"),
         (END_SEEN, {"head": 1}, "exactly nothing"),
         (REFUSAL, {"stage": "x"}, "exactly stage, check"),
         (REFUSAL, {"stage": 1, "check": "x", "accused": 0}, "stage must be text"),
@@ -321,21 +328,16 @@ def test_an_unknown_version_is_refused():
 # The model's digest.
 
 
-def model(parameters, ranges):
-    request = dataclasses.replace(ROUND, parameters=parameters, ranges=ranges)
-    return request.model_digest()
-
-
 def test_the_model_digest_by_hand():
     expected = hashlib.sha256(
         b"cloister/1/model-digest\x00" + prefixed(b"abcd", b"ef")
     ).digest()
-    assert model(b"abcd", b"ef") == expected
+    assert model_digest(b"abcd", b"ef") == expected
 
 
 def test_the_model_digest_binds_parameters_and_ranges():
     pairs = [(b"ab", b"c"), (b"a", b"bc"), (b"abc", b""), (b"", b"abc"), (b"c", b"ab")]
-    assert len({model(*pair) for pair in pairs}) == len(pairs)
+    assert len({model_digest(*pair) for pair in pairs}) == len(pairs)
 
 
 @given(st.binary(max_size=20), st.binary(max_size=20), st.data())
@@ -344,14 +346,11 @@ def test_every_bit_counts_for_the_model_digest(parameters, ranges, data):
     place = data.draw(st.integers(0, len(content) - 1))
     content[place] ^= 1 << data.draw(st.integers(0, 7))
     changed = bytes(content[: len(parameters)]), bytes(content[len(parameters) :])
-    assert model(parameters, ranges + b"\x00") != model(*changed)
+    assert model_digest(parameters, ranges + b"\x00") != model_digest(*changed)
 
 
-def test_the_model_digest_is_of_the_model_alone():
-    other = dataclasses.replace(
-        ROUND, round_number=9, attempt=9, sum_notice=b"", head=END_SEEN.head
-    )
-    assert other.model_digest() == ROUND.model_digest()
+def test_a_request_states_the_model_digest():
+    assert ROUND.model_digest().hex() == ROUND.model
 
 
 # Vectors of reals.

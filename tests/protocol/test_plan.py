@@ -63,6 +63,8 @@ def rejection(load, path):
 
 
 SECRET = {"update.weights": "secret", "update.max_weight": 1000}
+FLOAT32 = {"update.form": "float32", "protection.method": "none"}
+FEEDBACK = {"update.error_feedback": True}
 
 
 @pytest.mark.parametrize(
@@ -108,6 +110,16 @@ SECRET = {"update.weights": "secret", "update.max_weight": 1000}
         ({"update.weights": "hidden"}, "update.weights: "),
         ({"update.weights": "secret"}, "update.max_weight: must be 1 to"),
         ({"update.max_weight": 9}, "update.max_weight: belongs to weights"),
+        ({"update.form": "float16"}, "update.form: "),
+        ({"update.form": "float32"}, 'update.form: "float32" needs protection.method'),
+        (FLOAT32 | {"update.rotation": True}, "update.rotation: spreads an update"),
+        (FLOAT32 | SECRET, 'update.weights: "secret" hides in a masked sum'),
+        (FLOAT32 | {"update.selection": "usplit"}, 'update.selection: "usplit" deals'),
+        (FLOAT32 | FEEDBACK, "update.error_feedback: makes up for a quantisation"),
+        ({"protection.method": "none"} | FEEDBACK, "update.error_feedback: needs"),
+        ({"update.broadcast_bits": 3}, "update.broadcast_bits: must be 0 (float32)"),
+        ({"update.broadcast_bits": 17}, "update.broadcast_bits: must be 0 (float32)"),
+        ({"update.broadcast_bits": True}, "update.broadcast_bits: "),
         ({"privacy.mechanism": "dp-sgd"}, "privacy.epsilon: give the target"),
         (DP_SGD | {"privacy.delta": 0.0}, "privacy.delta: "),
         (DP_SGD | {"privacy.sample_rate": 0.0}, "privacy.sample_rate: "),
@@ -303,6 +315,9 @@ OTHER_VALUES = {
     "update.rounding": "nearest",
     "update.weights": "declared",
     "update.max_weight": 9,
+    "update.form": "float32",
+    "update.broadcast_bits": 8,
+    "update.error_feedback": True,
     "protection.method": "none",
     "protection.threshold": 5,
     "protection.min_cohort": 4,
@@ -372,7 +387,7 @@ def test_every_field_is_walked():
     }
 
 
-TOGETHER = {"training.local_epochs", "update.max_weight"}
+TOGETHER = {"training.local_epochs", "update.max_weight", "update.form"}
 """Fields that can change only with another one."""
 
 

@@ -3,6 +3,7 @@
 import pytest
 
 from protocol import traffic
+from protocol.broadcast import difference_bytes
 from protocol.traffic_words import traffic_lines
 from protocol.update_settings import ProtectionConfig, UpdateConfig
 from tests.silo.conftest import tiny_plan
@@ -20,12 +21,19 @@ def test_in_words():
     # 15 values of 32 bits: 8 words; then of 21 bits (16 and 3 silos), 5 words.
     assert lines(plan).count("vector 104,") == 1
     assert lines(plan).count("vector 312,") == 1
-    assert "broadcast 240, protocol" in lines(plan)  # two rounds, and twice at the end
+    assert "broadcast 120, protocol" in lines(plan)  # round 2, and the end
     text = lines(plan, per_round=True)
     assert "each silo, round 1: 160 bytes up (vector 64, protocol 96)" in text
     assert "vector of round 1 by part: encoder 24, bottleneck 24, decoder 16" in text
     assert "of a later round by part: encoder 16, bottleneck 16, decoder 8" in text
-    assert "one broadcast model by part: encoder 20, bottleneck 28, decoder 12" in text
+    assert "one broadcast by part: encoder 20, bottleneck 28, decoder 12" in text
+
+
+def test_differences_by_part():
+    """Levels of 4 bits: 2.5, 6 and 7.5 bytes in all, and a range for each tensor."""
+    parts = traffic.broadcast_by_part(SEGMENTS, 4)
+    assert parts == {"encoder": 3 + 4, "bottleneck": 3 + 4, "decoder": 2 + 4}
+    assert sum(parts.values()) == difference_bytes([n for _, n in SEGMENTS], 4)
 
 
 @pytest.mark.parametrize(("num_silos", "words"), [(4, "vector 256,"), (5, "to ")])

@@ -94,6 +94,10 @@ class TestExplain:
             ({}, "Weights: all silos count alike."),
             ({"rotation": True}, "clipped to norm 5, rotated and quantised"),
             ({"clipping": "previous-mean"}, "three times the norm of the mean update"),
+            ({}, "What comes: nothing before the first round, whose model this silo"),
+            ({}, "then the global parameters in float32"),
+            ({"broadcast_bits": 8}, "as a difference of 8 bits a value"),
+            ({"error_feedback": True}, "Error feedback: what quantisation takes"),
             ({"weights": "declared"}, "Weights: the numbers that the plan declares"),
             (
                 {"weights": "secret", "max_weight": 2000},
