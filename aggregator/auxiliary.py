@@ -44,8 +44,9 @@ from protocol.auxiliary import (
     content_bytes,
     samples_per_silo,
 )
+from protocol.bodies import floats_from_bytes
 from protocol.calibration_settings import MAX_IMAGES, AuxiliaryLabel
-from protocol.envelope import Kind, floats_from_bytes, open_envelope
+from protocol.envelope import Kind, open_envelope
 from protocol.model_records import AuxiliaryImages, AuxiliarySent
 from protocol.plan import RunPlan
 

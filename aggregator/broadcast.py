@@ -16,8 +16,9 @@ from aggregator.state import RoundState
 from crypto.encoding import BytesLike
 from diffusion.parameters import ParameterLayout, flatten, parameters_digest, unflatten
 from protocol import model_records
+from protocol.bodies import floats_to_bytes
 from protocol.broadcast import Broadcast, Difference, Held, make_difference, moved
-from protocol.envelope import Kind, floats_to_bytes, open_envelope
+from protocol.envelope import Kind, open_envelope
 from protocol.errors import EnvelopeRejected
 from protocol.plan import RunPlan
 

@@ -22,7 +22,6 @@ from aggregator.options import (
 )
 from crypto.keys import IdentityKey
 from diffusion.errors import DiffusionError
-from protocol.broadcast import down_bytes
 from protocol.command import missing_extra, reporting_errors, set_up_logging
 from protocol.encoding import to_table
 from protocol.files import (
@@ -41,7 +40,7 @@ from protocol.plan_files import (
     load_unsigned_plan,
     save_plan,
 )
-from protocol.stretches import largest_share
+from protocol.traffic_words import traffic_lines
 
 
 @click.group()
@@ -127,25 +126,17 @@ def plan_sign(plan_path: Path, folder: Path) -> None:
 
 @plan.command("show")
 @plan_argument
-def plan_show(plan_path: Path) -> None:
-    """Show a PLAN: every field, its digest, and what a round moves."""
-    from aggregator.state import shared_layout
+@click.option("--rounds", is_flag=True, help="Show the bytes of each round, by part.")
+def plan_show(plan_path: Path, rounds: bool) -> None:
+    """Show a PLAN: every field, its digest, and every byte that the run moves."""
+    from aggregator.state import shared_segments
 
     shown = load_plan(plan_path)
     click.echo(f"digest = {shown.digest.hex()}")
     for name, value in describe(to_table(shown)):
         click.echo(f"{name} = {value}")
-    layout = shared_layout(shown)
-    sizes = largest_share(shown, [stretch.size for stretch in layout.stretches])
-    first, later = (sum(shown.vector_bytes(n, s) for s in sizes) for n in (1, 2))
-    most = "at most " * shown.update.is_dealt
-    click.echo(f"Each silo sends {most}{sum(sizes):,} values a round:")
-    click.echo(f"  {first:,} bytes in the first round")
-    click.echo(f"  {later:,} bytes in each later one")
-    later, end = (down_bytes(shown, layout.segments, number) for number in (2, 0))
-    click.echo("and receives no parameters before the first round,")
-    click.echo(f"  {later:,} bytes before each later one and {end:,} at the end,")
-    click.echo("besides a few kB of the protocol.")
+    for line in traffic_lines(shown, shared_segments(shown), per_round=rounds):
+        click.echo(line)
     for line in plan_sentences(shown) if shown.privacy.is_in_sum else ():
         click.echo(line)
 

@@ -15,14 +15,14 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from privacy.clipping import Vector
-from protocol.broadcast import MAX_DIFFERENCES, Broadcast, Difference, models_in
-from protocol.envelope import (
+from protocol.bodies import (
     check_names,
     floats_from_bytes,
     floats_to_bytes,
     join_body,
     split_body,
 )
+from protocol.broadcast import MAX_DIFFERENCES, Broadcast, Difference, models_in
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from protocol.envelope import (
 )
 from protocol.errors import ProtocolError
 from protocol.plan import RunPlan
+from protocol.traffic import broadcast_bytes
 from protocol.transcript import TranscriptWriter
 from protocol.transport import Transport
 
@@ -202,5 +203,6 @@ class Exchanges:
                 sent_bytes=len(reply),
                 received_bytes=len(request),
                 vector_bytes=vector_bytes,
+                broadcast_bytes=broadcast_bytes(request),
             )
         )

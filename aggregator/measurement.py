@@ -13,7 +13,8 @@ from aggregator.state import RoundState
 from aggregator.sums import Summation
 from crypto.secagg.parts import whole
 from diffusion.parameters import ParameterLayout, flatten, parameters_digest
-from protocol.envelope import Kind, floats_to_bytes
+from protocol.bodies import floats_to_bytes
+from protocol.envelope import Kind
 from protocol.measurement import (
     MEASURE,
     NUM_WORDS,

@@ -1,8 +1,8 @@
 """One round, as a function from a state to the next; and the run, as its repetition.
 
 The order of a round: sum → mean → apply → calibration → rounding of the down-link →
-transcript → checkpoint → evaluation. A crash between any two of them is made good by the
-next start: what the checkpoint already holds is not done again, what the transcript
+transcript → checkpoint → evaluation. A crash between any two of them is made good by
+the next start: what the checkpoint already holds is not done again, what the transcript
 already says is not said twice.
 """
 
@@ -33,7 +33,8 @@ from diffusion.evaluation import Evaluation
 from diffusion.parameters import ParameterLayout, flatten, parameters_digest
 from privacy.errors import Overflow
 from protocol import model_records, records
-from protocol.envelope import EndReply, EndRequest, Kind, floats_to_bytes, open_envelope
+from protocol.bodies import floats_to_bytes
+from protocol.envelope import EndReply, EndRequest, Kind, open_envelope
 from protocol.grids import round_grid
 from protocol.plan import RunPlan
 from protocol.transcript import read_records
@@ -257,7 +258,7 @@ class Run:
     def _take_head(self, silo: int, reply: BytesLike) -> int:
         """Record the head of a silo's transcript, once its signature holds."""
         _, body = open_envelope(self._plan, reply, sender=silo, kinds=(Kind.END_SEEN,))
-        head = EndReply.from_body(body).head
+        head = EndReply.from_body(body, self._plan.silos[silo].name).head
         head.check(self._plan.digest, self._plan.roster[silo])
         self._transcript.append(
             records.SiloHead(

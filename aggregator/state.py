@@ -19,6 +19,7 @@ from diffusion.parameters import (
     ParameterLayout,
     parameters_digest,
     parameters_of,
+    part_lengths,
     selected_layout,
 )
 from protocol.errors import PlanRejected
@@ -89,6 +90,11 @@ def shared_layout(plan: PlanDraft) -> ParameterLayout:
     """Return names and shapes of the parameters that are federated."""
     model = make_model(plan.model, 0)
     return selected_layout(model, plan.update.selection, plan.update.parts)
+
+
+def shared_segments(plan: PlanDraft) -> tuple[tuple[str, int], ...]:
+    """Return part and length of every federated tensor (``protocol.traffic``)."""
+    return part_lengths(make_model(plan.model, 0), shared_layout(plan))
 
 
 def with_num_values(draft: PlanDraft) -> PlanDraft:

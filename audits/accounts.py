@@ -71,6 +71,7 @@ class StageBytes:
     sent: int = 0
     received: int = 0
     vector: int = 0
+    broadcast: int = 0
 
     def __add__(self, other: "StageBytes") -> "StageBytes":
         """Return the sum, field by field."""
@@ -78,6 +79,7 @@ class StageBytes:
             self.sent + other.sent,
             self.received + other.received,
             self.vector + other.vector,
+            self.broadcast + other.broadcast,
         )
 
 
@@ -163,7 +165,12 @@ class Account:
         """Add the bytes of one stage to their sum."""
         stages = self.traffic.setdefault(record.silo, {})
         name = (record.round_number, record.stage)
-        more = StageBytes(record.sent_bytes, record.received_bytes, record.vector_bytes)
+        more = StageBytes(
+            record.sent_bytes,
+            record.received_bytes,
+            record.vector_bytes,
+            record.broadcast_bytes,
+        )
         stages[name] = stages.get(name, StageBytes()) + more
 
     def _impossible(self, record: Record) -> str:

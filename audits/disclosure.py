@@ -119,10 +119,14 @@ def _compare(silo: Account, aggregator: Account) -> Iterator[Finding]:
     excused = []
     for name in sorted(set(own) | set(theirs)):
         here, there = own.get(name, StageBytes()), theirs.get(name, StageBytes())
-        if here.vector > here.sent or there.vector > there.sent:
+        if any(
+            each.vector > each.sent or each.broadcast > each.received
+            for each in (here, there)
+        ):
             yield fail(
                 "traffic",
-                f"{silo.party}, {_where(name)}: the vector is larger than the message.",
+                f"{silo.party}, {_where(name)}: the vector or the model is larger than "
+                "the message.",
                 party=silo.party,
                 round_number=name[0] or None,
             )
@@ -135,8 +139,9 @@ def _compare(silo: Account, aggregator: Account) -> Iterator[Finding]:
             "traffic",
             f"{silo.party}, {_where(name)}: {_difference(here, there)}.",
             f"silo {here.sent:,} sent, {here.received:,} received, "
-            f"{here.vector:,} vector",
-            f"aggregator {there.sent:,}, {there.received:,}, {there.vector:,}",
+            f"{here.vector:,} vector, {here.broadcast:,} model",
+            f"aggregator {there.sent:,}, {there.received:,}, {there.vector:,}, "
+            f"{there.broadcast:,}",
             party=silo.party,
             round_number=name[0] or None,
         )
@@ -176,9 +181,10 @@ def _where(name: StageName) -> str:
 
 def _difference(here: StageBytes, there: StageBytes) -> str:
     """Say how two counts differ."""
-    for what in ("sent", "received", "vector"):
+    verbs = {"vector": "a vector of", "broadcast": "a model of"}
+    for what in ("sent", "received", "vector", "broadcast"):
         own, other = getattr(here, what), getattr(there, what)
         if own != other:
-            verb = {"sent": "sent", "received": "received", "vector": "vector of"}[what]
+            verb = verbs.get(what, what)
             return f"the silo counts {verb} {own:,} bytes, the aggregator {other:,}"
     return "the same"

@@ -111,6 +111,19 @@ def make_layout(model: nn.Module, parts: Iterable[Part]) -> ParameterLayout:
     return ParameterLayout(tuple(n for n, _ in rows), tuple(s for _, s in rows))
 
 
+def part_lengths(
+    model: nn.Module, layout: ParameterLayout
+) -> tuple[tuple[str, int], ...]:
+    """Return the part and the number of coordinates of each parameter of a layout.
+
+    Raises:
+        PartsIncomplete: the model's parts are not disjoint and exhaustive.
+    """
+    owners = part_of(model)
+    rows = zip(layout.names, layout.segments, strict=True)
+    return tuple((owners[name].value, length) for name, length in rows)
+
+
 def selected_layout(
     model: nn.Module, selection: str, named: Sequence[str] = ()
 ) -> ParameterLayout:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from crypto.encoding import BytesLike
 from diffusion.config import UNetConfig
+from protocol.bodies import check_names, join_body, split_body
 from protocol.calibration_settings import FROM_SILOS
-from protocol.envelope import check_names, join_body, split_body
 from protocol.errors import EnvelopeRejected
 from protocol.plan import RunPlan
 

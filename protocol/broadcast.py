@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from crypto.encoding import BytesLike
-from protocol.envelope import (
+from protocol.bodies import (
     check_names,
     digest_in,
     floats_from_bytes,

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from protocol.envelope import floats_from_bytes
+from protocol.bodies import floats_from_bytes
 
 Words = npt.NDArray[np.uint64]
 Vector = npt.NDArray[np.float32]

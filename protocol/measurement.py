@@ -16,10 +16,9 @@ import numpy.typing as npt
 
 from crypto import labels
 from crypto.encoding import BytesLike
-from protocol.encoding import to_table
-from protocol.envelope import check_names, join_body, read_count, read_head, split_body
+from protocol.bodies import check_names, join_body, read_count, read_head, split_body
 from protocol.errors import EnvelopeRejected
-from protocol.plan import PlanDraft, RunPlan
+from protocol.plan import AGGREGATOR_NAME, PlanDraft, RunPlan
 from protocol.settings import MAX_SILOS
 from protocol.transcript import Head
 
@@ -64,9 +63,10 @@ class MeasureRequest:
         table = {
             "round_number": self.round_number,
             "attempt": self.attempt,
-            "head": to_table(self.head),
         }
-        return join_body(table, self.average, self.statistics, self.sum_notice)
+        return join_body(
+            table, self.head.to_bytes(), self.average, self.statistics, self.sum_notice
+        )
 
     @classmethod
     def from_body(cls, body: memoryview) -> "MeasureRequest":
@@ -75,12 +75,12 @@ class MeasureRequest:
         Raises:
             EnvelopeRejected: malformed.
         """
-        table, (average, statistics, notice) = split_body(body, 3)
-        check_names(table, ("round_number", "attempt", "head"))
+        table, (head, average, statistics, notice) = split_body(body, 4)
+        check_names(table, ("round_number", "attempt"))
         return cls(
             round_number=read_count(table, "round_number"),
             attempt=read_count(table, "attempt"),
-            head=read_head(table),
+            head=read_head(head, AGGREGATOR_NAME),
             average=average,
             statistics=statistics,
             sum_notice=notice,

@@ -213,7 +213,8 @@ class Refused:
 class Traffic:
     """Bytes that one silo sent to and received from the aggregator in one stage.
 
-    ``vector_bytes`` of the bytes sent are the masked (or plain) vector itself.
+    ``vector_bytes`` of the bytes sent are the masked (or plain) vector itself, and
+    ``broadcast_bytes`` of those received are parameters of the global model.
     """
 
     kind: ClassVar[str] = "traffic"
@@ -223,6 +224,7 @@ class Traffic:
     sent_bytes: int
     received_bytes: int
     vector_bytes: int
+    broadcast_bytes: int
 
 
 @dataclass(frozen=True, kw_only=True)

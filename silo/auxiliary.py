@@ -18,9 +18,9 @@ from diffusion.parameters import flatten, make_layout, parameters_of
 from diffusion.parts import SELECTIONS, DenoisingNetwork
 from diffusion.schedule import make_schedule
 from protocol.auxiliary import AuxiliaryReply, AuxiliaryRequest, samples_per_silo
+from protocol.bodies import floats_to_bytes, join_body, split_body
 from protocol.calibration_settings import CalibrationConfig
 from protocol.encoding import from_table, to_table
-from protocol.envelope import floats_to_bytes, join_body, split_body
 from protocol.errors import EncodingError, EnvelopeRejected
 from protocol.files import load_secret, save_secret, sync_folder
 from protocol.plan import PlanDraft, RunPlan

@@ -11,6 +11,7 @@ from protocol.mechanism import not_covered, run_epsilon, steps_of_run
 from protocol.noise_claim import plan_sentences, upward
 from protocol.plan import RunPlan
 from protocol.stretches import largest_share
+from protocol.traffic_words import traffic_lines
 from protocol.update_settings import UpdateConfig
 from silo.policy import Policy, refusals
 
@@ -58,6 +59,21 @@ def what_would_leave(plan: RunPlan) -> Leaving:
         later_round_bytes=later,
         total_bytes=first + later * (plan.num_rounds - 1),
     )
+
+
+def bytes_lines(plan: RunPlan, *, per_round: bool = False) -> list[str]:
+    """Return what the run moves, byte by byte, for the operator (``protocol.traffic``).
+
+    Args:
+        per_round: whether each round has a line of its own.
+    """
+    from diffusion.model import make_model
+    from diffusion.parameters import part_lengths, selected_layout
+
+    network, update = make_model(plan.model, 0), plan.update
+    layout = selected_layout(network, update.selection, update.parts)
+    segments = part_lengths(network, layout)
+    return list(traffic_lines(plan, segments, per_round=per_round))
 
 
 def explain(plan: RunPlan, policy: Policy) -> list[str]:

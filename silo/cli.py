@@ -94,15 +94,18 @@ def init(folder: Path) -> None:
 @cli.command("check-plan")
 @click.argument("plan_path", metavar="PLAN", type=FilePath)
 @click.option("--approve", is_flag=True, help="Permit `silo train` to run this plan.")
+@click.option("--rounds", is_flag=True, help="Show the bytes of each round, by part.")
 @dir_option
-def check_plan_command(plan_path: Path, approve: bool, folder: Path) -> None:
+def check_plan_command(
+    plan_path: Path, approve: bool, rounds: bool, folder: Path
+) -> None:
     """Say what PLAN would let leave, at what privacy cost, and what is refused."""
-    from silo.check import explain
+    from silo.check import bytes_lines, explain
 
     plan, files = load_plan(plan_path), SiloFolder(folder)
     plan.silo_index(load_identity(files.identity).public)
     policy = load_policy(files)
-    for line in explain(plan, policy):
+    for line in (*explain(plan, policy), *bytes_lines(plan, per_round=rounds)):
         click.echo(line)
     if reasons := refusals(policy, plan):
         raise PolicyViolation(f"this silo refuses the plan: {reasons[0]}")

@@ -17,6 +17,7 @@ from protocol.measurement import MeasureRequest
 from protocol.model_records import AuxiliarySent
 from protocol.plan import RunPlan
 from protocol.stretches import Dealing, dealt_record
+from protocol.traffic import broadcast_bytes
 from protocol.transcript import Head, TranscriptWriter
 from protocol.version import SOFTWARE
 
@@ -213,6 +214,7 @@ class Evidence:
                 sent_bytes=len(reply),
                 received_bytes=len(request),
                 vector_bytes=vector_bytes,
+                broadcast_bytes=broadcast_bytes(request),
             )
         )
 

@@ -25,8 +25,8 @@ from crypto.secagg.silo_state import SlotProgress
 from diffusion.parameters import ParameterLayout, Vector
 from privacy.grids import Grid
 from privacy.rotation import rotate_back
+from protocol.bodies import floats_to_bytes
 from protocol.encoding import decode, encode
-from protocol.envelope import floats_to_bytes
 from protocol.errors import EncodingError, KeyFileRejected
 from protocol.files import load_secret, save_secret, sync_folder
 from protocol.grids import RoundGrid, sign_seed

@@ -20,8 +20,8 @@ from diffusion.parameters import (
     save_safetensors,
     unflatten,
 )
+from protocol.bodies import floats_from_bytes
 from protocol.broadcast import Broadcast, moved
-from protocol.envelope import floats_from_bytes
 from silo.errors import PolicyViolation
 
 logger = logging.getLogger(__name__)

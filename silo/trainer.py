@@ -21,13 +21,8 @@ from diffusion.parameters import (
     unflatten,
 )
 from diffusion.schedule import make_schedule
-from protocol.envelope import (
-    EndRequest,
-    RoundRequest,
-    floats_from_bytes,
-    floats_to_bytes,
-    model_digest,
-)
+from protocol.bodies import floats_from_bytes, floats_to_bytes
+from protocol.envelope import EndRequest, RoundRequest, model_digest
 from protocol.grids import RoundGrid, round_grid
 from protocol.plan import RunPlan
 from protocol.stretches import EVERYTHING, Agreed, Dealing, make_dealing

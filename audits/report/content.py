@@ -258,6 +258,7 @@ def _bytes(each: StageBytes) -> Table:
         "sent_bytes": each.sent,
         "received_bytes": each.received,
         "vector_bytes": each.vector,
+        "broadcast_bytes": each.broadcast,
     }
 
 

@@ -104,6 +104,7 @@ def _both(number: int, stage: str, silo: str, vector: int = 0) -> Script:
         sent_bytes=sent,
         received_bytes=received,
         vector_bytes=vector,
+        broadcast_bytes=received // 2 if stage in ("ready", "end") else 0,
     )
     return [(silo, record), (AGGREGATOR, record)]
 

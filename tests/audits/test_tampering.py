@@ -539,6 +539,20 @@ LIES = (
         lie=(change("cork", r.Traffic, 2, sent_bytes=9),),
     ),
     Row(
+        "a model of another size",
+        "traffic",
+        "cork",
+        "round 2, ready: the silo counts a model of 9 bytes",
+        lie=(change("cork", r.Traffic, 2, broadcast_bytes=9),),
+    ),
+    Row(
+        "a model larger than its message",
+        "traffic",
+        "cork",
+        "the vector or the model is larger than the message",
+        lie=(change("cork", r.Traffic, 2, broadcast_bytes=1 << 40),),
+    ),
+    Row(
         "traffic kept quiet",
         "traffic",
         "cork",

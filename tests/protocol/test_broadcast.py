@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from protocol.bodies import join_body
 from protocol.broadcast import (
     MAX_DIFFERENCES,
     Broadcast,
@@ -22,7 +23,6 @@ from protocol.broadcast import (
     unpack_levels,
 )
 from protocol.encoding import encode
-from protocol.envelope import join_body
 from protocol.errors import EnvelopeRejected
 from tests.protocol.examples import make_example
 

@@ -12,9 +12,9 @@ from protocol.auxiliary import (
     content_bytes,
     samples_per_silo,
 )
+from protocol.bodies import join_body
 from protocol.calibration_settings import MAX_IMAGES, MAX_STEPS, CalibrationConfig
 from protocol.encoding import from_table
-from protocol.envelope import join_body
 from protocol.errors import EncodingError, EnvelopeRejected
 from protocol.mechanism import run_epsilon, steps_of_run
 from protocol.plan import PlanDraft, RunPlan

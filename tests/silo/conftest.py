@@ -29,12 +29,12 @@ from diffusion.parameters import (
     unflatten,
 )
 from protocol import records
+from protocol.bodies import floats_to_bytes
 from protocol.envelope import (
     EndRequest,
     Kind,
     Refusal,
     RoundRequest,
-    floats_to_bytes,
     make_envelope,
     model_digest,
     open_envelope,

@@ -14,8 +14,9 @@ from diffusion.parts import SELECTIONS
 from diffusion.schedule import make_schedule
 from protocol import records
 from protocol.auxiliary import AuxiliaryReply, AuxiliaryRequest, samples_per_silo
+from protocol.bodies import floats_to_bytes
 from protocol.calibration_settings import CalibrationConfig
-from protocol.envelope import Kind, floats_to_bytes, open_envelope
+from protocol.envelope import Kind, open_envelope
 from protocol.model_records import AuxiliarySent
 from protocol.plan import RunPlan
 from silo.auxiliary import pre_training

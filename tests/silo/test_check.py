@@ -3,7 +3,7 @@ import pytest
 from diffusion.model import make_model
 from protocol import records
 from protocol.update_settings import ProtectionConfig, UpdateConfig
-from silo.check import count_parameters, explain, what_would_leave
+from silo.check import bytes_lines, count_parameters, explain, what_would_leave
 from silo.policy import Policy, refusals
 from tests.protocol.examples import with_change
 from tests.protocol.test_noise_plan import RECORD, SILO, planned
@@ -52,6 +52,20 @@ class TestBytes:
     def test_one_round(self):
         leaving = what_would_leave(tiny_plan(num_rounds=1))
         assert leaving.total_bytes == leaving.first_round_bytes
+
+
+def test_every_byte_of_a_run_is_told():
+    lines = bytes_lines(tiny_plan())
+    assert len(lines) == 3
+    assert lines[1].startswith("  each silo: ")
+    assert lines[2].startswith("  all 3 silos: ")
+    rounds = bytes_lines(tiny_plan(), per_round=True)
+    assert [line.split(":")[0] for line in rounds[3:7]] == [
+        "  each silo, outside rounds",
+        "  each silo, round 1",
+        "  each silo, round 2",
+        "  each silo, round 3",
+    ]
 
 
 class TestExplain:

@@ -5,8 +5,8 @@ import pytest
 
 import diffusion.files
 from diffusion.parameters import ParameterLayout
+from protocol.bodies import floats_to_bytes
 from protocol.broadcast import Broadcast, Difference, make_difference, moved
-from protocol.envelope import floats_to_bytes
 from protocol.errors import EnvelopeRejected
 from silo.errors import PolicyViolation
 from silo.held_model import HELD_FILE, HeldModel

@@ -14,7 +14,8 @@ from crypto.ring import unpack
 from crypto.secagg.aggregator_side import AggregatorSide
 from crypto.secagg.parts import whole
 from protocol import records
-from protocol.envelope import EndReply, Kind, floats_to_bytes, open_envelope
+from protocol.bodies import floats_to_bytes
+from protocol.envelope import EndReply, Kind, open_envelope
 from protocol.errors import TranscriptBroken
 from protocol.transcript import TranscriptWriter, read_heads
 from protocol.update_settings import ProtectionConfig
@@ -632,7 +633,7 @@ class TestTranscript:
             sender=0,
             kinds=(Kind.END_SEEN,),
         )
-        head = EndReply.from_body(body).head
+        head = EndReply.from_body(body, "silo-1").head
         head.check(federation.plan.digest, federation.keys[0].public)
         assert head.size == len(federation.records(0)) - 1  # Only the traffic follows.
 

@@ -9,12 +9,8 @@ from aggregator.state import initial_state
 from diffusion.checkpoint import load_checkpoint
 from diffusion.model import make_model
 from diffusion.parameters import flatten, parameters_digest, parameters_of, unflatten
-from protocol.envelope import (
-    EndRequest,
-    RoundRequest,
-    floats_to_bytes,
-    model_digest,
-)
+from protocol.bodies import floats_to_bytes
+from protocol.envelope import EndRequest, RoundRequest, model_digest
 from protocol.errors import EnvelopeRejected
 from protocol.transcript import Head
 from protocol.update_settings import UpdateConfig
