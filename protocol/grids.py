@@ -37,6 +37,7 @@ from privacy.grids import (
     first_grid,
     next_clipping_norm,
     next_ranges,
+    rotated_range,
     rounded_down,
 )
 from protocol import noise_plan
@@ -113,7 +114,9 @@ def round_grid(
     ranges, lengths = numbers[:num_ranges], stretches
     if update.rotation:
         lengths = [(update.num_values(sum(each)),) for each in stretches]
-        even = [even_range(clipping_norm, length) for (length,) in lengths]
+        even = [
+            rotated_range(clipping_norm, length, value_bits) for (length,) in lengths
+        ]
         if (ranges != np.array(even, np.float32)).any():
             raise EnvelopeRejected("the range is not the one of the clipping norm")
     elif (ranges > np.float32(clipping_norm)).any():
@@ -205,7 +208,8 @@ def _numbers(
     if plan.update.rotation:
         largest = _effective_norm(plan, norm)
         lengths = (plan.update.num_values(sum(each)) for each in stretches)
-        even = [even_range(largest, length) for length in lengths]
+        bits = plan.update.value_bits
+        even = [rotated_range(largest, length, bits) for length in lengths]
         ranges = np.array(even, np.float32)
     if plan.update.clipping == "previous-mean":
         ranges = np.append(ranges, norm)

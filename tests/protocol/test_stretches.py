@@ -7,7 +7,7 @@ import pytest
 import tomli_w
 
 from crypto.secagg.parts import Part
-from privacy.grids import even_range
+from privacy.grids import rotated_range
 from protocol.dealing import PARTS, deal
 from protocol.errors import EnvelopeRejected, PlanRejected
 from protocol.grids import first_numbers, next_numbers, numbers_after_loss, round_grid
@@ -95,7 +95,8 @@ class TestGrids:
         plan = dealt(update__rotation=True, update__clipping="previous-mean")
         norm = np.float32(plan.update.clipping_norm)
         padded = [plan.update.num_values(length) for length in LENGTHS]
-        ranges = [even_range(float(norm), length) for length in padded]
+        bits = plan.update.value_bits
+        ranges = [rotated_range(float(norm), length, bits) for length in padded]
         for number, numbers in (
             (1, first_numbers(plan, SEGMENTS, COUNTS)),
             (2, next_numbers(plan, SEGMENTS, np.zeros(22, np.float32), COUNTS)),
