@@ -39,7 +39,8 @@ def weighted_sum(
     """
     total = np.zeros(length, np.float64)
     for silo in sorted(updates):
-        total += weights[silo] * words_to_floats(updates[silo], length)
+        values = words_to_floats(updates[silo], length)
+        total += weights[silo] * values.astype(np.float64)
     return total.view(np.uint64)
 
 

@@ -197,8 +197,6 @@ def error_of_the_mean(updates, value_bits, rotated):
 @pytest.mark.parametrize(
     ("value_bits", "largest"), [(4, 1.2e-1), (8, 1e-2), (12, 1e-3)]
 )
-    ("value_bits", "largest"), [(4, 1.2e-1), (8, 1e-2), (12, 1e-3)]
-)
 def test_the_mean_of_five_heavy_tailed_updates_is_close(value_bits, largest):
     updates, _ = heavy_tailed_updates(5, np.random.default_rng(1))
     error = error_of_the_mean(updates, value_bits, rotated=True)
