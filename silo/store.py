@@ -13,6 +13,7 @@
       held.safetensors         the global model, where it comes as differences
       residual                 what is added to the next update; secret, mode 0600
       finished                 the answer to END
+      measuring                for which request it measures, once (silo.evaluation)
       evaluation.json          what this silo measured (silo.evaluation)
       model.safetensors        the finished model, this silo's own
 
