@@ -128,8 +128,8 @@ def _dealing_sentences(plan: RunPlan) -> list[str]:
     trained = "everything" if plan.training.train_unassigned else "these parts only"
     return [
         "Each round deals to every silo encoder or decoder, and to about half of them "
-        "the bottleneck as well, by a rule that nobody can steer; this silo trains "
-        f"{trained}."
+        "the bottleneck as well, by a rule that every party computes from the keys of "
+        f"the setup; this silo trains {trained}."
     ]
 
 
