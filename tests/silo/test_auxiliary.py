@@ -156,7 +156,7 @@ def test_what_is_refused_by_policy() -> None:
     (reason,) = refusals(Policy(), plan)
     assert reason == (
         'calibration.images is "silo-models", this silo permits public, aggregate '
-        "without dp-sgd"
+        "without dp-sgd and a max_epsilon"
     )
     assert refusals(ALL, plan) == []
     only = Policy(permitted_auxiliary_images=("silo-models",))
@@ -175,7 +175,9 @@ def test_what_dp_sgd_has_trained_may_leave() -> None:
         mechanism="dp-sgd", noise_multiplier=2.0, delta=1e-5, sample_rate=0.1
     )
     plan = replace(plan_with(MODELS), privacy=privacy)
-    assert refusals(Policy(), plan) == []
+    assert refusals(Policy(max_epsilon=20.0), plan) == []
+    (reason,) = refusals(Policy(), plan)  # any epsilon would do
+    assert reason.endswith("without dp-sgd and a max_epsilon")
     public = replace(
         MODELS, images="public", local_steps=0, num_images=0, name="x", sha256="ab" * 32
     )
