@@ -143,6 +143,12 @@ def check_calibration(draft: HasCalibration) -> None:
         "calibration.source_round: must be before the last round, or nothing is "
         "trained on its samples",
     )
+    measured = draft.num_rounds - config.source_round
+    require(
+        config.when != "slow-learning" or config.window < measured,
+        f"calibration.window: the rule needs window + 1 = {config.window + 1} rounds "
+        f"with an auxiliary loss, this run has {measured}: it could never fire",
+    )
     require(
         not (config.asks_silos and draft.privacy.is_in_sum),
         f'calibration.images: "{config.images}" with mechanism '

@@ -364,6 +364,7 @@ CALIBRATION = {
     "calibration.when": "slow-learning",
     "calibration.steps": 3,
     "calibration.learning_rate": 0.5,
+    "num_rounds": 9,
 }
 OF_SILOS = CALIBRATION | {
     "calibration.images": "silo-models",
