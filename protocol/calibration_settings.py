@@ -139,6 +139,11 @@ def check_calibration(draft: HasCalibration) -> None:
         "complete model that it could train",
     )
     require(
+        not draft.model.num_classes or draft.training.label_dropout > 0,
+        f"{when} with training.label_dropout 0: auxiliary images have no labels, and "
+        "the model never learns what an image of no class looks like",
+    )
+    require(
         config.images != "aggregate" or config.source_round < draft.num_rounds,
         "calibration.source_round: must be before the last round, or nothing is "
         "trained on its samples",

@@ -97,6 +97,15 @@ def test_what_is_out_of_range_or_of_another_choice(
     [
         (MODELS, {"update.selection": "udec"}, "no complete model"),
         (AGGREGATE | {"source_round": 3}, {}, "before the last round"),
+        (
+            MODELS,
+            {
+                "model.num_classes": 10,
+                "model.dim": 16,
+                "training.label_dropout": 0.0,
+            },
+            "when: .*label_dropout 0",
+        ),
         (SLOW | {"window": 3}, {}, "window: .* 4 rounds .* has 3: it could never fire"),
         (AGGREGATE | {"when": "slow-learning", "window": 2}, {}, "3 rounds .* has 2"),
         (
