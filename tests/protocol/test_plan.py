@@ -303,7 +303,6 @@ OTHER_VALUES = {
     "training.warm_up_fraction": 0.25,
     "training.optimizer_state": "fresh",
     "training.loss": "huber",
-    "training.local_parts": "frozen",
     "training.proximal_mu": 0.5,
     "model.num_classes": 10,
     "initial.origin": "run",
@@ -403,6 +402,7 @@ IN_COMPANY = {
     "update.parts",
     "training.train_unassigned",
     "training.label_dropout",
+    "training.local_parts",
     "evaluation.sampler.guidance",
 }
 """Fields that can change only with several others."""
