@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from aggregator.complete import COMPLETED_ON
 from aggregator.measurement import in_words
@@ -136,13 +135,21 @@ def _training(plan: RunPlan, num_rounds: int) -> Iterable[tuple[str, str]]:
     yield "Silos", f"{len(plan.silos)}"
     yield "What was federated", update.selection
     yield "Training in a round", f"{amount} of {training.examples_per_step} examples"
-    yield "Form of an update", f"{update.value_bits} bits a value{rotated}"
+    form = f"{update.value_bits} bits a value{rotated}"
+    yield "Form of an update", "float32" if update.form == "float32" else form
     yield "Protection of updates", hidden
     yield "Aggregation", f"{plan.aggregation.optimizer}, weights {update.weights}"
-    calibration: Any = to_table(plan).get("calibration")
-    if calibration:
-        said = "; ".join(f"{name} {value}" for name, value in describe(calibration))
-        yield "After the mean", said
+    if update.broadcast_bits:
+        yield "Form of the model's way down", f"{update.broadcast_bits} bits a value"
+    if training.proximal_mu:
+        yield "Proximal term", f"mu {training.proximal_mu:g}"
+    if plan.calibration.is_on:
+        config = plan.calibration
+        yield (
+            "After the mean",
+            f"trained on auxiliary images ({config.when}): {config.steps} steps each "
+            f'time, images "{config.images}"',
+        )
     if plan.initial.name:
         yield "Began with", f"{plan.initial.name} ({plan.initial.origin})"
 
