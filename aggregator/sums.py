@@ -4,6 +4,7 @@ The masked way is ``aggregator.secure_sum``.
 """
 
 import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -176,24 +177,29 @@ class PlainSum:
             )
         )
         dealing = task.dealing(self._plan, without_setup(self._plan))
-        parts = dealing.parts
         if dealing.is_dealt:
             self._exchanges.transcript.append(dealt_record(self._plan, place, dealing))
-        total = np.zeros(total_words(parts), dtype=np.uint64)
-        floats: dict[int, Words] = {}
-        num_values = task.num_values if isinstance(task, RoundTask) else 0
-        is_float = num_values > 0 and self._plan.update.form == "float32"
+        total: _Total = _GridTotal(dealing.parts)
+        if self._plan.update.form == "float32" and isinstance(task, RoundTask):
+            weights = self._plan.relative_weights()
+            total = _FloatTotal(dealing.parts, weights, task.num_values)
+        survivors = self._ask(task, head, place, total)
+        names = self._exchanges.names(survivors)
+        self._exchanges.transcript.append(records.Survivors(**place, silos=names))
+        return total.of(survivors)
+
+    def _ask(
+        self, task: Task, head: Head, place: Mapping[str, int], total: "_Total"
+    ) -> tuple[int, ...]:
+        """Take in every silo's update; return whose arrived.
+
+        Raises:
+            CohortTooSmall: too few did.
+        """
 
         def take(silo: int, reply: BytesLike) -> int:
             _, body = open_envelope(self._plan, reply, sender=silo, kinds=(Kind.PLAIN,))
-            if len(body) != 8 * words_of(parts, silo):
-                raise MalformedMessage(f"an update of {len(body):,} bytes")
-            words = np.frombuffer(body, dtype="<u8")
-            if is_float:
-                words_to_floats(words, num_values)  # Refuses NaN and infinity.
-                floats[silo] = words
-            for _, own, whole in own_places(parts, silo) if not is_float else ():
-                add_into(total[whole], words[own])
+            total.add(silo, body)
             self._exchanges.transcript.append(
                 records.Masked(
                     **place,
@@ -212,7 +218,7 @@ class PlainSum:
             name=task.stage,
             round_number=task.round_number,
             deadline_seconds=self._plan.deadlines.training_seconds,
-            max_reply_bytes=8 * total_words(parts) + OVERHEAD_BYTES,
+            max_reply_bytes=8 * total_words(total.parts) + OVERHEAD_BYTES,
         )
         everyone = range(len(self._plan.silos))
         survivors = self._exchanges.ask(stage, dict.fromkeys(everyone, request), take)
@@ -221,13 +227,72 @@ class PlainSum:
                 f"{len(survivors)} silos answered, the smallest cohort is "
                 f"{self._plan.protection.min_cohort}"
             )
-        names = self._exchanges.names(survivors)
-        self._exchanges.transcript.append(records.Survivors(**place, silos=names))
-        parts = within(parts, survivors)
+        return survivors
+
+
+class _Total(Protocol):
+    """Updates that arrive in the clear, as they are added up."""
+
+    parts: Parts
+
+    def add(self, silo: int, body: memoryview) -> None:
+        """Add one silo's update."""
+        ...
+
+    def of(self, survivors: tuple[int, ...]) -> Sum:
+        """Return the sum of all that was added."""
+        ...
+
+
+class _GridTotal:
+    """Updates on a grid: fields are added as they come."""
+
+    def __init__(self, parts: Parts) -> None:
+        self.parts = parts
+        self._words = np.zeros(total_words(parts), dtype=np.uint64)
+
+    def add(self, silo: int, body: memoryview) -> None:
+        """Add one silo's stretches."""
+        words = _words(body, words_of(self.parts, silo))
+        for _, own, whole in own_places(self.parts, silo):
+            add_into(self._words[whole], words[own])
+
+    def of(self, survivors: tuple[int, ...]) -> Sum:
+        """Return the sum.
+
+        Raises:
+            RoundAborted: there is a stretch that none of the survivors fills.
+        """
+        parts = within(self.parts, survivors)
         if not all(part.contributors for part in parts):
             raise RoundAborted("nobody of the group of a part has answered")
-        if is_float:
-            weights = self._plan.relative_weights()
-            total = weighted_sum(floats, weights, num_values)
-            parts = (Part(total.size, parts[0].contributors),)
-        return Sum(total, survivors, parts)
+        return Sum(self._words, survivors, parts)
+
+
+class _FloatTotal:
+    """Updates of form "float32": kept, and added up in the order of the silos."""
+
+    def __init__(self, parts: Parts, weights: Sequence[float], num_values: int) -> None:
+        self.parts, self._weights, self._num_values = parts, weights, num_values
+        self._floats: dict[int, Words] = {}
+
+    def add(self, silo: int, body: memoryview) -> None:
+        """Keep one silo's values; NaN and infinity are refused."""
+        self._floats[silo] = words = _words(body, words_of(self.parts, silo))
+        words_to_floats(words, self._num_values)
+
+    def of(self, survivors: tuple[int, ...]) -> Sum:
+        """Return the weighted sum, in float64."""
+        total = weighted_sum(self._floats, self._weights, self._num_values)
+        return Sum(total, survivors, (Part(total.size, survivors),))
+
+
+def _words(body: memoryview, num_words: int) -> Words:
+    """Return the words of an update of this length.
+
+    Raises:
+        MalformedMessage: of another length.
+    """
+    if len(body) != 8 * num_words:
+        raise MalformedMessage(f"an update of {len(body):,} bytes")
+    return np.frombuffer(body, dtype="<u8")
