@@ -17,10 +17,12 @@ from aggregator.state import RoundState, initial_state, shared_layout
 from audits.audit import run_audit
 from audits.evidence import load_evidence
 from audits.findings import Severity
+from crypto.frame import OVERHEAD_BYTES, read_header
 from crypto.frame import Kind as SecAggKind
-from crypto.frame import read_header
 from crypto.ring import unpack
+from diffusion.model import make_model
 from diffusion.parameters import flatten, load_safetensors
+from diffusion.parts import part_of
 from protocol.envelope import Kind
 from protocol.records import Dropped, Revealed, RoundLost, Traffic
 from protocol.settings import TrainingConfig
@@ -198,6 +200,20 @@ def test_parts_that_are_not_selected_stay_in_the_silo(
     whole.run()
     sent = sum(len(reply) for _, _, reply in made.wire)
     assert sent < 0.9 * sum(len(reply) for _, _, reply in whole.wire)
+    chosen = {"udec": {"decoder"}, "ulatdec": {"bottleneck", "decoder"}}[selection]
+    shared = [
+        (name, parameter.numel())
+        for name, parameter in make_model(made.plan.model, 0).named_parameters()
+        if part_of(make_model(made.plan.model, 0))[name].value in chosen
+    ]
+    assert list(shared_layout(made.plan).names) == [name for name, _ in shared]
+    lengths = {
+        made.plan.vector_bytes(number, sum(size for _, size in shared))
+        for number in (1, 2, 3)
+    }
+    plain = [r for _, _, r in made.wire if read_header(r).kind == Kind.PLAIN]
+    assert len(plain) == 9
+    assert {len(reply) - OVERHEAD_BYTES for reply in plain} == lengths
     local = []
     for party in made.plan.silos:
         folder = made.federation.silo(party.name).run(made.plan)
