@@ -64,7 +64,7 @@ def keep(key: str, result: dict[str, Any]) -> None:
     temporary = RESULT_FILE.with_suffix(".tmp")
     RESULT_FILE.parent.mkdir(parents=True, exist_ok=True)
     temporary.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(temporary, RESULT_FILE)
+    temporary.replace(RESULT_FILE)
 
 
 class Slice:

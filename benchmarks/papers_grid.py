@@ -1,4 +1,4 @@
-"""The grid of ``benchmarks/papers.py``: which runs there are, each as a draft of a plan.
+"""The grid of ``benchmarks/papers.py``: which runs there are, each a draft of a plan.
 
 Two scales. ``small`` is what two CPU cores finish: Fashion-MNIST at 14×14, a residual
 UNet of 164,161 parameters, 6,000 images, 12 rounds of one epoch. ``paper`` is
@@ -148,7 +148,7 @@ over three rounds: twelve rounds are too few for a window of five and 1 %."""
 def draft_of(cell: Cell, seed: int, scale: Scale) -> Table:
     """Return the draft of a run as a table, ``[simulation]`` included."""
     is_small = scale == "small"
-    is_open = cell.selection == "usplit" and cell.num_silos < 6 or cell.num_silos < 3
+    is_open = (cell.selection == "usplit" and cell.num_silos < 6) or cell.num_silos < 3
     draft: Table = {
         "name": "papers",
         "num_rounds": ROUNDS[scale],

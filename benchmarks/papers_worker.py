@@ -117,7 +117,8 @@ def federated(cell: Cell, draft: Table, folder: Path, scale: Scale, device: str)
     if not run.exists():
         federation = make_federation(run, load_draft(path)[0], settings)
     errors: dict[int, float] = {}
-    with comparing(errors) if cell.exact else nothing():
+    norms: dict[int, list[float]] = {}
+    with comparing(errors, norms) if cell.exact else nothing():
         outcome = run_federation(
             federation,
             settings,
@@ -137,7 +138,9 @@ def federated(cell: Cell, draft: Table, folder: Path, scale: Scale, device: str)
         "audit": outcome.audit.verdict.value,
         "bytes_by_round": bytes_by_round(federation, plan),
     }
-    return result | ({"relative_errors": errors} if cell.exact else {})
+    if cell.exact:
+        result |= {"relative_errors": errors, "norms": norms}
+    return result
 
 
 def models_of(federation: Federation, plan: RunPlan) -> Iterator[Checkpoint]:
@@ -171,12 +174,17 @@ def nothing() -> Iterator[None]:
 
 
 @contextmanager
-def comparing(errors: dict[int, float]) -> Iterator[None]:
+def comparing(
+    errors: dict[int, float], norms: dict[int, list[float]]
+) -> Iterator[None]:
     """Note the relative error of every round's mean against that of exact updates.
+
+    And norms: of the clipping, of the mean, and of each silo's update.
 
     The silos' own updates are clipped as theirs are, and averaged in float64 with
     equal or declared weights. All silos are in this process.
     """
+    bounds: dict[int, float] = {}
     exact: dict[int, dict[int, np.ndarray[Any, np.dtype[np.float64]]]] = {}
     make, mean = silo.trainer.make_update, aggregator.rounds.mean_update
 
@@ -185,6 +193,7 @@ def comparing(errors: dict[int, float]) -> Iterator[None]:
         numbers = next(a for a in args if hasattr(a, "clipping_norm"))
         clip(update, numbers.clipping_norm)
         number = more["round_number"]
+        bounds[number] = numbers.clipping_norm
         exact.setdefault(number, {})[more["silo"]] = update.astype(np.float64)
         return make(plan, layout, *args, **more)
 
@@ -195,6 +204,8 @@ def comparing(errors: dict[int, float]) -> Iterator[None]:
         updates = exact.pop(number)
         total = sum(weights[silo] * update for silo, update in updates.items())
         true = total / sum(weights[silo] for silo in updates)
+        lengths = [float(np.linalg.norm(u)) for u in (true, *updates.values())]
+        norms[number] = [bounds[number], *lengths]
         errors[number] = float(np.linalg.norm(result - true) / np.linalg.norm(true))
         return result
 
