@@ -15,6 +15,7 @@ from privacy.grids import Grid
 from privacy.quantization import dequantize_sum
 from privacy.rotation import rotate_back
 from privacy.weights import total_weight
+from protocol.float_form import mean_of
 from protocol.grids import next_numbers, numbers_after_loss, sign_seed
 from protocol.noise_plan import noise_bound
 from protocol.plan import RunPlan
@@ -36,7 +37,7 @@ def mean_update(
     expected batch size, too: all divisors are public and depend on nobody's data.
 
     Args:
-        words: the unmasked sum, packed.
+        words: the unmasked sum, packed; with form "float32" a ``weighted_sum``.
         survivors: whose updates it holds; their declared weights divide it, or the sum
             of their secret ones, which is its last word.
 
@@ -51,6 +52,8 @@ def mean_update(
     else:
         weights = plan.relative_weights()
         relative = sum(weights[silo] for silo in survivors)
+    if plan.update.form == "float32":
+        return mean_of(words, relative)
     if plan.privacy.mechanism == "record-distributed":
         relative *= plan.training.examples_per_step
     mean = dequantize_sum(
@@ -78,7 +81,7 @@ def apply(
         round_number=state.round_number + 1,
         parameters=parameters,
         average=state.average.updated(parameters),
-        ranges=next_numbers(plan, layout.segments, mean),
+        ranges=next_numbers(plan, layout.segments, mean, layout.counts),
         moments=moments,
     )
 

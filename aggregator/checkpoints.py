@@ -10,7 +10,11 @@
           global.safetensors         global parameters, and how to sample from them
           average.safetensors        their moving average
           moments.safetensors        those of the optimizer, where it has any
-          state.json                 round number, grid ranges, number of EMA updates
+          broadcast                  rounding error and differences, where quantised
+          state.json                 round number, grid ranges, number of EMA updates,
+                                     the losses by which learning is found to be slow
+        auxiliary.safetensors        auxiliary images (aggregator.auxiliary)
+        calibrated.safetensors       a round trained on them, until its checkpoint
         secagg-000002-03.slot, …     the slot in work (aggregator.slot_store)
         model.safetensors            the last average, when the run is over
 """
@@ -25,26 +29,30 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from aggregator.down_link import DownLink
 from aggregator.errors import StateBroken
 from aggregator.optimizer import Moments
 from aggregator.slot_store import SlotStore
+from aggregator.slow_learning import SlowLearning
 from aggregator.state import RoundState
 from diffusion.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from diffusion.ema import ExponentialMovingAverage
 from diffusion.errors import DiffusionError
 from diffusion.parameters import load_safetensors, save_safetensors
 from protocol.encoding import decode, encode, from_table, to_table
-from protocol.errors import EncodingError
+from protocol.errors import ProtocolError
 from protocol.files import remove_leftovers, save_bytes, whole_folder
 from protocol.plan import RunPlan
 
 GLOBAL_FILE = "global.safetensors"
 AVERAGE_FILE = "average.safetensors"
 MOMENTS_FILE = "moments.safetensors"
+DOWN_LINK_FILE = "broadcast"
 STATE_FILE = "state.json"
 MODEL_FILE = "model.safetensors"
 _FOLDER = "checkpoint-"
-_MOMENTS = ("mean", "square")
+_MOMENTS = {"sgd": (), "momentum": ("mean",), "adam": ("mean", "square")}
+"""Which moments each of the aggregator's optimizers has."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +63,7 @@ class _Numbers:
     round_number: int
     num_updates: int
     ranges: str
+    slow_learning: SlowLearning = SlowLearning()
 
 
 class CheckpointStore:
@@ -68,6 +77,11 @@ class CheckpointStore:
     def transcript(self) -> Path:
         """The folder of the transcript."""
         return self.folder / "transcript"
+
+    @property
+    def _moments(self) -> tuple[str, ...]:
+        """The names of the optimizer's moments."""
+        return _MOMENTS[self._plan.aggregation.optimizer]
 
     @property
     def model(self) -> Path:
@@ -85,6 +99,7 @@ class CheckpointStore:
             round_number=state.round_number,
             num_updates=state.average.num_updates,
             ranges=base64.b64encode(state.ranges.astype("<f4").tobytes()).decode(),
+            slow_learning=state.slow_learning,
         )
         target = self.folder / f"{_FOLDER}{state.round_number:06d}"
         with whole_folder(target) as folder:
@@ -96,9 +111,11 @@ class CheckpointStore:
             if state.moments is not None:
                 tensors = {
                     name: torch.from_numpy(getattr(state.moments, name))
-                    for name in _MOMENTS
+                    for name in self._moments
                 }
                 save_safetensors(folder / MOMENTS_FILE, tensors, {})
+            if state.down_link is not None:
+                save_bytes(folder / DOWN_LINK_FILE, state.down_link.to_bytes())
             save_bytes(folder / STATE_FILE, encode(to_table(numbers)))
         for number in self._saved():
             if number < state.round_number:
@@ -120,7 +137,8 @@ class CheckpointStore:
             average = load_checkpoint(folder / AVERAGE_FILE).parameters
             ranges = np.frombuffer(base64.b64decode(numbers.ranges), dtype="<f4")
             moments = self._load_moments(folder)
-        except (DiffusionError, EncodingError, OSError, ValueError) as error:
+            down_link = self._load_down_link(folder)
+        except (DiffusionError, ProtocolError, OSError, ValueError) as error:
             raise StateBroken(
                 f"{folder}: {error}; the run cannot go on without it: restore this "
                 "folder from a backup, or begin a new run with a new plan"
@@ -137,16 +155,24 @@ class CheckpointStore:
             ),
             ranges=ranges.astype(np.float32),
             moments=moments,
+            down_link=down_link,
+            slow_learning=numbers.slow_learning,
         )
 
     def _load_moments(self, folder: Path) -> Moments | None:
         """Return the optimizer's moments, where the plan's optimizer has any."""
-        if self._plan.aggregation.optimizer == "sgd":
+        if not self._moments:
             return None
         tensors, _ = load_safetensors(folder / MOMENTS_FILE)
-        if set(tensors) != set(_MOMENTS):
+        if set(tensors) != set(self._moments):
             raise ValueError(f"{MOMENTS_FILE} holds other tensors")
-        return Moments(**{name: tensors[name].numpy() for name in _MOMENTS})
+        return Moments(**{name: tensors[name].numpy() for name in self._moments})
+
+    def _load_down_link(self, folder: Path) -> DownLink | None:
+        """Return what a quantised down-link keeps, where the plan has one."""
+        if not self._plan.update.broadcast_bits:
+            return None
+        return DownLink.from_bytes((folder / DOWN_LINK_FILE).read_bytes())
 
     def finish(self, state: RoundState) -> None:
         """Write the finished model, the moving average of the global parameters.

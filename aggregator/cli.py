@@ -9,6 +9,17 @@ from rich.console import Console
 
 from aggregator.config import AggregatorFolder
 from aggregator.errors import AggregatorError, ConfigRejected
+from aggregator.model_commands import MODEL_COMMANDS
+from aggregator.options import (
+    DirPath,
+    FilePath,
+    device_option,
+    dir_option,
+    download_option,
+    plan_argument,
+    reference_option,
+    weights_option,
+)
 from crypto.keys import IdentityKey
 from diffusion.errors import DiffusionError
 from protocol.command import missing_extra, reporting_errors, set_up_logging
@@ -29,33 +40,7 @@ from protocol.plan_files import (
     load_unsigned_plan,
     save_plan,
 )
-
-DirPath = click.Path(file_okay=False, path_type=Path)
-FilePath = click.Path(dir_okay=False, path_type=Path)
-
-dir_option = click.option(
-    "--dir",
-    "folder",
-    type=DirPath,
-    default=Path(),
-    help="The aggregator's folder.  [default: the current one]",
-)
-plan_argument = click.argument("plan_path", metavar="PLAN", type=FilePath)
-device_option = click.option(
-    "--device",
-    type=click.Choice(["auto", "cuda", "cpu"]),
-    default="auto",
-    show_default=True,
-)
-reference_option = click.option(
-    "--reference", type=FilePath, help="File of the reference statistics."
-)
-weights_option = click.option(
-    "--weights", type=FilePath, help="Inception's weights, where the plan uses them."
-)
-download_option = click.option(
-    "--download", is_flag=True, help="Fetch Inception's weights if they are missing."
-)
+from protocol.traffic_words import traffic_lines
 
 
 @click.group()
@@ -141,19 +126,17 @@ def plan_sign(plan_path: Path, folder: Path) -> None:
 
 @plan.command("show")
 @plan_argument
-def plan_show(plan_path: Path) -> None:
-    """Show a PLAN: every field, its digest, and what a round moves."""
-    from aggregator.state import shared_layout
+@click.option("--rounds", is_flag=True, help="Show the bytes of each round, by part.")
+def plan_show(plan_path: Path, rounds: bool) -> None:
+    """Show a PLAN: every field, its digest, and every byte that the run moves."""
+    from aggregator.state import shared_segments
 
     shown = load_plan(plan_path)
     click.echo(f"digest = {shown.digest.hex()}")
     for name, value in describe(to_table(shown)):
         click.echo(f"{name} = {value}")
-    size = shared_layout(shown).size
-    click.echo(f"Each silo sends {size:,} values a round:")
-    click.echo(f"  {shown.vector_bytes(1, size):,} bytes in the first round")
-    click.echo(f"  {shown.vector_bytes(2, size):,} bytes in each later one")
-    click.echo(f"and receives {4 * size:,} bytes, besides a few kB of the protocol.")
+    for line in traffic_lines(shown, shared_segments(shown), per_round=rounds):
+        click.echo(line)
     for line in plan_sentences(shown) if shown.privacy.is_in_sum else ():
         click.echo(line)
 
@@ -165,6 +148,7 @@ def plan_show(plan_path: Path) -> None:
 )
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run.")
 @click.option("--no-evaluation", is_flag=True, help="Do not sample or measure.")
+@click.option("--auxiliary", type=FilePath, help="File of public auxiliary images.")
 @click.option(
     "--wait",
     default=600.0,
@@ -181,6 +165,7 @@ def run(
     listen: Path,
     resume: bool,
     no_evaluation: bool,
+    auxiliary: Path | None,
     wait: float,
     folder: Path,
     reference: Path | None,
@@ -189,6 +174,7 @@ def run(
     device: str,
 ) -> None:
     """Carry out a PLAN with secure aggregation, evaluation and evidence."""
+    from aggregator.auxiliary import check_auxiliary
     from aggregator.serve import RunSettings, check_evaluation, open_folder, run_plan
     from aggregator.state import initial_state
     from aggregator.terminal import Terminal
@@ -204,6 +190,7 @@ def run(
         reference=None if no_evaluation else reference,
         weights=weights,
         initial=files.initial,
+        auxiliary=auxiliary or files.auxiliary,
         allow_download=download,
         evaluate=not no_evaluation,
         on_stage=terminal.stage,
@@ -211,6 +198,8 @@ def run(
         watcher=terminal.watcher(),
     )
     check_evaluation(signed, settings)
+    if not resume:
+        check_auxiliary(signed, settings.auxiliary)
     initial_state(signed, files.initial)
     run_folder = open_folder(files, signed, resume=resume)
     with (
@@ -233,148 +222,8 @@ def _attendance(signed: RunPlan, missing: Sequence[int]) -> str:
     return f"going on without {names}"
 
 
-@cli.command()
-@click.argument("checkpoint_path", metavar="CHECKPOINT", type=FilePath)
-@click.option(
-    "--extractor",
-    type=click.Choice(["fd-small-digits", "fd-small-fashion", "inception"]),
-    required=True,
-)
-@click.option("--num-samples", type=click.IntRange(2), default=500, show_default=True)
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
-@reference_option
-@weights_option
-@download_option
-@device_option
-def evaluate(
-    checkpoint_path: Path,
-    extractor: str,
-    num_samples: int,
-    seed: int,
-    reference: Path | None,
-    weights: Path | None,
-    download: bool,
-    device: str,
-) -> None:
-    """Measure the Fréchet distance of a CHECKPOINT's samples to a reference."""
-    from aggregator.evaluation import evaluate as measure
-    from aggregator.evaluation import load_reference
-    from diffusion.checkpoint import choose_device, load_checkpoint
-    from protocol.aggregation_settings import EvaluationConfig
-
-    if reference is None:
-        raise click.UsageError("give --reference, a file of reference statistics")
-    config = EvaluationConfig(extractor=extractor)  # type: ignore[arg-type]
-    loaded = load_reference(config, reference, weights=weights, allow_download=download)
-    result = measure(
-        load_checkpoint(checkpoint_path),
-        loaded,
-        seed=seed,
-        num_samples=num_samples,
-        device=choose_device(device),
-    )
-    click.echo(
-        f"{loaded.extractor.name}: {result.frechet_distance:.4f} ({num_samples} "
-        f"samples against {loaded.statistics.count} images)"
-    )
-    if result.class_shares:
-        shares = " ".join(f"{share:.1%}" for share in result.class_shares)
-        click.echo(f"classes: {shares}")
-
-
-@cli.command()
-@click.argument("checkpoint_path", metavar="CHECKPOINT", type=FilePath)
-@click.option("--count", type=click.IntRange(1, 10_000), default=64, show_default=True)
-@click.option("--columns", type=click.IntRange(1, 100), default=8, show_default=True)
-@click.option("--enlarge", type=click.IntRange(1, 32), default=4, show_default=True)
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
-@click.option("--out", type=FilePath, default=Path("samples.png"), show_default=True)
-@device_option
-def sample(
-    checkpoint_path: Path,
-    count: int,
-    columns: int,
-    enlarge: int,
-    seed: int,
-    out: Path,
-    device: str,
-) -> None:
-    """Draw images from a CHECKPOINT into one PNG grid."""
-    from diffusion.checkpoint import choose_device, load_checkpoint
-    from diffusion.images import save_grid
-
-    checkpoint = load_checkpoint(checkpoint_path)
-    images = checkpoint.images(seed=seed, count=count, device=choose_device(device))
-    save_grid(out, images, columns, enlarge)
-    click.echo(f"saved: {out}")
-
-
-@cli.command("warm-up")
-@click.argument("central", metavar="CENTRAL_MODEL", type=FilePath)
-@click.argument("draft_path", metavar="DRAFT", type=FilePath)
-@click.option("--steps", type=click.IntRange(1), default=300, show_default=True)
-@click.option(
-    "--learning-rate",
-    type=click.FloatRange(0, 1, min_open=True),
-    help="[default: the draft's]",
-)
-@click.option(
-    "--shift",
-    type=click.IntRange(0),
-    default=0,
-    show_default=True,
-    help="Move each drawn image by up to so many pixels.",
-)
-@click.option(
-    "--max-signal-to-noise",
-    type=click.FloatRange(0, min_open=True),
-    default=2.0,
-    show_default=True,
-    help="Train only timesteps with at most this ratio; inf: all.",
-)
-@click.option(
-    "--out", type=FilePath, default=Path("initial.safetensors"), show_default=True
-)
-@click.option("--picture", type=FilePath, help="Show the central images in a PNG.")
-@device_option
-def warm_up(
-    central: Path,
-    draft_path: Path,
-    steps: int,
-    learning_rate: float | None,
-    shift: int,
-    max_signal_to_noise: float,
-    out: Path,
-    picture: Path | None,
-    device: str,
-) -> None:
-    """Train a DRAFT's model on the central images of a finished run.
-
-    CENTRAL_MODEL is that run's model. No private data is read: what is made is as
-    private as the central images are.
-    """
-    from aggregator.warm_up import warm_up_draft
-    from diffusion.checkpoint import choose_device
-    from diffusion.warm_up import WarmUpConfig
-
-    draft, _ = load_draft(draft_path)
-    config = WarmUpConfig(
-        num_steps=steps,
-        learning_rate=learning_rate or draft.training.learning_rate,
-        loss=draft.training.loss,
-        max_shift_pixels=shift,
-        max_signal_to_noise=max_signal_to_noise,
-    )
-    made = warm_up_draft(
-        central, draft, out, config, device=choose_device(device), picture=picture
-    )
-    click.echo(
-        f"{out}: trained for {steps:,} steps on {made.num_images} central images, "
-        f"loss {made.loss:.4g}"
-    )
-    click.echo(f"sha256: {made.sha256}")
-    click.echo("Every party needs it as initial.safetensors; this goes into the draft:")
-    click.echo(f"\n{made.table}")
+for _command in MODEL_COMMANDS:
+    cli.add_command(_command)
 
 
 def main() -> None:

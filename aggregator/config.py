@@ -8,6 +8,7 @@ from protocol.plan import RunPlan
 IDENTITY_FILE = "identity.key"
 PUBLIC_FILE = "identity.pub"
 INITIAL_FILE = "initial.safetensors"
+AUXILIARY_FILE = "auxiliary.npz"
 RUNS_FOLDER = "runs"
 
 
@@ -31,6 +32,11 @@ class AggregatorFolder:
     def initial(self) -> Path:
         """The parameters that a plan begins with, where it names a file."""
         return self.root / INITIAL_FILE
+
+    @property
+    def auxiliary(self) -> Path:
+        """Public auxiliary images, where a plan names some."""
+        return self.root / AUXILIARY_FILE
 
     def run(self, plan: RunPlan) -> Path:
         """The folder of one run: transcript, checkpoints, the finished model."""

@@ -2,6 +2,7 @@
 
 AggregatorError
 ├── ConfigRejected     its own files are missing or malformed
+├── CalibrationFailed  training after the mean diverged
 ├── CohortTooSmall     too few silos are left to sum; nothing was revealed
 ├── RoundAborted       a round was closed without a sum, after shares were asked for
 └── StateBroken        a checkpoint or saved round cannot be continued
@@ -14,6 +15,10 @@ class AggregatorError(Exception):
 
 class ConfigRejected(AggregatorError):
     """The aggregator's own files are missing or malformed."""
+
+
+class CalibrationFailed(AggregatorError):
+    """Training after the mean diverged; what was finished before is saved."""
 
 
 class CohortTooSmall(AggregatorError):

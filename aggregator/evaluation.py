@@ -5,46 +5,30 @@ distance is always told with its extractor, the reference, and the number of sam
 """
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import torch
 
+from diffusion import evaluation
 from diffusion.checkpoint import Checkpoint
-from diffusion.fd_small import FdSmall
+from diffusion.evaluation import Evaluation
 from diffusion.features import FeatureExtractor, load_extractor
-from diffusion.fid import (
-    FeatureStatistics,
-    empty_statistics,
-    frechet_distance,
-    load_statistics,
-)
+from diffusion.fid import FeatureStatistics, load_statistics
 from protocol.aggregation_settings import EvaluationConfig
-
-BLOCK = 100
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reference:
     """Published statistics, with the extractor that they were made with.
 
-    ``digest`` is the SHA-256 of the file, hexadecimal.
+    ``content`` is the file itself, ``digest`` its SHA-256, hexadecimal.
     """
 
     extractor: FeatureExtractor
     statistics: FeatureStatistics
     digest: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """A Fréchet distance, and the shares of the extractor's classes, if it has any."""
-
-    extractor: str
-    frechet_distance: float
-    num_samples: int
-    class_shares: tuple[float, ...]
+    content: bytes = field(repr=False)
 
 
 def load_reference(
@@ -66,9 +50,13 @@ def load_reference(
         sha256=config.extractor_sha256 or None,
         allow_download=allow_download,
     )
-    statistics = load_statistics(path, extractor)
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return Reference(extractor=extractor, statistics=statistics, digest=digest)
+    statistics, content = load_statistics(path, extractor), path.read_bytes()
+    return Reference(
+        extractor=extractor,
+        statistics=statistics,
+        digest=hashlib.sha256(content).hexdigest(),
+        content=content,
+    )
 
 
 def evaluate(
@@ -87,20 +75,11 @@ def evaluate(
     Raises:
         DiffusionError: the extractor does not take images of this shape.
     """
-    extractor = reference.extractor
-    statistics, chosen = empty_statistics(extractor), np.zeros(0, dtype=np.int64)
-    for images in checkpoint.blocks(
-        seed=seed, count=num_samples, device=device, block_size=BLOCK
-    ):
-        statistics = statistics.update(extractor.features(images))
-        if isinstance(extractor, FdSmall):
-            probabilities = extractor.class_probabilities(images)
-            classes, num_classes = probabilities.argmax(axis=1), probabilities.shape[1]
-            counts = np.bincount(classes, minlength=num_classes)
-            chosen = counts if not chosen.size else chosen + counts
-    return Evaluation(
-        extractor=extractor.name,
-        frechet_distance=frechet_distance(statistics, reference.statistics),
+    return evaluation.evaluate(
+        checkpoint,
+        reference.extractor,
+        reference.statistics,
+        seed=seed,
         num_samples=num_samples,
-        class_shares=tuple((chosen / num_samples).tolist()),
+        device=device,
     )

@@ -9,6 +9,7 @@ from crypto.errors import CryptoError, ProtocolViolation
 from crypto.frame import AGGREGATOR, read_header
 from crypto.keys import IdentityKey
 from protocol import records
+from protocol.auxiliary import STAGE as AUXILIARY
 from protocol.envelope import (
     Kind,
     LedgerNotice,
@@ -18,6 +19,7 @@ from protocol.envelope import (
 )
 from protocol.errors import ProtocolError
 from protocol.plan import RunPlan
+from protocol.traffic import broadcast_bytes
 from protocol.transcript import TranscriptWriter
 from protocol.transport import Transport
 
@@ -27,6 +29,8 @@ MAX_REPLY_BYTES = 1 << 26
 """The longest reply of a stage that sets no limit of its own."""
 READY = "ready"
 """The stage at which silos have trained."""
+WITH_LEDGER = (READY, AUXILIARY)
+"""The stages that a silo's privacy ledger grows with."""
 ENVELOPES = "envelopes"
 """The stage at which a silo may accuse another: what it sealed does not open."""
 MAX_LEDGER_BYTES = 1 << 10
@@ -145,9 +149,9 @@ class Exchanges:
     def _take_ledger(self, stage: Stage, silo: int, reply: BytesLike) -> BytesLike:
         """Return a reply without the head of the silo's ledger, which is recorded.
 
-        Only the answer to a round with a privacy mechanism has one, and must.
+        Only the answer to a training with a privacy mechanism has one, and must.
         """
-        if stage.name != READY or not self.plan.privacy.is_private:
+        if stage.name not in WITH_LEDGER or not self.plan.privacy.is_private:
             return reply
         _, body = open_envelope(self.plan, reply, sender=silo, kinds=(Kind.LEDGER,))
         notice = LedgerNotice.from_body(body)
@@ -199,5 +203,6 @@ class Exchanges:
                 sent_bytes=len(reply),
                 received_bytes=len(request),
                 vector_bytes=vector_bytes,
+                broadcast_bytes=broadcast_bytes(request),
             )
         )

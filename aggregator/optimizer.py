@@ -3,7 +3,8 @@
 The mean is a public function of released sums, and so is all that is kept here: steps
 cost no privacy.
 
-Source: Reddi et al., 2021 (arXiv 2003.00295), algorithm 2, FedAdam.
+Source: Hsu et al., 2019 (arXiv 1909.06335), FedAvgM; Reddi et al., 2021 (arXiv
+2003.00295), algorithm 2, FedAdam.
 """
 
 from dataclasses import dataclass, field
@@ -16,10 +17,14 @@ from protocol.aggregation_settings import AggregationConfig
 
 @dataclass(frozen=True)
 class Moments:
-    """Adam's moving averages of the mean update and of its square, float32 ``[d]``."""
+    """What an optimizer keeps of the mean updates so far, float32 ``[d]`` each.
+
+    "momentum": ``mean`` is the velocity, and there is no ``square``. "adam": the moving
+    averages of the mean update and of its square.
+    """
 
     mean: Vector = field(repr=False)
-    square: Vector = field(repr=False)
+    square: Vector | None = field(default=None, repr=False)
 
 
 def first_moments(config: AggregationConfig, length: int) -> Moments | None:
@@ -29,8 +34,11 @@ def first_moments(config: AggregationConfig, length: int) -> Moments | None:
     """
     if config.optimizer == "sgd":
         return None
+    zeros = np.zeros(length, np.float32)
+    if config.optimizer == "momentum":
+        return Moments(zeros)
     square = np.full(length, config.adaptivity**2, np.float32)
-    return Moments(np.zeros(length, np.float32), square)
+    return Moments(zeros, square)
 
 
 def step(
@@ -38,9 +46,11 @@ def step(
 ) -> tuple[Vector, Moments | None]:
     """Return what is added to the parameters, float32 ``[d]``, and the next moments.
 
-    "sgd": η Δ. "adam", element by element, in float32::
+    In float32, element by element::
 
-        m ← β₁ m + (1 − β₁) Δ     v ← β₂ v + (1 − β₂) Δ²     η m / (√v + τ)
+        "sgd"        η Δ
+        "momentum"   v ← β₁ v + Δ     η v
+        "adam"       m ← β₁ m + (1 − β₁) Δ,  v ← β₂ v + (1 − β₂) Δ²     η m / (√v + τ)
 
     Guarantees: the same bits from the same bits; the arguments are not changed.
 
@@ -48,19 +58,23 @@ def step(
         mean: Δ, the mean update; along it a loss falls.
 
     Raises:
-        RuntimeError: "adam" without moments.
+        RuntimeError: "momentum" or "adam" without its moments.
     """
     rate = np.float32(config.learning_rate)
     if config.optimizer == "sgd":
         return rate * mean, None
     if moments is None:
         raise RuntimeError("the moments of aggregation.optimizer are missing")
+    if config.optimizer == "momentum":
+        velocity = np.float32(config.decay_mean) * moments.mean + mean
+        return rate * velocity, Moments(velocity)
+    if moments.square is None:
+        raise RuntimeError("the second moment of aggregation.optimizer is missing")
     first, second = np.float32(config.decay_mean), np.float32(config.decay_square)
     one, small = np.float32(1), np.float32(config.adaptivity)
-    square = second * moments.square + (one - second) * np.square(mean)
-    following = Moments(
-        np.asarray(first * moments.mean + (one - first) * mean, np.float32),
-        np.asarray(square, np.float32),
+    square = np.asarray(
+        second * moments.square + (one - second) * np.square(mean), np.float32
     )
-    added = rate * following.mean / (np.sqrt(following.square) + small)
-    return np.asarray(added, np.float32), following
+    following = np.asarray(first * moments.mean + (one - first) * mean, np.float32)
+    added = rate * following / (np.sqrt(square) + small)
+    return np.asarray(added, np.float32), Moments(following, square)

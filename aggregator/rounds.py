@@ -1,36 +1,46 @@
 """One round, as a function from a state to the next; and the run, as its repetition.
 
-The order of a round: sum → mean → apply → transcript → checkpoint → evaluation. A crash
-between any two of them is made good by the next start: what the checkpoint already
-holds is not done again, what the transcript already says is not said twice.
+The order of a round: sum → mean → apply → calibration → rounding of the down-link →
+transcript → checkpoint → evaluation. A crash between any two of them is made good by
+the next start: what the checkpoint already holds is not done again, what the transcript
+already says is not said twice.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from aggregator.averaging import apply, mean_update, skip
+from aggregator.broadcast import Broadcaster, defined, with_error
+from aggregator.calibrator import Calibrator
 from aggregator.checkpoints import CheckpointStore
 from aggregator.errors import RoundAborted
-from aggregator.evaluation import Evaluation, Reference, evaluate
+from aggregator.evaluation import Reference, evaluate
 from aggregator.exchanges import Exchanges, Stage
+from aggregator.measurement import measure_in_silos
 from aggregator.secure_sum import SecureSum
 from aggregator.slot_store import SlotStore
 from aggregator.state import RoundState, initial_state, shared_layout
-from aggregator.sums import PlainSum, Summation, Task
+from aggregator.sums import PlainSum, RoundTask, Summation
 from crypto.encoding import BytesLike
+from crypto.secagg.parts import places
 from diffusion.checkpoint import Checkpoint
+from diffusion.evaluation import Evaluation
 from diffusion.parameters import ParameterLayout, flatten, parameters_digest
 from privacy.errors import Overflow
 from protocol import model_records, records
-from protocol.envelope import EndReply, EndRequest, Kind, floats_to_bytes, open_envelope
+from protocol.bodies import floats_to_bytes
+from protocol.envelope import EndReply, EndRequest, Kind, open_envelope
 from protocol.grids import round_grid
 from protocol.plan import RunPlan
 from protocol.transcript import read_records
 from protocol.version import SOFTWARE
+
+Measured = model_records.MeasuredInSilos | model_records.MeasurementSkipped
 
 MAX_END_BYTES = 1 << 13
 """The longest last word of a silo: the head of its transcript, in an envelope."""
@@ -43,6 +53,8 @@ class Watcher:
     on_closed: Callable[[RoundState], None] = lambda state: None
     on_lost: Callable[[int, str], None] = lambda round_number, reason: None
     on_evaluation: Callable[[int, Evaluation], None] = lambda number, result: None
+    on_measured: Callable[[Measured], None] = lambda measured: None
+    on_calibrated: Callable[[model_records.Calibrated], None] = lambda record: None
 
 
 class Run:
@@ -51,6 +63,7 @@ class Run:
     Args:
         reference: what samples are measured against; None switches evaluation off.
         initial: the file of the parameters that the plan begins with, if it names one.
+        auxiliary: the file of public auxiliary images, if it names one.
 
     Raises:
         StateBroken, TranscriptBroken: what is on disk cannot be continued.
@@ -65,6 +78,7 @@ class Run:
         device: torch.device,
         watcher: Watcher,
         initial: Path | None = None,
+        auxiliary: Path | None = None,
     ) -> None:
         store.remove_leftovers()
         self._exchanges, self._store = exchanges, store
@@ -72,7 +86,17 @@ class Run:
         self._reference, self._device, self._watcher = reference, device, watcher
         self._initial = initial
         self._layout = shared_layout(self._plan)
+        self._broadcaster = Broadcaster(exchanges, self._layout)
         self._said = _Said.read(store, self._transcript.size)
+        self._calibrator = Calibrator(
+            exchanges,
+            store.folder,
+            device=device,
+            public=auxiliary,
+            recorded_images=self._said.has_images,
+            recorded_rounds=self._said.calibrated,
+            on_calibrated=watcher.on_calibrated,
+        )
         self._summation: Summation = (
             SecureSum(
                 exchanges, SlotStore(store.folder), excluded=self._excluded_silos()
@@ -91,6 +115,7 @@ class Run:
         while state.round_number < self._plan.num_rounds:
             state = self._finish_round(self._next_state(state))
         if not self._said.is_finished:
+            self._measure_in_silos(state)
             self._end(state)
         self._store.finish(state)
         return state
@@ -107,17 +132,23 @@ class Run:
             )
         self._transcript.append(first)
         if state is None:
-            return initial_state(self._plan, self._initial)
+            first_state = initial_state(self._plan, self._initial)
+            self._calibrator.prepare(first_state)
+            return first_state
+        self._calibrator.prepare(state)
         self._evaluate(state)
         return state
 
     def _next_state(self, state: RoundState) -> RoundState:
         """Return the state after one round; unchanged parameters when it was lost."""
         number = state.round_number + 1
+        self._broadcaster.deliver(state, number)
         try:
-            following, survivors = run_round(
+            target, survivors = run_round(
                 self._plan, self._layout, state, self._summation
             )
+            target = self._calibrator.correct(state, target)
+            following = defined(self._plan, self._layout, state, target)
         except RoundAborted as error:
             if number not in self._said.closed:
                 self._transcript.append(
@@ -140,6 +171,7 @@ class Run:
         self._transcript.sign_head()
         self._store.save(state)
         self._watcher.on_closed(state)
+        self._calibrator.is_saved(state)
         self._evaluate(state)
         return state
 
@@ -170,25 +202,31 @@ class Run:
         )
         self._watcher.on_evaluation(number, result)
 
+    def _measure_in_silos(self, state: RoundState) -> None:
+        """Let the silos measure their own models, where the plan asks for it, once."""
+        if not self._plan.evaluation.in_silos or self._said.is_measured:
+            return
+        measured = measure_in_silos(
+            self._plan, self._layout, state, self._summation, self._reference
+        )
+        self._transcript.append(measured)
+        self._watcher.on_measured(measured)
+
     def _end(self, state: RoundState) -> None:
         """Tell the silos that the run is over; keep the heads of their transcripts."""
-        shared = flatten(state.parameters, self._layout)
-        request = EndRequest(
-            round_number=state.round_number,
-            head=self._transcript.sign_head(),
-            parameters=floats_to_bytes(shared),
-            average=floats_to_bytes(flatten(state.average.parameters, self._layout)),
-            sum_notice=self._summation.sum_notice(),
-        )
-        body = self._exchanges.envelope(Kind.END, request.to_body(), setup=0, slot=0)
         everyone = range(len(self._plan.silos))
+        holders = self._broadcaster.deliver(state, 0)
+        requests = {
+            silo: self._end_request(state, is_held=silo in holders or state.is_initial)
+            for silo in everyone
+        }
         stage = Stage(
             name="end",
             round_number=0,
             deadline_seconds=self._plan.deadlines.exchange_seconds,
             max_reply_bytes=MAX_END_BYTES,
         )
-        self._exchanges.ask(stage, dict.fromkeys(everyone, body), self._take_head)
+        self._exchanges.ask(stage, requests, self._take_head)
         self._transcript.append(
             records.Finished(
                 round_number=state.round_number,
@@ -198,10 +236,29 @@ class Run:
         )
         self._transcript.sign_head()
 
+    def _end_request(self, state: RoundState, *, is_held: bool) -> bytes:
+        """Return the notice of the end for silos that hold the last model, or do not.
+
+        Its average is left out where it is the same.
+        """
+        shared, average = (
+            floats_to_bytes(flatten(each, self._layout))
+            for each in (state.parameters, state.average.parameters)
+        )
+        request = EndRequest(
+            round_number=state.round_number,
+            head=self._transcript.sign_head(),
+            model=self._digest(state.parameters).hex(),
+            parameters=b"" if is_held else shared,
+            average=b"" if average == shared else average,
+            sum_notice=self._summation.sum_notice(),
+        )
+        return self._exchanges.envelope(Kind.END, request.to_body(), setup=0, slot=0)
+
     def _take_head(self, silo: int, reply: BytesLike) -> int:
         """Record the head of a silo's transcript, once its signature holds."""
         _, body = open_envelope(self._plan, reply, sender=silo, kinds=(Kind.END_SEEN,))
-        head = EndReply.from_body(body).head
+        head = EndReply.from_body(body, self._plan.silos[silo].name).head
         head.check(self._plan.digest, self._plan.roster[silo])
         self._transcript.append(
             records.SiloHead(
@@ -242,24 +299,31 @@ def run_round(
         RoundAborted: the round has no sum, or an impossible one: a silo lied.
     """
     number = state.round_number + 1
-    numbers = round_grid(plan, layout.segments, number, state.ranges)
+    numbers = round_grid(plan, layout.segments, number, state.ranges, layout.counts)
     field_bits = plan.field_bits(number)
     numbers.check_headroom(plan, field_bits)
-    task = Task(
+    task = RoundTask(
         round_number=number,
         parameters=floats_to_bytes(flatten(state.parameters, layout)),
         ranges=floats_to_bytes(state.ranges),
-        num_words=plan.num_words(number, layout.size),
+        lengths=tuple(plan.num_words(number, s.size) for s in layout.stretches),
         field_bits=field_bits,
+        is_held=state.is_initial or plan.update.broadcast_bits > 0,
     )
     total = summation.sum_round(task)
     try:
-        mean = mean_update(
-            plan, layout, numbers.grid, total.words, total.survivors, number
-        )
+        means = [
+            mean_update(
+                plan, stretch, grid, total.words[place], part.contributors, number
+            )
+            for stretch, grid, (_, part, place) in zip(
+                layout.stretches, numbers.grids, places(total.parts), strict=True
+            )
+        ]
     except Overflow as error:
         raise RoundAborted(str(error)) from None
-    return apply(plan, layout, state, mean), total.survivors
+    mean = means[0] if len(means) == 1 else np.concatenate(means)
+    return apply(plan, layout, with_error(layout, state), mean), total.survivors
 
 
 @dataclass(frozen=True)
@@ -269,13 +333,16 @@ class _Said:
     closed: frozenset[int]
     evaluated: frozenset[int]
     excluded: frozenset[str]
+    calibrated: frozenset[int]
+    has_images: bool
+    is_measured: bool
     is_finished: bool
 
     @classmethod
     def read(cls, store: CheckpointStore, size: int) -> "_Said":
-        """Read the rounds that were closed, lost or evaluated, and who is excluded."""
-        closed, evaluated, excluded = set(), set(), set()
-        is_finished = False
+        """Read what became of rounds, silos, auxiliary images and the measurement."""
+        closed, evaluated, excluded, calibrated = set(), set(), set(), set()
+        has_images = is_measured = is_finished = False
         for entry in read_records(store.transcript) if size else ():
             if isinstance(entry.record, records.RoundClosed | records.RoundLost):
                 closed.add(entry.record.round_number)
@@ -283,6 +350,17 @@ class _Said:
                 evaluated.add(entry.record.round_number)
             elif isinstance(entry.record, records.SiloExcluded):
                 excluded.add(entry.record.silo)
+            elif isinstance(entry.record, model_records.Calibrated):
+                calibrated.add(entry.record.round_number)
+            has_images |= isinstance(entry.record, model_records.AuxiliaryImages)
+            is_measured |= isinstance(entry.record, Measured)
             is_finished = isinstance(entry.record, records.Finished)
-        sets = (frozenset(closed), frozenset(evaluated), frozenset(excluded))
-        return cls(*sets, is_finished)
+        return cls(
+            closed=frozenset(closed),
+            evaluated=frozenset(evaluated),
+            excluded=frozenset(excluded),
+            calibrated=frozenset(calibrated),
+            has_images=has_images,
+            is_measured=is_measured,
+            is_finished=is_finished,
+        )

@@ -13,17 +13,18 @@ from aggregator.errors import CohortTooSmall, RoundAborted
 from aggregator.exchanges import ENVELOPES, Accept, Exchanges, Stage
 from aggregator.membership import Membership
 from aggregator.slot_store import SlotStore, load_side
-from aggregator.sums import Sum, Task
+from aggregator.sums import Sum, Task, agreed_in
 from crypto.encoding import BytesLike
 from crypto.errors import InvalidShare, ProtocolViolation
 from crypto.frame import Kind as SecAggKind
 from crypto.secagg.aggregator_side import AggregatorSide
 from crypto.secagg.aggregator_slot import AggregatorSlot
-from crypto.secagg.parts import whole
+from crypto.secagg.parts import total_words, within, words_of
 from crypto.secagg.setup import max_frame_bytes
 from protocol import records
 from protocol.envelope import Kind, open_envelope
 from protocol.errors import EnvelopeRejected
+from protocol.stretches import dealt_record
 
 MAX_ATTEMPTS = 3
 
@@ -100,6 +101,8 @@ class SecureSum:
         side = self._side
         if side is not None and side.has_slot:
             self._given_up = (self._setup, side.slot.slot)
+        # A setup deals a round in one way only; the lost silos would be counted on.
+        self._is_dead |= self._plan.update.is_dealt
 
     def _prepare_slot(self, task: Task, attempt: int) -> AggregatorSlot:
         """Return the open slot of this round.
@@ -123,8 +126,10 @@ class SecureSum:
         number = latest.slot + 1 if latest else 0
         if side is None or self._is_used_up(side, number, task.round_number, attempt):
             side, number = self._open_setup(task.round_number), 0
-        parts = whole(task.num_words, side.members)
-        return side.open_slot(number, task.round_number, digest, parts)
+        parts = task.dealing(self._plan, agreed_in(side)).parts
+        return self._closing(
+            lambda: side.open_slot(number, task.round_number, digest, parts)
+        )
 
     def _is_used_up(
         self, side: AggregatorSide, slot: int, round_number: int, attempt: int
@@ -239,13 +244,17 @@ class SecureSum:
                     field_bits=task.field_bits,
                 )
             )
+            if len(slot.parts) > 1 and self._side is not None:
+                dealing = task.dealing(self._plan, agreed_in(self._side))
+                record = dealt_record(self._plan, self._place(slot), dealing)
+                self._exchanges.transcript.append(record)
             request = task.request(head, attempt, sum_notice=self._last_notice)
             message = self._exchanges.envelope(
-                Kind.ROUND, request.to_body(), setup=self._setup, slot=slot.slot
+                task.kind, request.to_body(), setup=self._setup, slot=slot.slot
             )
             seconds = self._plan.deadlines.training_seconds
             self._exchanges.ask(
-                self._stage(SecAggKind.READY, "ready", task.round_number, seconds),
+                self._stage(SecAggKind.READY, task.stage, task.round_number, seconds),
                 dict.fromkeys(sorted(self._joined), message),
                 taking(slot.add_ready),
             )
@@ -272,7 +281,7 @@ class SecureSum:
                     protection="mask",
                 )
             )
-            return 8 * task.num_words
+            return 8 * words_of(slot.parts, silo)
 
         if not slot.survivor_indices:
             self._exchanges.ask(
@@ -280,7 +289,7 @@ class SecureSum:
                     SecAggKind.MASKED,
                     "masked",
                     task.round_number,
-                    num_words=task.num_words,
+                    num_words=total_words(slot.parts),
                 ),
                 dict.fromkeys(slot.cohort, slot.active()),
                 take,
@@ -330,7 +339,7 @@ class SecureSum:
             raise RoundAborted(str(error)) from None
         self._save(slot)
         self._record_sum(slot)
-        return Sum(words, survivors)
+        return Sum(words, survivors, within(slot.parts, survivors))
 
     def _record_sum(self, slot: AggregatorSlot) -> None:
         """Record what was revealed, and the digest of the sum."""

@@ -25,13 +25,15 @@ class RunSettings:
 
     ``reference`` is the file of reference statistics; ``evaluate`` off leaves the
     plan's evaluations out. ``weights`` is Inception's file, where the plan asks for it;
-    ``initial`` that of the parameters which the run begins with.
+    ``initial`` that of the parameters which the run begins with; ``auxiliary`` that of
+    public auxiliary images.
     """
 
     device: torch.device
     reference: Path | None = None
     weights: Path | None = None
     initial: Path | None = None
+    auxiliary: Path | None = None
     allow_download: bool = False
     evaluate: bool = True
     watcher: Watcher = Watcher()
@@ -89,6 +91,7 @@ def run_plan(
             device=settings.device,
             watcher=settings.watcher,
             initial=settings.initial,
+            auxiliary=settings.auxiliary,
         )
         return run.run()
 
@@ -100,12 +103,14 @@ def check_evaluation(plan: RunPlan, settings: RunSettings) -> Reference | None:
         ConfigRejected: the plan asks for evaluation, but there is no reference.
         DiffusionError: weights or statistics cannot be used.
     """
-    if not plan.evaluation.every_rounds or not settings.evaluate:
+    config = plan.evaluation
+    if not config.is_asked_for or not settings.evaluate:
         return None
     if settings.reference is None:
+        field = "every_rounds" if config.every_rounds else "in_silos"
         raise ConfigRejected(
-            "the plan asks for evaluation (evaluation.every_rounds): give the file "
-            "of reference statistics with --reference, or --no-evaluation"
+            f"the plan asks for evaluation (evaluation.{field}): give the file of "
+            "reference statistics with --reference, or --no-evaluation"
         )
     return load_reference(
         plan.evaluation,

@@ -9,12 +9,19 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from aggregator.down_link import DownLink, first_down_link
 from aggregator.optimizer import Moments, first_moments
+from aggregator.slow_learning import SlowLearning
 from diffusion.ema import ExponentialMovingAverage
 from diffusion.initial import first_model
 from diffusion.model import make_model
-from diffusion.parameters import ParameterLayout, make_layout, parameters_of
-from diffusion.parts import SELECTIONS
+from diffusion.parameters import (
+    ParameterLayout,
+    parameters_digest,
+    parameters_of,
+    part_lengths,
+    selected_layout,
+)
 from protocol.errors import PlanRejected
 from protocol.grids import first_numbers
 from protocol.plan import PlanDraft, RunPlan
@@ -26,7 +33,9 @@ class RoundState:
 
     ``ranges`` are the public numbers of the next round's grid (``protocol.grids``).
     ``average`` is the moving average from which samples are drawn; ``moments`` are
-    those of the aggregator's optimizer, where it has any.
+    those of the aggregator's optimizer, where it has any; ``down_link`` is what a
+    quantised down-link keeps, where the plan has one; ``slow_learning`` what the rule
+    of the one correction remembers.
     """
 
     round_number: int
@@ -34,6 +43,13 @@ class RoundState:
     average: ExponentialMovingAverage = field(repr=False)
     ranges: npt.NDArray[np.float32] = field(repr=False)
     moments: Moments | None = field(default=None, repr=False)
+    down_link: DownLink | None = field(default=None, repr=False)
+    slow_learning: SlowLearning = SlowLearning()
+
+    @property
+    def is_initial(self) -> bool:
+        """Whether the parameters are still those that the plan begins with."""
+        return self.average.num_updates == 0
 
 
 def initial_state(plan: RunPlan, initial: Path | None = None) -> RoundState:
@@ -47,7 +63,7 @@ def initial_state(plan: RunPlan, initial: Path | None = None) -> RoundState:
     """
     seed = plan.seed_for("model")
     model = first_model(plan.model, seed, plan.initial.sha256, initial)
-    layout = make_layout(model, SELECTIONS[plan.update.selection])
+    layout = selected_layout(model, plan.update.selection, plan.update.parts)
     parameters = parameters_of(model)
     return RoundState(
         round_number=0,
@@ -55,15 +71,30 @@ def initial_state(plan: RunPlan, initial: Path | None = None) -> RoundState:
         average=ExponentialMovingAverage(
             decay=plan.aggregation.ema_decay, parameters=parameters
         ),
-        ranges=first_numbers(plan, layout.segments),
+        ranges=first_numbers(plan, layout.segments, layout.counts),
         moments=first_moments(plan.aggregation, layout.size),
+        down_link=_first_down_link(plan, layout, parameters),
     )
 
 
-def shared_layout(plan: RunPlan) -> ParameterLayout:
+def _first_down_link(
+    plan: RunPlan, layout: ParameterLayout, parameters: Mapping[str, Tensor]
+) -> DownLink | None:
+    """Return what a quantised down-link begins with, where the plan has one."""
+    if not plan.update.broadcast_bits:
+        return None
+    return first_down_link(layout.size, parameters_digest(parameters, layout).hex())
+
+
+def shared_layout(plan: PlanDraft) -> ParameterLayout:
     """Return names and shapes of the parameters that are federated."""
     model = make_model(plan.model, 0)
-    return make_layout(model, SELECTIONS[plan.update.selection])
+    return selected_layout(model, plan.update.selection, plan.update.parts)
+
+
+def shared_segments(plan: PlanDraft) -> tuple[tuple[str, int], ...]:
+    """Return part and length of every federated tensor (``protocol.traffic``)."""
+    return part_lengths(make_model(plan.model, 0), shared_layout(plan))
 
 
 def with_num_values(draft: PlanDraft) -> PlanDraft:
@@ -75,7 +106,7 @@ def with_num_values(draft: PlanDraft) -> PlanDraft:
     privacy = draft.privacy
     if not privacy.is_in_sum:
         return draft
-    layout = make_layout(make_model(draft.model, 0), SELECTIONS[draft.update.selection])
+    layout = shared_layout(draft)
     if privacy.num_values not in (0, layout.size):
         raise PlanRejected(
             f"privacy.num_values: must be {layout.size}, the number of federated "

@@ -10,26 +10,88 @@ from typing import Protocol
 import numpy as np
 
 from aggregator.averaging import Words
-from aggregator.errors import CohortTooSmall
-from aggregator.exchanges import Exchanges, Stage
+from aggregator.errors import CohortTooSmall, RoundAborted
+from aggregator.exchanges import READY, Exchanges, Stage
 from crypto.encoding import BytesLike
 from crypto.errors import MalformedMessage
 from crypto.frame import OVERHEAD_BYTES
 from crypto.ring import add_into
+from crypto.secagg.aggregator_side import AggregatorSide
+from crypto.secagg.parts import Part, Parts, own_places, total_words, within, words_of
 from protocol import records
 from protocol.envelope import Kind, RoundRequest, model_digest, open_envelope
+from protocol.float_form import weighted_sum, words_to_floats
+from protocol.plan import RunPlan
+from protocol.stretches import (
+    Agreed,
+    Dealing,
+    dealt_record,
+    make_dealing,
+    without_setup,
+)
 from protocol.transcript import Head
 
 
+class Request(Protocol):
+    """What goes to every silo, to be answered with READY."""
+
+    def to_body(self) -> bytes:
+        """Return the body's bytes."""
+        ...
+
+
+class Task(Protocol):
+    """What one slot asks of every silo, and how long its vectors are.
+
+    ``kind`` and ``stage`` are those of its request.
+    """
+
+    @property
+    def kind(self) -> Kind: ...  # noqa: D102
+
+    @property
+    def stage(self) -> str: ...  # noqa: D102
+
+    @property
+    def round_number(self) -> int: ...  # noqa: D102
+
+    @property
+    def field_bits(self) -> int: ...  # noqa: D102
+
+    def request(self, head: Head, attempt: int, *, sum_notice: bytes = b"") -> Request:
+        """Return the request to every silo."""
+        ...
+
+    def dealing(self, plan: RunPlan, agreed: Agreed) -> Dealing:
+        """Return which silos fill which stretch of the vector."""
+        ...
+
+    def model_digest(self) -> bytes:
+        """Return the digest of all that silos must have received alike."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
-class Task:
-    """What a round asks of every silo: the model, and how long its vectors are."""
+class RoundTask:
+    """What a round asks of every silo: to train the model from these parameters.
+
+    ``is_held`` says that silos hold the model, which is not sent then. ``lengths`` are
+    the words of each stretch of the vector (``protocol.stretches``).
+    """
 
     round_number: int
     parameters: bytes
     ranges: bytes
-    num_words: int
+    lengths: tuple[int, ...]
     field_bits: int
+    is_held: bool = False
+    kind: Kind = Kind.ROUND
+    stage: str = READY
+
+    @property
+    def num_values(self) -> int:
+        """The number of shared parameters."""
+        return len(self.parameters) // 4
 
     def request(
         self, head: Head, attempt: int, *, sum_notice: bytes = b""
@@ -39,22 +101,36 @@ class Task:
             round_number=self.round_number,
             attempt=attempt,
             head=head,
-            parameters=self.parameters,
+            model=self.model_digest().hex(),
+            parameters=b"" if self.is_held else self.parameters,
             ranges=self.ranges,
             sum_notice=sum_notice,
         )
+
+    def dealing(self, plan: RunPlan, agreed: Agreed) -> Dealing:
+        """Return which silos fill which stretch of the vector."""
+        return make_dealing(plan, agreed, self.round_number, self.lengths)
 
     def model_digest(self) -> bytes:
         """Return the digest of parameters and grid that silos sign."""
         return model_digest(self.parameters, self.ranges)
 
 
+def agreed_in(side: AggregatorSide) -> Agreed:
+    """Return what the dealings of a setup follow from."""
+    return Agreed(side.members_digest, side.members)
+
+
 @dataclass(frozen=True)
 class Sum:
-    """Packed words of the sum, and the silos whose updates it holds."""
+    """Packed words of the sum, and the silos whose updates it holds.
+
+    ``parts`` are its stretches, each with the survivors that fill it.
+    """
 
     words: Words
     survivors: tuple[int, ...]
+    parts: Parts
 
 
 class Summation(Protocol):
@@ -99,13 +175,25 @@ class PlainSum:
                 field_bits=task.field_bits,
             )
         )
-        total = np.zeros(task.num_words, dtype=np.uint64)
+        dealing = task.dealing(self._plan, without_setup(self._plan))
+        parts = dealing.parts
+        if dealing.is_dealt:
+            self._exchanges.transcript.append(dealt_record(self._plan, place, dealing))
+        total = np.zeros(total_words(parts), dtype=np.uint64)
+        floats: dict[int, Words] = {}
+        num_values = task.num_values if isinstance(task, RoundTask) else 0
+        is_float = num_values > 0 and self._plan.update.form == "float32"
 
         def take(silo: int, reply: BytesLike) -> int:
             _, body = open_envelope(self._plan, reply, sender=silo, kinds=(Kind.PLAIN,))
-            if len(body) != 8 * task.num_words:
+            if len(body) != 8 * words_of(parts, silo):
                 raise MalformedMessage(f"an update of {len(body):,} bytes")
-            add_into(total, np.frombuffer(body, dtype="<u8"))
+            words = np.frombuffer(body, dtype="<u8")
+            if is_float:
+                words_to_floats(words, num_values)  # Refuses NaN and infinity.
+                floats[silo] = words
+            for _, own, whole in own_places(parts, silo) if not is_float else ():
+                add_into(total[whole], words[own])
             self._exchanges.transcript.append(
                 records.Masked(
                     **place,
@@ -118,13 +206,13 @@ class PlainSum:
             return len(body)
 
         request = self._exchanges.envelope(
-            Kind.ROUND, task.request(head, 1).to_body(), setup=0, slot=0
+            task.kind, task.request(head, 1).to_body(), setup=0, slot=0
         )
         stage = Stage(
-            name="ready",
+            name=task.stage,
             round_number=task.round_number,
             deadline_seconds=self._plan.deadlines.training_seconds,
-            max_reply_bytes=8 * task.num_words + OVERHEAD_BYTES,
+            max_reply_bytes=8 * total_words(parts) + OVERHEAD_BYTES,
         )
         everyone = range(len(self._plan.silos))
         survivors = self._exchanges.ask(stage, dict.fromkeys(everyone, request), take)
@@ -135,4 +223,11 @@ class PlainSum:
             )
         names = self._exchanges.names(survivors)
         self._exchanges.transcript.append(records.Survivors(**place, silos=names))
-        return Sum(total, survivors)
+        parts = within(parts, survivors)
+        if not all(part.contributors for part in parts):
+            raise RoundAborted("nobody of the group of a part has answered")
+        if is_float:
+            weights = self._plan.relative_weights()
+            total = weighted_sum(floats, weights, num_values)
+            parts = (Part(total.size, parts[0].contributors),)
+        return Sum(total, survivors, parts)

@@ -13,10 +13,12 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from aggregator.evaluation import Evaluation
 from aggregator.exchanges import Stage
-from aggregator.rounds import Watcher
+from aggregator.measurement import in_words
+from aggregator.rounds import Measured, Watcher
 from aggregator.state import RoundState
+from diffusion.evaluation import Evaluation
+from protocol.model_records import Calibrated
 from protocol.plan import RunPlan
 
 MEGA = 1_000_000
@@ -49,7 +51,11 @@ class Terminal:
     def watcher(self) -> Watcher:
         """Return the functions that a run calls."""
         return Watcher(
-            on_closed=self.closed, on_lost=self.lost, on_evaluation=self.evaluated
+            on_closed=self.closed,
+            on_lost=self.lost,
+            on_evaluation=self.evaluated,
+            on_measured=self.measured,
+            on_calibrated=self.calibrated,
         )
 
     def say(self, text: str) -> None:
@@ -84,6 +90,19 @@ class Terminal:
         self.say(
             f"round {round_number:>3}: {result.extractor} "
             f"{result.frechet_distance:.3f} ({result.num_samples} samples)"
+        )
+
+    def measured(self, result: Measured) -> None:
+        """Show what the silos measured, together."""
+        self.say(in_words(result))
+
+    def calibrated(self, record: Calibrated) -> None:
+        """Show what training on auxiliary images did after a round."""
+        found = "learning is slow; the one correction: " if record.triggered else ""
+        self.say(
+            f"round {record.round_number:>3}: {found}{record.steps:,} steps on "
+            f"auxiliary images, their loss {record.loss_before:.4f} → "
+            f"{record.loss_after:.4f}"
         )
 
     def _details(self) -> str:

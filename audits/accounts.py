@@ -11,14 +11,49 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar, cast
 
+from protocol.dealing import PARTS
+from protocol.measurement import measurement_round
+from protocol.model_records import MeasuredInSilos, MeasurementSkipped
 from protocol.plan import RunPlan
-from protocol.records import Record, Resumed, Traffic
+from protocol.records import (
+    Cohort,
+    Confirmed,
+    Dropped,
+    HeadSeen,
+    Masked,
+    Record,
+    Refused,
+    Resumed,
+    Revealed,
+    RoundOpened,
+    Summed,
+    Survivors,
+    Traffic,
+)
 from protocol.transcript import Entry
 
 R = TypeVar("R")
 
 MAX_NUMBER = 1 << 53
 """Larger counts are no counts; they would also overflow in figures."""
+
+
+IN_MEASUREMENT = (
+    Cohort,
+    Confirmed,
+    Dropped,
+    HeadSeen,
+    Masked,
+    MeasuredInSilos,
+    MeasurementSkipped,
+    Refused,
+    Revealed,
+    RoundOpened,
+    Summed,
+    Survivors,
+    Traffic,
+)
+"""Records that the measurement behind the last round may have, as one more round."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +71,7 @@ class StageBytes:
     sent: int = 0
     received: int = 0
     vector: int = 0
+    broadcast: int = 0
 
     def __add__(self, other: "StageBytes") -> "StageBytes":
         """Return the sum, field by field."""
@@ -43,6 +79,7 @@ class StageBytes:
             self.sent + other.sent,
             self.received + other.received,
             self.vector + other.vector,
+            self.broadcast + other.broadcast,
         )
 
 
@@ -84,7 +121,8 @@ class Account:
         if reason:
             self.impossible.append(Placed(entry.index, reason))
             return
-        self.last_round = max(self.last_round, getattr(entry.record, "round_number", 0))
+        number = min(getattr(entry.record, "round_number", 0), self.plan.num_rounds)
+        self.last_round = max(self.last_round, number)
         if isinstance(entry.record, Traffic):
             self._add_traffic(entry.record)
         elif isinstance(entry.record, Resumed):
@@ -111,11 +149,28 @@ class Account:
         records = self.all(kind)
         return records[-1] if records else None
 
+    @property
+    def updates(self) -> list[Placed[Masked]]:
+        """The uploads of the rounds, without that of the measurement behind them."""
+        rounds = self.plan.num_rounds
+        return [p for p in self.all(Masked) if p.record.round_number <= rounds]
+
+    def _last_round_of(self, record: Record) -> int:
+        """Return the highest round that a record may name; the measurement is one."""
+        number = measurement_round(self.plan)
+        is_in = isinstance(record, IN_MEASUREMENT)
+        return number if number and is_in else self.plan.num_rounds
+
     def _add_traffic(self, record: Traffic) -> None:
         """Add the bytes of one stage to their sum."""
         stages = self.traffic.setdefault(record.silo, {})
         name = (record.round_number, record.stage)
-        more = StageBytes(record.sent_bytes, record.received_bytes, record.vector_bytes)
+        more = StageBytes(
+            record.sent_bytes,
+            record.received_bytes,
+            record.vector_bytes,
+            record.broadcast_bytes,
+        )
         stages[name] = stages.get(name, StageBytes()) + more
 
     def _impossible(self, record: Record) -> str:
@@ -125,7 +180,7 @@ class Account:
                 return f"{name} is not finite"
             if isinstance(value, (int, float)) and not 0 <= value < MAX_NUMBER:
                 return f"{name} is {value!r:.40}"
-            if name == "round_number" and value > self.plan.num_rounds:
+            if name == "round_number" and value > self._last_round_of(record):
                 return f"round {value} of {self.plan.num_rounds}"
         for name in _silos(record):
             if name not in self._names:
@@ -148,6 +203,7 @@ _SILO_FIELDS = (
     "survivors",
     "self_masks_of",
     "slot_keys_of",
+    *PARTS,
 )
 
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from audits.accounts import Accounts
 from audits.budget import check_budget, withhold
+from audits.calibration import check_calibration
 from audits.conformance import check_conformance
 from audits.disclosure import Disclosure, check_disclosure, disclosures
 from audits.evidence import Evidence
@@ -39,6 +40,7 @@ def run_audit(evidence: Evidence) -> Audit:
     """
     findings, accounts = check_integrity(evidence)
     findings += check_conformance(accounts)
+    findings += check_calibration(accounts)
     findings += check_disclosure(accounts)
     findings += check_budget(accounts)
     findings = withhold(findings)

@@ -32,17 +32,18 @@ from privacy.accounting import claims_agree
 from privacy.events import SampledGaussian
 from privacy.pricing import epsilon
 from protocol.mechanism import (
+    pre_training_steps,
     round_event,
     run_epsilon,
     steps_of_run,
     steps_per_round,
 )
+from protocol.model_records import AuxiliarySent
 from protocol.noise_claim import upward
 from protocol.plan import RunPlan
 from protocol.records import (
     LedgerOpened,
     LedgerSeen,
-    Masked,
     PrivacySpent,
 )
 
@@ -128,7 +129,8 @@ def _mechanism_of(plan: RunPlan, account: Account) -> Iterator[Finding]:
     wanted, per_round = round_event(plan), steps_per_round(plan)
     yield from wrong_ledger(plan, account)
     most = steps_of_run(plan)
-    uploads = {placed.record.round_number for placed in account.all(Masked)}
+    before = pre_training_steps(plan) if account.all(AuxiliarySent) else 0
+    uploads = {placed.record.round_number for placed in account.updates}
     for placed in account.all(PrivacySpent):
         spent, number = placed.record, placed.record.round_number
         steps = sum(event.steps for event in spent.events)
@@ -142,11 +144,12 @@ def _mechanism_of(plan: RunPlan, account: Account) -> Iterator[Finding]:
                     round_number=number,
                 )
         sent = sum(1 for other in uploads if other <= number)
-        if steps < per_round * sent:
+        if steps < before + per_round * sent:
             yield fail(
                 "mechanism",
                 f"{account.party}, round {number}: {steps:,} steps are on account, "
-                f"{count(sent, 'round')} took {per_round * sent:,}.",
+                f"{count(sent, 'round')} took {per_round * sent:,}"
+                + (f", what went before {before:,}." if before else "."),
                 party=account.party,
                 round_number=number,
             )
@@ -281,12 +284,15 @@ def _unseen(accounts: Accounts) -> Iterator[Finding]:
         (placed.record.silo, placed.record.round_number)
         for placed in accounts.aggregator.all(LedgerSeen)
     }
-    for placed in accounts.aggregator.all(Masked):
-        silo, number = placed.record.silo, placed.record.round_number
+    took = [(p.record.silo, 0) for p in accounts.aggregator.all(AuxiliarySent)]
+    for placed in accounts.aggregator.updates:
+        took.append((placed.record.silo, placed.record.round_number))
+    for silo, number in took:
         if (silo, number) not in told:
+            what = "an update" if number else "something for auxiliary images"
             yield fail(
                 "ledgers",
-                f"Round {number}: the aggregator took an update of {silo} and says "
+                f"Round {number}: the aggregator took {what} of {silo} and says "
                 "nothing of its ledger.",
                 party=silo,
                 round_number=number,

@@ -9,8 +9,11 @@ from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from audits.accounts import Account, Accounts, Placed
+from audits.dealings import check_dealings
 from audits.evidence import AGGREGATOR
 from audits.findings import Finding, count, fail, settle, warn
+from audits.held import check_held
+from audits.measurement import check_measurement
 from audits.sums import check_sums, place
 from audits.uploads import check_uploads
 from protocol.records import (
@@ -31,10 +34,13 @@ def check_conformance(accounts: Accounts) -> list[Finding]:
         *_unplausible(accounts),
         *_same_plan(accounts),
         *_same_model(accounts),
+        *check_held(accounts),
         *check_uploads(accounts),
         *check_sums(accounts),
+        *check_dealings(accounts),
         *_rounds(accounts),
         *_parameters(accounts),
+        *check_measurement(accounts),
         *_refusals(accounts),
     ]
 

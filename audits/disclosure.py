@@ -8,11 +8,14 @@ from audits.findings import Finding, count, fail, settle, warn
 from protocol.records import Dropped, Finished
 
 STAGES: Mapping[str, str] = {
+    "auxiliary": "for auxiliary images, in the clear: its own model, or samples of it",
     "setup": "fresh public keys, and commitments to mask seeds",
     "shares": "shares of keys and seeds, each sealed for one other silo",
     "envelopes": "word that the others' shares have arrived",
+    "broadcast": "the digest of the global model that it holds",
     "ready": "readiness, and the digest of the model received",
-    "masked": "the masked update",
+    "measure": "readiness, and the digest of the model and reference to measure with",
+    "masked": "the masked update; in the measurement two masked numbers",
     "confirm": "a signature under the list of survivors",
     "reveal": "shares that unmask the sum",
     "end": "acknowledgement of the end, with the head of the transcript",
@@ -64,6 +67,8 @@ def describe_stage(stage: str, method: str) -> str:
     """Return in plain words what a silo sends in a stage."""
     if stage == "ready" and method == "none":
         return "the update, in the clear"
+    if stage == "measure" and method == "none":
+        return "the distance of this silo's own model and its square, in the clear"
     return STAGES.get(stage, f"messages of stage {stage}")
 
 
@@ -114,10 +119,14 @@ def _compare(silo: Account, aggregator: Account) -> Iterator[Finding]:
     excused = []
     for name in sorted(set(own) | set(theirs)):
         here, there = own.get(name, StageBytes()), theirs.get(name, StageBytes())
-        if here.vector > here.sent or there.vector > there.sent:
+        if any(
+            each.vector > each.sent or each.broadcast > each.received
+            for each in (here, there)
+        ):
             yield fail(
                 "traffic",
-                f"{silo.party}, {_where(name)}: the vector is larger than the message.",
+                f"{silo.party}, {_where(name)}: the vector or the model is larger than "
+                "the message.",
                 party=silo.party,
                 round_number=name[0] or None,
             )
@@ -130,8 +139,9 @@ def _compare(silo: Account, aggregator: Account) -> Iterator[Finding]:
             "traffic",
             f"{silo.party}, {_where(name)}: {_difference(here, there)}.",
             f"silo {here.sent:,} sent, {here.received:,} received, "
-            f"{here.vector:,} vector",
-            f"aggregator {there.sent:,}, {there.received:,}, {there.vector:,}",
+            f"{here.vector:,} vector, {here.broadcast:,} model",
+            f"aggregator {there.sent:,}, {there.received:,}, {there.vector:,}, "
+            f"{there.broadcast:,}",
             party=silo.party,
             round_number=name[0] or None,
         )
@@ -171,9 +181,10 @@ def _where(name: StageName) -> str:
 
 def _difference(here: StageBytes, there: StageBytes) -> str:
     """Say how two counts differ."""
-    for what in ("sent", "received", "vector"):
+    verbs = {"vector": "a vector of", "broadcast": "a model of"}
+    for what in ("sent", "received", "vector", "broadcast"):
         own, other = getattr(here, what), getattr(there, what)
         if own != other:
-            verb = {"sent": "sent", "received": "received", "vector": "vector of"}[what]
+            verb = verbs.get(what, what)
             return f"the silo counts {verb} {own:,} bytes, the aggregator {other:,}"
     return "the same"

@@ -153,7 +153,7 @@ def unwritten(account: Account) -> Iterator[Finding]:
     written: dict[int, int] = {}
     for placed in spent_records(account):
         written.setdefault(placed.record.round_number, placed.index)
-    uploads = {p.record.round_number: p.index for p in reversed(account.all(Masked))}
+    uploads = {p.record.round_number: p.index for p in reversed(account.updates)}
     for number, index in sorted(uploads.items()):
         if written.get(number, index) >= index:
             yield fail(

@@ -37,7 +37,12 @@ from diffusion.parameters import (
 from diffusion.parts import SELECTIONS
 from diffusion.schedule import make_schedule
 from privacy.clipping import clip, norm
-from privacy.grids import Grid, even_range, next_clipping_norm, next_ranges
+from privacy.grids import (
+    Grid,
+    next_clipping_norm,
+    next_ranges,
+    rotated_range,
+)
 from privacy.quantization import Quantizer, dequantize_sum
 from privacy.rotation import padded_length, rotate, rotate_back
 from protocol.plan import PlanDraft
@@ -145,9 +150,8 @@ def quantised_mean(
     length, num_silos = size, len(made.updates)
     if is_rotated:
         length = padded_length(size)
-        grid = Grid(
-            value_bits, np.array([even_range(clipping_norm, length)]), (length,)
-        )
+        range_ = rotated_range(clipping_norm, length, value_bits)
+        grid = Grid(value_bits, np.array([range_]), (length,))
     else:
         ranges = next_ranges(made.previous_mean, made.segments, clipping_norm)
         grid = Grid(value_bits, ranges, made.segments)

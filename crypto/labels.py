@@ -23,6 +23,7 @@ SUM_DIGEST = b"cloister/1/sum-digest"
 
 # Digests of protocol messages (protocol/envelope.py).
 MODEL = b"cloister/1/model-digest"
+MEASUREMENT = b"cloister/1/measurement-digest"
 
 # Public randomness of a round (protocol/grids.py).
 ROTATION_SIGNS = b"cloister/1/rotation-signs"

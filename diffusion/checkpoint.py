@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffusion.class_embedding import balanced_labels
 from diffusion.config import SamplerConfig, ScheduleConfig, UNetConfig
-from diffusion.errors import CorruptFile, DeviceUnavailable
+from diffusion.errors import CorruptFile, DeviceUnavailable, UnknownClass
 from diffusion.model import make_model
 from diffusion.parameters import load_parameters, load_safetensors, save_safetensors
 from diffusion.sampling import sample
@@ -40,13 +41,20 @@ class Checkpoint:
         count: int,
         device: torch.device,
         block_size: int = SAMPLING_BLOCK,
+        labels: Sequence[int] | None = None,
     ) -> Iterator[Tensor]:
         """Draw images 0 … count - 1 of a seed, in blocks ``[k, c, h, w]``.
 
+        Args:
+            labels: the class of each image, for a model with classes; None: image i
+                has class i mod num_classes, so that all classes are equally frequent.
+
         Raises:
+            UnknownClass: a label is no class of the model.
             CorruptFile: a parameter of the model is missing.
             ShapeMismatch: one is not the model's.
         """
+        chosen = self._labels(count, labels)
         network = make_model(self.model, 0)
         if missing := {n for n, _ in network.named_parameters()} - set(self.parameters):
             raise CorruptFile(f"{len(missing)} parameters of the model are missing")
@@ -63,11 +71,34 @@ class Checkpoint:
             image_shape=(self.model.channels, size, size),
             device=device,
             block_size=block_size,
+            labels=chosen,
         )
 
-    def images(self, *, seed: int, count: int, device: torch.device) -> Tensor:
-        """Draw images 0 … count - 1 of a seed, all at once."""
-        return torch.cat(list(self.blocks(seed=seed, count=count, device=device)))
+    def images(
+        self,
+        *,
+        seed: int,
+        count: int,
+        device: torch.device,
+        labels: Sequence[int] | None = None,
+    ) -> Tensor:
+        """Draw images 0 … count - 1 of a seed, all at once; see :meth:`blocks`."""
+        blocks = self.blocks(seed=seed, count=count, device=device, labels=labels)
+        return torch.cat(list(blocks))
+
+    def _labels(self, count: int, labels: Sequence[int] | None) -> Tensor | None:
+        """Return the labels of ``count`` images, checked; None without classes."""
+        num_classes = self.model.num_classes
+        if labels is None:
+            return balanced_labels(num_classes, count) if num_classes else None
+        if not num_classes:
+            raise UnknownClass("this model knows no classes; leave the class out")
+        for label in labels:
+            if not 0 <= label < num_classes:
+                raise UnknownClass(
+                    f"class {label}: this model has 0 … {num_classes - 1}"
+                )
+        return torch.tensor(labels, dtype=torch.int64)
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:

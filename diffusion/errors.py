@@ -11,6 +11,7 @@
     ├── StatisticsRejected    feature statistics are too few or of another extractor
     ├── DeviceUnavailable     a device was asked for that this machine lacks
     ├── NoDenoiser            central images were asked to predict noise
+    ├── UnknownClass          images were asked of a class that a model does not know
     └── WarmUpFailed          the loss of a warm-up is not finite
 
 A wrong field of a configuration is a ``ValueError`` (``config.py``). No message
@@ -52,6 +53,10 @@ class DeviceUnavailable(DiffusionError):
 
 class NoDenoiser(DiffusionError):
     """A model holds central images: no network, which cannot be trained or sampled."""
+
+
+class UnknownClass(DiffusionError):
+    """A class was asked for that the model was not trained with."""
 
 
 class WarmUpFailed(DiffusionError):

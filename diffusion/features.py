@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from diffusion.errors import ImagesRejected
 from diffusion.fd_small import FdSmall, load_fd_small
 from diffusion.inception import load_inception
 
@@ -40,6 +41,17 @@ class FeatureExtractor(Protocol):
         Raises:
             ImagesRejected: another shape, not finite, or not in [-1, 1].
         """
+
+
+def check_takes(extractor: FeatureExtractor, shape: tuple[int, int, int]) -> None:
+    """Raise :class:`ImagesRejected` unless an extractor takes images ``(c, h, w)``."""
+    shapes = extractor.image_shapes
+    if shapes is not None and shape not in shapes:
+        taken = " or ".join(" × ".join(map(str, one)) for one in shapes)
+        raise ImagesRejected(
+            f"{extractor.name} takes images of {taken}, the model makes "
+            f"{' × '.join(map(str, shape))}"
+        )
 
 
 def load_fd_small_digits(

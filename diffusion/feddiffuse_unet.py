@@ -16,6 +16,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from diffusion.class_embedding import ClassEmbedding
 from diffusion.parts import DenoisingNetwork, Part
 from diffusion.time_embedding import TimeEmbedding
 
@@ -150,18 +151,32 @@ class FedDiffuseUNet(DenoisingNetwork):
     """
 
     parts: ClassVar[Mapping[Part, tuple[str, ...]]] = {
-        Part.ENCODER: ("init_conv", "time_embedding", "down_levels", "downs"),
+        Part.ENCODER: (
+            "init_conv",
+            "time_embedding",
+            "class_embedding",
+            "down_levels",
+            "downs",
+        ),
         Part.BOTTLENECK: ("bottleneck",),
         Part.DECODER: ("up_levels", "ups", "final_block", "final_conv"),
     }
 
-    def __init__(self, dim: int, channels: int, dim_mults: tuple[int, ...]) -> None:
+    def __init__(
+        self,
+        dim: int,
+        channels: int,
+        dim_mults: tuple[int, ...],
+        num_classes: int = 0,
+    ) -> None:
         super().__init__()
+        self.num_classes = num_classes
         widths = [dim // 3 * 2, *(dim * multiple for multiple in dim_mults)]
         pairs = list(itertools.pairwise(widths))
         time_dim = 4 * dim
         self.init_conv = nn.Conv2d(channels, widths[0], 7, padding=3)
         self.time_embedding = TimeEmbedding(dim, nn.GELU())
+        self.class_embedding = ClassEmbedding(num_classes, time_dim)
         self.down_levels = nn.ModuleList(
             Level(before, after, time_dim) for before, after in pairs
         )
@@ -178,10 +193,11 @@ class FedDiffuseUNet(DenoisingNetwork):
         )
         self.final_block = ConvNextBlock(widths[1], dim)
         self.final_conv = nn.Conv2d(dim, channels, 1)
+        # Last, so that the other parameters are drawn as without classes.
 
-    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
+    def forward(self, x_t: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         """Return the predicted noise ``[n, c, h, w]`` at timesteps ``[n]``."""
-        embedding = self.time_embedding(t)
+        embedding = self.class_embedding(self.time_embedding(t), labels)
         h = self.init_conv(x_t)
         skips = []
         for index, level in enumerate(self.down_levels):

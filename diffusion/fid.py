@@ -185,14 +185,29 @@ def load_statistics(path: Path, extractor: FeatureExtractor) -> FeatureStatistic
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path.name} does not exist")
+    return read_statistics(path.read_bytes(), extractor, path.name)
+
+
+def read_statistics(
+    content: bytes, extractor: FeatureExtractor, name: str
+) -> FeatureStatistics:
+    """Return the statistics of a file's content, which may come from a stranger.
+
+    Guarantees: no array is larger than the content, so nothing is unpacked.
+
+    Raises:
+        StatisticsRejected, CorruptFile: as :func:`load_statistics`.
+    """
     try:
-        # Opened here, because np.load leaves a damaged file open.
-        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
-            loaded = _from_arrays({name: file[name] for name in file.files})
+        with zipfile.ZipFile(io.BytesIO(content)) as packed:
+            if sum(entry.file_size for entry in packed.infolist()) > len(content):
+                raise CorruptFile(f"{name} is compressed; save_statistics writes none")
+        with np.load(io.BytesIO(content), allow_pickle=False) as file:
+            loaded = _from_arrays({entry: file[entry] for entry in file.files})
     except (ValueError, KeyError, TypeError, OSError, EOFError) as error:
-        raise CorruptFile(f"{path.name} holds no feature statistics") from error
+        raise CorruptFile(f"{name} holds no feature statistics") from error
     except zipfile.BadZipFile as error:
-        raise CorruptFile(f"{path.name} is cut off or damaged") from error
+        raise CorruptFile(f"{name} is cut off or damaged") from error
     check_same_extractor(empty_statistics(extractor), loaded)
     return loaded
 

@@ -46,7 +46,7 @@ class CentralImages(DenoisingNetwork):
         """The images, float32 ``[n, c, h, w]``; not clamped, for the noise is in."""
         return self.stack.images
 
-    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
+    def forward(self, x_t: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         """Refuse.
 
         Raises:

@@ -31,8 +31,9 @@ def make_model(
 
     Source:
         Convolutions and linear layers as PyTorch draws them: uniform within
-        ±1/sqrt(fan in) (He et al., 2015, with a = sqrt 5); zero for the last layers
-        of the residual network (Ho et al., 2020, appendix B).
+        ±1/sqrt(fan in) (He et al., 2015, with a = sqrt 5); embeddings of classes
+        likewise, standard normal; zero for the last layers of the residual network
+        (Ho et al., 2020, appendix B).
     """
     if isinstance(generator, int):
         generator = torch.Generator().manual_seed(generator)
@@ -40,7 +41,8 @@ def make_model(
         model = _build(config)
     model.to_empty(device="cpu")
     with torch.no_grad():
-        for module in model.modules():
+        # Embeddings last: the rest is drawn as it is without classes.
+        for module in sorted(model.modules(), key=_is_embedding):
             _initialise(module, generator)
         for module in model.zero_initialised():
             for parameter in module.parameters():
@@ -52,9 +54,13 @@ def _build(config: UNetConfig) -> DenoisingNetwork:
     """Build the network that the configuration names, uninitialised."""
     if config.is_central_images:
         return CentralImages(config.dim, config.channels, config.image_size)
-    if config.architecture == "residual":
-        return ResidualUNet(config.dim, config.channels, config.dim_mults)
-    return FedDiffuseUNet(config.dim, config.channels, config.dim_mults)
+    kind = ResidualUNet if config.architecture == "residual" else FedDiffuseUNet
+    return kind(config.dim, config.channels, config.dim_mults, config.num_classes)
+
+
+def _is_embedding(module: nn.Module) -> bool:
+    """Return whether a layer is an embedding of classes."""
+    return isinstance(module, nn.Embedding)
 
 
 def _initialise(module: nn.Module, generator: torch.Generator) -> None:
@@ -65,6 +71,8 @@ def _initialise(module: nn.Module, generator: torch.Generator) -> None:
         module.weight.uniform_(-bound, bound, generator=generator)
         if module.bias is not None:
             module.bias.uniform_(-bound, bound, generator=generator)
+    elif isinstance(module, nn.Embedding):
+        module.weight.normal_(generator=generator)
     elif isinstance(module, ImageStack):
         module.images.zero_()
     elif isinstance(module, nn.GroupNorm):

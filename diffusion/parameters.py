@@ -7,8 +7,8 @@ to each other under it. All vectors are float32 ``[d]``.
 import hashlib
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +18,9 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from diffusion.errors import CorruptFile, ShapeMismatch
+from diffusion.errors import CorruptFile, PartsIncomplete, ShapeMismatch
 from diffusion.files import save_atomically
-from diffusion.parts import Part, part_of
+from diffusion.parts import Part, part_of, shared_parts
 
 Vector = npt.NDArray[np.float32]
 
@@ -35,17 +35,23 @@ class ParameterLayout:
     Args:
         names: the parameters, in the vector's order.
         shapes: one shape per name.
+        counts: how many parameters each stretch of the vector has, in their order; one
+            stretch with all of them by default.
 
     Raises:
-        ValueError: a name occurs twice, or names and shapes differ in number.
+        ValueError: a name occurs twice, names and shapes differ in number, or the
+            stretches hold another number.
     """
 
     names: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
+    counts: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.names) != len(self.shapes):
             raise ValueError(f"{len(self.names)} names but {len(self.shapes)} shapes")
+        if self.counts and sum(self.counts) != len(self.names):
+            raise ValueError(f"{len(self.names)} names in stretches of {self.counts}")
         if len(set(self.names)) != len(self.names):
             raise ValueError("a parameter name occurs twice in the layout")
 
@@ -63,6 +69,15 @@ class ParameterLayout:
     def size(self) -> int:
         """Return d, the length of the vector."""
         return sum(self.segments)
+
+    @property
+    def stretches(self) -> tuple["ParameterLayout", ...]:
+        """Return the layouts of the vector's stretches, which follow each other."""
+        stops = tuple(itertools.accumulate(self.counts)) or (len(self.names),)
+        places = itertools.starmap(slice, itertools.pairwise((0, *stops)))
+        return tuple(
+            ParameterLayout(self.names[place], self.shapes[place]) for place in places
+        )
 
     def digest(self) -> bytes:
         """Return the SHA-256 digest of names and shapes: 32 bytes."""
@@ -94,6 +109,48 @@ def make_layout(model: nn.Module, parts: Iterable[Part]) -> ParameterLayout:
     rows = [(n, tuple(p.shape)) for n, p in model.named_parameters()]
     rows = [row for row in rows if owners[row[0]] in chosen]
     return ParameterLayout(tuple(n for n, _ in rows), tuple(s for _, s in rows))
+
+
+def part_lengths(
+    model: nn.Module, layout: ParameterLayout
+) -> tuple[tuple[str, int], ...]:
+    """Return the part and the number of coordinates of each parameter of a layout.
+
+    Raises:
+        PartsIncomplete: the model's parts are not disjoint and exhaustive.
+    """
+    owners = part_of(model)
+    rows = zip(layout.names, layout.segments, strict=True)
+    return tuple((owners[name].value, length) for name, length in rows)
+
+
+def selected_layout(
+    model: nn.Module, selection: str, named: Sequence[str] = ()
+) -> ParameterLayout:
+    """Return the layout of what a selection federates.
+
+    With "usplit" encoder, bottleneck and decoder are a stretch each, because different
+    silos return them; every other selection is one stretch.
+
+    Args:
+        selection, named: as ``diffusion.parts.shared_parts``.
+
+    Raises:
+        PartsIncomplete: the parts are not disjoint and exhaustive, or with "usplit" do
+            not follow each other in the model, or one of them is empty.
+    """
+    layout = make_layout(model, shared_parts(selection, named))
+    if selection != "usplit":
+        return layout
+    owners = part_of(model)
+    runs = [
+        (p, len([*g])) for p, g in itertools.groupby(owners[n] for n in layout.names)
+    ]
+    if [part for part, _ in runs] != list(Part):
+        raise PartsIncomplete(
+            "the parameters of the model are not in the order of its parts"
+        )
+    return replace(layout, counts=tuple(count for _, count in runs))
 
 
 def flatten(

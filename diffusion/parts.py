@@ -5,7 +5,7 @@ nothing is guessed from sub-strings. The selections are those of FedDiffuse: whi
 parts a silo sends and receives.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from enum import Enum
 from types import MappingProxyType
 from typing import ClassVar
@@ -18,8 +18,9 @@ from diffusion.errors import PartsIncomplete
 class Part(Enum):
     """A part of a UNet.
 
-    The first convolution and the time embedding belong to the encoder, the final
-    block and convolution to the decoder (FedDiffuse's own counting).
+    The first convolution and the embeddings of time and class belong to the encoder,
+    the final block and convolution to the decoder (FedDiffuse's own counting, in which
+    there are no classes).
     """
 
     ENCODER = "encoder"
@@ -28,26 +29,44 @@ class Part(Enum):
 
 
 #: The parts that are federated, by the selection's name. Source: de Goede, Cox &
-#: Decouchant, 2024, section 3: FULL, ULATDEC, UDEC.
+#: Decouchant, 2024, section 3: FULL, USPLIT, ULATDEC, UDEC.
 SELECTIONS: Mapping[str, frozenset[Part]] = MappingProxyType(
     {
         "full": frozenset(Part),
+        "usplit": frozenset(Part),
         "ulatdec": frozenset({Part.BOTTLENECK, Part.DECODER}),
         "udec": frozenset({Part.DECODER}),
     }
 )
 
 
+def shared_parts(selection: str, named: Iterable[str] = ()) -> frozenset[Part]:
+    """Return the parts that are federated.
+
+    Args:
+        selection: one of ``SELECTIONS``, or "parts" for those that are named.
+        named: names of parts, with "parts" only.
+    """
+    if selection == "parts":
+        return frozenset(Part(name) for name in named)
+    return SELECTIONS[selection]
+
+
 class DenoisingNetwork(nn.Module):
     """A network that predicts the noise in an image; it knows its own parts.
 
-    ``forward(x_t, t)`` takes noised images ``[n, c, h, w]`` and timesteps ``[n]``
-    and returns the predicted noise ``[n, c, h, w]``. Examples of a batch never
-    influence each other: no batch normalisation, no buffers with data.
+    ``forward(x_t, t, labels=None)`` takes noised images ``[n, c, h, w]`` and timesteps
+    ``[n]`` and returns the predicted noise ``[n, c, h, w]``. Labels, int64 ``[n]``, are
+    for a network of ``num_classes`` > 0 alone, where None means no class
+    (``diffusion/class_embedding.py``). Examples of a batch never influence each other:
+    no batch normalisation, no buffers with data.
     """
 
     #: The direct children of which each part consists.
     parts: ClassVar[Mapping[Part, tuple[str, ...]]]
+
+    #: How many classes the network knows; 0: it takes no labels.
+    num_classes: int = 0
 
     def zero_initialised(self) -> Iterator[nn.Module]:
         """Yield the layers that start at zero; none unless a network says so."""

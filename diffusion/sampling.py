@@ -14,6 +14,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from diffusion.class_embedding import NO_CLASS
 from diffusion.config import SamplerConfig
 from diffusion.schedule import Schedule
 
@@ -133,6 +134,7 @@ def sample(
     image_shape: tuple[int, int, int],
     device: torch.device | str,
     block_size: int,
+    labels: Tensor | None = None,
 ) -> Iterator[Tensor]:
     """Draw the images ``first_index`` … ``first_index + count - 1`` of a seed.
 
@@ -152,21 +154,31 @@ def sample(
         device: where the network runs. Noise is drawn on the CPU, so that every
             device starts from the same noise.
         block_size: images per block, a matter of memory only.
+        labels: int64 ``[count]``, the classes of the images, for a network with
+            classes; None: no class, or none.
 
     Yields:
         float32 ``[k, c, h, w]`` on the CPU in [-1, 1], k ≤ ``block_size``.
 
     Raises:
-        ValueError: a count, index or block size is out of range.
+        ValueError: a count, index or block size is out of range; there are not
+            ``count`` labels; or guidance is asked for without labels.
     """
     if first_index < 0 or count < 0 or block_size < 1:
         raise ValueError("first_index and count must be ≥ 0 and block_size ≥ 1")
+    if labels is not None and len(labels) != count:
+        raise ValueError(f"{len(labels)} labels for {count} images")
+    if labels is None and config.guidance:
+        raise ValueError("guidance needs labels, which this model does not take")
     timesteps = sampling_timesteps(config, schedule.num_timesteps)
     for start in range(first_index, first_index + count, block_size):
         stop = min(start + block_size, first_index + count)
         generators = [image_generator(seed, i) for i in range(start, stop)]
         noise = _Noise(generators, image_shape, torch.device(device))
-        yield _sample_block(model, schedule, config, timesteps, noise).clone()
+        mine = None
+        if labels is not None:
+            mine = labels[start - first_index : stop - first_index].to(device)
+        yield _sample_block(model, schedule, config, timesteps, noise, mine).clone()
 
 
 class _Noise:
@@ -195,6 +207,7 @@ def _sample_block(
     config: SamplerConfig,
     timesteps: list[int],
     noise: _Noise,
+    labels: Tensor | None,
 ) -> Tensor:
     """Run the sampler for one block, with the model in evaluation mode."""
     was_training = model.training
@@ -203,11 +216,38 @@ def _sample_block(
         x = noise.draw()
         for index, t in enumerate(timesteps):
             t_next = timesteps[index + 1] if index + 1 < len(timesteps) else None
-            predicted_noise = model(x, torch.full((len(x),), t, device=x.device))
+            predicted_noise = _predict(model, x, t, labels, config.guidance)
             x = _step(config, schedule, x, predicted_noise, t, t_next, noise)
     finally:
         model.train(was_training)
     return x.clamp(-1.0, 1.0).to("cpu", torch.float32)
+
+
+def _predict(
+    model: nn.Module, x_t: Tensor, t: int, labels: Tensor | None, guidance: float
+) -> Tensor:
+    """Return the predicted noise at one timestep, guided towards the labels."""
+    predicted: Tensor
+    timesteps = torch.full((len(x_t),), t, device=x_t.device)
+    if labels is None:
+        predicted = model(x_t, timesteps)
+    elif not guidance:
+        predicted = model(x_t, timesteps, labels)
+    else:
+        both = torch.cat([labels, torch.full_like(labels, NO_CLASS)])
+        predicted = model(x_t.repeat(2, 1, 1, 1), timesteps.repeat(2), both)
+        conditional, unconditional = predicted.chunk(2)
+        predicted = guided(conditional, unconditional, guidance)
+    return predicted
+
+
+def guided(conditional: Tensor, unconditional: Tensor, guidance: float) -> Tensor:
+    """Return (1 + w) conditional - w unconditional, the noise of guidance w.
+
+    Source:
+        Ho & Salimans, 2022, equation 6.
+    """
+    return (1.0 + guidance) * conditional - guidance * unconditional
 
 
 def _step(

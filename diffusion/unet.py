@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from diffusion.class_embedding import ClassEmbedding
 from diffusion.parts import DenoisingNetwork, Part
 from diffusion.time_embedding import TimeEmbedding
 
@@ -90,17 +91,31 @@ class ResidualUNet(DenoisingNetwork):
     """
 
     parts: ClassVar[Mapping[Part, tuple[str, ...]]] = {
-        Part.ENCODER: ("init_conv", "time_embedding", "down_blocks", "downs"),
+        Part.ENCODER: (
+            "init_conv",
+            "time_embedding",
+            "class_embedding",
+            "down_blocks",
+            "downs",
+        ),
         Part.BOTTLENECK: ("bottleneck",),
         Part.DECODER: ("up_blocks", "ups", "final"),
     }
 
-    def __init__(self, dim: int, channels: int, dim_mults: tuple[int, ...]) -> None:
+    def __init__(
+        self,
+        dim: int,
+        channels: int,
+        dim_mults: tuple[int, ...],
+        num_classes: int = 0,
+    ) -> None:
         super().__init__()
+        self.num_classes = num_classes
         widths = [dim * multiple for multiple in dim_mults]
         time_dim = 4 * dim
         self.init_conv = nn.Conv2d(channels, dim, 3, padding=1)
         self.time_embedding = TimeEmbedding(dim, nn.SiLU())
+        self.class_embedding = ClassEmbedding(num_classes, time_dim)
         self.down_blocks = nn.ModuleList()
         self.downs = nn.ModuleList()
         skips, width = [dim], dim
@@ -124,10 +139,11 @@ class ResidualUNet(DenoisingNetwork):
         self.final = nn.Sequential(
             _group_norm(width), nn.SiLU(), nn.Conv2d(width, channels, 3, padding=1)
         )
+        # Last, so that the other parameters are drawn as without classes.
 
-    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
+    def forward(self, x_t: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         """Return the predicted noise ``[n, c, h, w]`` at timesteps ``[n]``."""
-        embedding = self.time_embedding(t)
+        embedding = self.class_embedding(self.time_embedding(t), labels)
         h = self.init_conv(x_t)
         skips = [h]
         for level, block in enumerate(self.down_blocks):

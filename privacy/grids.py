@@ -111,6 +111,22 @@ def even_range(clipping_norm: float, length: int) -> np.float32:
     return np.float32(min(even, clipping_norm))
 
 
+def rotated_range(clipping_norm: float, length: int, value_bits: int) -> np.float32:
+    """Return the range of a rotated update: (2 + q/4) C / √d for q bits, at most 6.
+
+    Fewer bits want a smaller range: with 6 standard deviations for all, rounding would
+    cost more than the few values save that would be clamped. For a vector that fills
+    its norm the expected square of both errors is least at 2.3 (4 bits), 3.8 (8), 4.9
+    (12) and 5.8 (16) standard deviations; these margins are a little above, so that the
+    error stays rounding, which is unbiased: at 4, 8 and 12 bits at most 0.3 %, 0.006 %
+    and 0.00006 % of the values of a vector that fills its norm are clamped.
+
+    The same bit for bit on every machine: each operation is rounded as IEEE 754 says.
+    """
+    margin = min(EVEN_MARGIN, 2.0 + value_bits / 4)
+    return np.float32(min(margin * clipping_norm / length**0.5, clipping_norm))
+
+
 def next_ranges(
     mean: Vector, segments: Sequence[int], clipping_norm: float
 ) -> npt.NDArray[np.float32]:

@@ -13,13 +13,15 @@ class AggregationConfig:
     """What the aggregator does with the mean update.
 
     With ``optimizer`` "sgd" the mean times ``learning_rate`` is added to the global
-    parameters; with "adam" it is the negative gradient of FedAdam, whose moments decay
-    by ``decay_mean`` and ``decay_square`` and whose ``adaptivity`` is added to the root
-    of the second (Reddi et al. 2021). The moving average of the global parameters, from
-    which samples are drawn, decays by ``ema_decay`` per round (0: the latest ones).
+    parameters; with "momentum" it first enters a velocity that decays by ``decay_mean``
+    (FedAvgM, Hsu et al. 2019); with "adam" it is the negative gradient of FedAdam,
+    whose moments decay by ``decay_mean`` and ``decay_square`` and whose ``adaptivity``
+    is added to the root of the second (Reddi et al. 2021). The moving average of the
+    global parameters, from which samples are drawn, decays by ``ema_decay`` per round
+    (0: the latest ones).
     """
 
-    optimizer: Literal["sgd", "adam"] = "sgd"
+    optimizer: Literal["sgd", "momentum", "adam"] = "sgd"
     learning_rate: float = 1.0
     decay_mean: float = 0.9
     decay_square: float = 0.99
@@ -40,9 +42,13 @@ class EvaluationConfig:
 
     ``every_rounds`` 0 switches it off; the last round is always evaluated otherwise.
     ``extractor_sha256``, where given, is the full SHA-256 of the Inception weights.
+
+    With ``in_silos`` each silo measures samples of its own finished model once, after
+    the last round; mean and spread over the silos come out of the secure sum.
     """
 
     every_rounds: int = 0
+    in_silos: bool = False
     num_samples: int = 500
     extractor: Literal["fd-small-digits", "fd-small-fashion", "inception"] = (
         "fd-small-fashion"
@@ -56,6 +62,11 @@ class EvaluationConfig:
         require(self.num_samples >= 2, "num_samples: must be at least 2")
         if self.extractor_sha256:
             check_hex("extractor_sha256", self.extractor_sha256, 32)
+
+    @property
+    def is_asked_for(self) -> bool:
+        """Whether a run needs reference statistics."""
+        return self.in_silos or self.every_rounds > 0
 
     def is_due(self, round_number: int, num_rounds: int) -> bool:
         """Return whether a round is followed by an evaluation."""

@@ -53,8 +53,16 @@ def check_central_images(plan: HasModel) -> None:
         f"evaluation.every_rounds: must be 0 for {what}: there is no network to sample",
     )
     require(
+        not plan.evaluation.in_silos,
+        f"evaluation.in_silos: must be false for {what}: there is no network to sample",
+    )
+    require(
         privacy.multiplicity == 1,
         f"privacy.multiplicity: must be 1 for {what}: no timestep or noise is drawn",
+    )
+    require(
+        plan.training.proximal_mu == 0,
+        f"training.proximal_mu: must be 0 for {what}: nothing is trained",
     )
     require(not plan.initial.name, f"initial.name: must be empty for {what}")
     require(

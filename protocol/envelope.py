@@ -2,32 +2,36 @@
 
 All of them travel in ``crypto.frame``: its header (kind, run, setup, slot, sender) and
 its signature are the envelope. A body is one canonical table followed by byte strings,
-each behind its length, and nothing after them.
+each behind its length, and nothing after them. Transcript heads and ledgers' heads are
+byte strings of fixed length: how long a message is follows from the plan and the round,
+never from what anybody did (``protocol.traffic``).
 """
 
 import enum
 import hashlib
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
 
 from crypto import labels
 from crypto.encoding import BytesLike
 from crypto.frame import AGGREGATOR, Header, make_frame, open_frame, read_header
 from crypto.keys import IdentityKey
 from crypto.merkle import HASH_BYTES
-from crypto.signatures import SIGNATURE_BYTES
-from protocol.encoding import check_hex, decode, encode, from_table, to_table
-from protocol.errors import EncodingError, EnvelopeRejected
-from protocol.plan import RunPlan
+from protocol.bodies import (
+    MAX_MESSAGE_BYTES,
+    check_names,
+    digest_in,
+    join_body,
+    read_count,
+    read_head,
+    read_text,
+    split_body,
+)
+from protocol.errors import EnvelopeRejected
+from protocol.plan import AGGREGATOR_NAME, RunPlan
 from protocol.settings import MAX_SILOS
 from protocol.transcript import Head
-
-MAX_MESSAGE_BYTES = 1 << 32
-MAX_TABLE_BYTES = 1 << 20
 
 
 class Kind(enum.IntEnum):
@@ -43,6 +47,11 @@ class Kind(enum.IntEnum):
     REFUSED = 71
     JOINED = 72
     LEDGER = 73
+    BROADCAST = 74
+    HELD = 75
+    AUXILIARY = 76
+    AUXILIARY_SENT = 77
+    MEASURE = 78
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,26 +59,26 @@ class RoundRequest:
     """The aggregator's request to train in one round.
 
     ``parameters`` are the shared parameters as little-endian float32 in the order of
-    the layout; ``ranges`` the public numbers of the grid, float32 (``protocol.grids``).
-    ``head`` is the aggregator's newest transcript head; ``sum_notice`` the SUM frame of
-    the slot before, empty when there was no sum.
+    the layout, empty where the silo holds them (docs/transport.md); ``ranges`` the
+    public numbers of the grid, float32 (``protocol.grids``); ``model`` is the
+    :func:`model_digest` of both. ``head`` is the aggregator's newest transcript head;
+    ``sum_notice`` the SUM frame of the slot before, empty when there was no sum.
     """
 
     round_number: int
     attempt: int
     head: Head
+    model: str
     parameters: BytesLike
     ranges: BytesLike
     sum_notice: BytesLike = b""
 
     def to_body(self) -> bytes:
         """Return the body's bytes."""
-        table = {
-            "round_number": self.round_number,
-            "attempt": self.attempt,
-            "head": to_table(self.head),
-        }
-        return join_body(table, self.parameters, self.ranges, self.sum_notice)
+        names = ("round_number", "attempt", "model")
+        table = {name: getattr(self, name) for name in names}
+        parts = (self.parameters, self.ranges, self.sum_notice)
+        return join_body(table, self.head.to_bytes(), *parts)
 
     @classmethod
     def from_body(cls, body: memoryview) -> "RoundRequest":
@@ -78,20 +87,21 @@ class RoundRequest:
         Raises:
             EnvelopeRejected: malformed.
         """
-        table, (parameters, ranges, notice) = split_body(body, 3)
-        check_names(table, ("round_number", "attempt", "head"))
+        table, (head, parameters, ranges, notice) = split_body(body, 4)
+        check_names(table, ("round_number", "attempt", "model"))
         return cls(
-            round_number=_count(table, "round_number"),
-            attempt=_count(table, "attempt"),
-            head=_head(table),
+            round_number=read_count(table, "round_number"),
+            attempt=read_count(table, "attempt"),
+            head=read_head(head, AGGREGATOR_NAME),
+            model=digest_in(table, "model"),
             parameters=parameters,
             ranges=ranges,
             sum_notice=notice,
         )
 
     def model_digest(self) -> bytes:
-        """Return the digest that silos sign in READY."""
-        return model_digest(self.parameters, self.ranges)
+        """Return the digest that silos sign in READY, as the aggregator states it."""
+        return bytes.fromhex(self.model)
 
 
 def model_digest(parameters: BytesLike, ranges: BytesLike) -> bytes:
@@ -111,20 +121,24 @@ def model_digest(parameters: BytesLike, ranges: BytesLike) -> bytes:
 class EndRequest:
     """The aggregator's notice that the run is over, with the last parameters.
 
-    ``average`` is their moving average over the rounds, from which samples are drawn;
-    ``sum_notice`` the SUM frame of the last slot, empty when there was no sum.
+    ``parameters`` are empty where the silo holds them, ``model`` is their digest.
+    ``average`` is their moving average over the rounds, from which samples are drawn,
+    empty where it is the same; ``sum_notice`` the SUM frame of the last slot, empty
+    when there was no sum.
     """
 
     round_number: int
     head: Head
-    parameters: bytes
-    average: bytes
+    model: str
+    parameters: bytes = b""
+    average: bytes = b""
     sum_notice: BytesLike = b""
 
     def to_body(self) -> bytes:
         """Return the body's bytes."""
-        table = {"round_number": self.round_number, "head": to_table(self.head)}
-        return join_body(table, self.parameters, self.average, self.sum_notice)
+        table = {"round_number": self.round_number, "model": self.model}
+        parts = (self.parameters, self.average, self.sum_notice)
+        return join_body(table, self.head.to_bytes(), *parts)
 
     @classmethod
     def from_body(cls, body: memoryview) -> "EndRequest":
@@ -133,11 +147,12 @@ class EndRequest:
         Raises:
             EnvelopeRejected: malformed.
         """
-        table, (parameters, average, notice) = split_body(body, 3)
-        check_names(table, ("round_number", "head"))
+        table, (head, parameters, average, notice) = split_body(body, 4)
+        check_names(table, ("round_number", "model"))
         return cls(
-            round_number=_count(table, "round_number"),
-            head=_head(table),
+            round_number=read_count(table, "round_number"),
+            head=read_head(head, AGGREGATOR_NAME),
+            model=digest_in(table, "model"),
             parameters=bytes(parameters),
             average=bytes(average),
             sum_notice=notice,
@@ -152,18 +167,21 @@ class EndReply:
 
     def to_body(self) -> bytes:
         """Return the body's bytes."""
-        return join_body({"head": to_table(self.head)})
+        return join_body({}, self.head.to_bytes())
 
     @classmethod
-    def from_body(cls, body: memoryview) -> "EndReply":
+    def from_body(cls, body: memoryview, party: str) -> "EndReply":
         """Return the reply of a body.
+
+        Args:
+            party: the name of the silo that sent it.
 
         Raises:
             EnvelopeRejected: malformed.
         """
-        table, _ = split_body(body, 0)
-        check_names(table, ("head",))
-        return cls(head=_head(table))
+        table, (head,) = split_body(body, 1)
+        check_names(table, ())
+        return cls(head=read_head(head, party))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,7 +198,8 @@ class LedgerNotice:
 
     def to_body(self) -> bytes:
         """Return the body's bytes."""
-        return join_body({"size": self.size, "head": self.head}, self.reply)
+        fixed = self.size.to_bytes(8, "big") + bytes.fromhex(self.head)
+        return join_body({}, fixed, self.reply)
 
     @classmethod
     def from_body(cls, body: memoryview) -> "LedgerNotice":
@@ -189,14 +208,14 @@ class LedgerNotice:
         Raises:
             EnvelopeRejected: malformed.
         """
-        table, (reply,) = split_body(body, 1)
-        check_names(table, ("size", "head"))
-        head = _text(table, "head")
-        try:
-            check_hex("head", head, HASH_BYTES)
-        except ValueError as error:
-            raise EnvelopeRejected(f"a message's {error}") from None
-        return cls(size=_count(table, "size"), head=head, reply=reply)
+        table, (fixed, reply) = split_body(body, 2)
+        check_names(table, ())
+        if len(fixed) != 8 + HASH_BYTES:
+            raise EnvelopeRejected("a message holds no head of a ledger")
+        size = int.from_bytes(fixed[:8], "big")
+        if not 1 <= size < 1 << 31:
+            raise EnvelopeRejected("size must be a positive whole number")
+        return cls(size=size, head=bytes(fixed[8:]).hex(), reply=reply)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,8 +253,8 @@ class Refusal:
         if type(accused) is not int or not -1 <= accused < MAX_SILOS:
             raise EnvelopeRejected("accused must be the index of a silo, or -1")
         return cls(
-            stage=_text(table, "stage")[:64],
-            check=_text(table, "check")[:400],
+            stage=read_text(table, "stage")[:64],
+            check=read_text(table, "check")[:400],
             accused=accused,
         )
 
@@ -278,102 +297,3 @@ def open_envelope(
         )
     key = plan.aggregator_key if sender == AGGREGATOR else plan.roster[sender]
     return open_frame(key, data, max_bytes=MAX_MESSAGE_BYTES)
-
-
-def join_body(table: Mapping[str, Any], *parts: BytesLike) -> bytes:
-    """Return a canonical table and byte strings as one body."""
-    pieces: list[BytesLike] = [encode(table), *parts]
-    return b"".join(
-        piece for part in pieces for piece in (struct.pack(">Q", len(part)), part)
-    )
-
-
-def split_body(
-    body: memoryview, num_parts: int
-) -> tuple[dict[str, Any], list[memoryview]]:
-    """Return the table and exactly so many byte strings of a body, as views of it.
-
-    Raises:
-        EnvelopeRejected: cut off, too long, trailing bytes, or not a table.
-    """
-    pieces, position = [], 0
-    for index in range(num_parts + 1):
-        if len(body) - position < 8:
-            raise EnvelopeRejected("a message is cut off")
-        (length,) = struct.unpack_from(">Q", body, position)
-        position += 8
-        limit = MAX_TABLE_BYTES if index == 0 else MAX_MESSAGE_BYTES
-        if length > min(limit, len(body) - position):
-            raise EnvelopeRejected("a message is cut off or too long")
-        pieces.append(body[position : position + length])
-        position += length
-    if position != len(body):
-        raise EnvelopeRejected("a message has trailing bytes")
-    try:
-        table = decode(bytes(pieces[0]))
-    except EncodingError as error:
-        raise EnvelopeRejected(f"a message's table is {error}") from None
-    if not isinstance(table, dict):
-        raise EnvelopeRejected("a message does not begin with a table")
-    return table, pieces[1:]
-
-
-def check_names(table: Mapping[str, Any], names: Sequence[str]) -> None:
-    """Raise :class:`EnvelopeRejected` unless a table has exactly these names."""
-    if set(table) != set(names):
-        raise EnvelopeRejected(f"a message must hold exactly {', '.join(names)}")
-
-
-def floats_to_bytes(vector: np.ndarray[Any, np.dtype[np.float32]]) -> bytes:
-    """Return float32 values ``[d]`` as little-endian bytes."""
-    return vector.astype("<f4", copy=False).tobytes()
-
-
-def floats_from_bytes(
-    data: BytesLike, length: int
-) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """Return float32 ``[length]`` of little-endian bytes; finite values only.
-
-    Raises:
-        EnvelopeRejected: another number of bytes, NaN or infinity.
-    """
-    if len(data) != 4 * length:
-        raise EnvelopeRejected(
-            f"a message holds {len(data):,} bytes of values, expected {4 * length:,}"
-        )
-    values = np.frombuffer(data, dtype="<f4").astype(np.float32, copy=False)
-    if not np.isfinite(values).all():
-        raise EnvelopeRejected("a message holds NaN or infinity")
-    return values
-
-
-def _count(table: Mapping[str, Any], name: str) -> int:
-    """Return a positive whole number of a table."""
-    value = table[name]
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value < 2**31:
-        raise EnvelopeRejected(f"{name} must be a positive whole number")
-    return value
-
-
-def _text(table: Mapping[str, Any], name: str) -> str:
-    """Return a text of a table."""
-    value = table[name]
-    if not isinstance(value, str):
-        raise EnvelopeRejected(f"{name} must be text")
-    return value
-
-
-def _head(table: Mapping[str, Any]) -> Head:
-    """Return the transcript head of a table, of bounded size.
-
-    Its signature is not verified here.
-    """
-    try:
-        head = from_table(Head, table["head"], "head")
-        check_hex("head.root", head.root, HASH_BYTES)
-        check_hex("head.signature", head.signature, SIGNATURE_BYTES)
-    except (EncodingError, ValueError) as error:
-        raise EnvelopeRejected(f"a message's {error}") from None
-    if not 0 <= head.size < 1 << 63:
-        raise EnvelopeRejected("a message's head.size must be 0 to 2^63 - 1")
-    return head

@@ -4,8 +4,9 @@ They travel as ``ranges`` in ROUND, float32, and are covered by the model digest
 every silo signs, so that all updates of a sum were made with the same ones, bit for
 bit. In this order:
 
-- the ranges of the grid. With rotation one, in every round. Without, one for each
-  tensor, and none in round 1, whose range is the plan's clipping norm;
+- the ranges of the grid. With rotation one for each stretch of the vector, in every
+  round. Without, one for each tensor, and none in round 1, whose range is the plan's
+  clipping norm;
 - with ``update.clipping = "previous-mean"`` the round's clipping norm.
 
 With noise inside the secure sum there are none: grid and norm follow from the plan.
@@ -19,6 +20,7 @@ norm.
 """
 
 import hashlib
+import itertools
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,6 +37,7 @@ from privacy.grids import (
     first_grid,
     next_clipping_norm,
     next_ranges,
+    rotated_range,
     rounded_down,
 )
 from protocol import noise_plan
@@ -49,33 +52,48 @@ _SMALLEST_NORM = rounded_down(MIN_CLIPPING_NORM)
 
 @dataclass(frozen=True)
 class RoundGrid:
-    """What a round's updates are clipped to and quantised on."""
+    """What a round's updates are clipped to and quantised on, stretch by stretch."""
 
-    grid: Grid
+    grids: tuple[Grid, ...]
     clipping_norm: float
+
+    @property
+    def grid(self) -> Grid:
+        """The grid of a vector of one stretch."""
+        (grid,) = self.grids
+        return grid
 
     def check_headroom(self, plan: RunPlan, field_bits: int) -> None:
         """Raise ``Overflow`` if a sum over all silos could leave a field."""
         if plan.privacy.is_in_sum:
             noise_plan.check_headroom(plan)
             return
-        self.grid.check_headroom(field_bits, len(plan.silos))
+        for grid in self.grids:
+            grid.check_headroom(field_bits, len(plan.silos))
 
 
 def round_grid(
-    plan: RunPlan, segments: Sequence[int], round_number: int, numbers: Numbers
+    plan: RunPlan,
+    segments: Sequence[int],
+    round_number: int,
+    numbers: Numbers,
+    counts: Sequence[int] = (),
 ) -> RoundGrid:
     """Return the grid and clipping norm that a round's numbers stand for.
 
     Args:
         segments: lengths of the federated tensors, in the order of the layout.
         numbers: finite float32 values, as the module says.
+        counts: how many of the tensors each stretch has; by default one has all.
 
     Raises:
         EnvelopeRejected: they are not numbers that this plan permits in this round.
     """
     update = plan.update
-    num_ranges = 1 if update.rotation else len(segments) * (round_number > 1)
+    stretches = _stretches(segments, counts)
+    num_ranges = len(segments) * (round_number > 1)
+    if update.rotation:
+        num_ranges = len(stretches)
     num_ranges *= not plan.privacy.is_in_sum
     has_norm = update.clipping == "previous-mean"
     if numbers.shape != (num_ranges + has_norm,):
@@ -87,30 +105,45 @@ def round_grid(
     if has_norm:
         clipping_norm = _checked_norm(plan, round_number, numbers[-1])
     if plan.privacy.is_in_sum:
-        return RoundGrid(noise_plan.noisy_grid(plan, sum(segments)), clipping_norm)
+        noisy = noise_plan.noisy_grid(plan, sum(segments))
+        return RoundGrid((noisy,), clipping_norm)
     value_bits = update.value_bits_in(round_number, len(plan.silos))
     if update.is_wide(round_number):
-        return RoundGrid(first_grid(value_bits, clipping_norm, segments), clipping_norm)
-    lengths, ranges = tuple(segments), numbers[:num_ranges]
+        wide = (first_grid(value_bits, clipping_norm, each) for each in stretches)
+        return RoundGrid(tuple(wide), clipping_norm)
+    ranges, lengths = numbers[:num_ranges], stretches
     if update.rotation:
-        lengths = (update.num_values(sum(segments)),)
-        if ranges[0] != even_range(clipping_norm, lengths[0]):
+        lengths = [(update.num_values(sum(each)),) for each in stretches]
+        even = [
+            rotated_range(clipping_norm, length, value_bits) for (length,) in lengths
+        ]
+        if (ranges != np.array(even, np.float32)).any():
             raise EnvelopeRejected("the range is not the one of the clipping norm")
     elif (ranges > np.float32(clipping_norm)).any():
         raise EnvelopeRejected("a range is larger than the clipping norm")
+    stops = list(itertools.accumulate(map(len, lengths), initial=0))
     try:
-        return RoundGrid(Grid(value_bits, ranges, lengths), clipping_norm)
+        grids = (
+            Grid(value_bits, ranges[start:stop], each)
+            for start, stop, each in zip(stops, stops[1:], lengths, strict=False)
+        )
+        return RoundGrid(tuple(grids), clipping_norm)
     except GridTooCoarse as error:
         raise EnvelopeRejected(str(error)) from None
 
 
-def first_numbers(plan: RunPlan, segments: Sequence[int]) -> Numbers:
+def first_numbers(
+    plan: RunPlan, segments: Sequence[int], counts: Sequence[int] = ()
+) -> Numbers:
     """Return the numbers of round 1; they follow from the plan alone."""
     norm = rounded_down(plan.update.clipping_norm)
-    return _numbers(plan, segments, norm, np.empty(0, np.float32))
+    stretches = _stretches(segments, counts)
+    return _numbers(plan, stretches, norm, np.empty(0, np.float32))
 
 
-def next_numbers(plan: RunPlan, segments: Sequence[int], mean: Vector) -> Numbers:
+def next_numbers(
+    plan: RunPlan, segments: Sequence[int], mean: Vector, counts: Sequence[int] = ()
+) -> Numbers:
     """Return the numbers of the round after one with this mean update, float32 ``[d]``.
 
     Raises:
@@ -121,8 +154,8 @@ def next_numbers(plan: RunPlan, segments: Sequence[int], mean: Vector) -> Number
     norm = next_clipping_norm(mean, plan.update.clipping_norm)
     if norm < _SMALLEST_NORM:
         norm = rounded_down(plan.update.clipping_norm)
-    largest = _effective_norm(plan, norm)
-    return _numbers(plan, segments, norm, next_ranges(mean, segments, largest))
+    ranges = next_ranges(mean, segments, _effective_norm(plan, norm))
+    return _numbers(plan, _stretches(segments, counts), norm, ranges)
 
 
 def numbers_after_loss(
@@ -138,7 +171,8 @@ def numbers_after_loss(
         return numbers
     norm = numbers[-1] if has_norm else rounded_down(plan.update.clipping_norm)
     even = even_range(_effective_norm(plan, norm), sum(segments))
-    return _numbers(plan, segments, norm, np.full(len(segments), even, np.float32))
+    ranges = np.full(len(segments), even, np.float32)
+    return _numbers(plan, [tuple(segments)], norm, ranges)
 
 
 def sign_seed(plan: RunPlan, round_number: int) -> bytes:
@@ -157,14 +191,26 @@ def sign_seed(plan: RunPlan, round_number: int) -> bytes:
     return hashlib.sha256(content + struct.pack(">Q", round_number)).digest()
 
 
+def _stretches(segments: Sequence[int], counts: Sequence[int]) -> list[tuple[int, ...]]:
+    """Return the lengths of the tensors in each stretch of the vector."""
+    rest = iter(segments)
+    counts = counts or (len(segments),)
+    return [tuple(itertools.islice(rest, count)) for count in counts]
+
+
 def _numbers(
-    plan: RunPlan, segments: Sequence[int], norm: np.float32, ranges: Numbers
+    plan: RunPlan,
+    stretches: Sequence[Sequence[int]],
+    norm: np.float32,
+    ranges: Numbers,
 ) -> Numbers:
     """Return ranges and clipping norm in the order of the message."""
     if plan.update.rotation:
-        length = plan.update.num_values(sum(segments))
-        even = even_range(_effective_norm(plan, norm), length)
-        ranges = np.array([even], np.float32)
+        largest = _effective_norm(plan, norm)
+        lengths = (plan.update.num_values(sum(each)) for each in stretches)
+        bits = plan.update.value_bits
+        even = [rotated_range(largest, length, bits) for length in lengths]
+        ranges = np.array(even, np.float32)
     if plan.update.clipping == "previous-mean":
         ranges = np.append(ranges, norm)
     return ranges

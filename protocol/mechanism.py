@@ -13,6 +13,7 @@ from privacy.errors import Uncalibrated
 from privacy.events import Event, SampledGaussian
 from protocol import noise_plan
 from protocol.aggregation_settings import EvaluationConfig
+from protocol.calibration_settings import CalibrationConfig
 from protocol.privacy_settings import PrivacyConfig
 from protocol.settings import InitialConfig, TrainingConfig
 from protocol.update_settings import UpdateConfig
@@ -35,6 +36,10 @@ class HasMechanism(Protocol):
     @property
     def privacy(self) -> PrivacyConfig:
         """The mechanism."""
+
+    @property
+    def calibration(self) -> CalibrationConfig:
+        """What follows the mean."""
 
 
 class HasReleases(HasMechanism, Protocol):
@@ -68,6 +73,14 @@ def steps_per_round(plan: HasMechanism) -> int:
     return math.ceil(steps * (1 - RATE_ROUNDING))
 
 
+def pre_training_steps(plan: HasMechanism) -> int:
+    """Return how many steps a silo trains for auxiliary images, before round 1.
+
+    With DP-SGD they are steps of the same mechanism as those of the rounds.
+    """
+    return plan.calibration.local_steps if plan.calibration.asks_silos else 0
+
+
 def relation_of(unit: str) -> str:
     """Return how neighbouring data sets differ, as ledgers name it."""
     return "updates-or-zeros" if unit == "silo" else "add-or-remove-one"
@@ -75,7 +88,8 @@ def relation_of(unit: str) -> str:
 
 def steps_of_run(plan: HasMechanism) -> int:
     """Return how many private steps a silo may take in a run, spare ones included."""
-    return steps_per_round(plan) * plan.num_rounds + plan.privacy.spare_steps
+    in_rounds = steps_per_round(plan) * plan.num_rounds
+    return in_rounds + pre_training_steps(plan) + plan.privacy.spare_steps
 
 
 def round_event(plan: HasMechanism) -> SampledGaussian:
@@ -164,9 +178,11 @@ def not_covered(plan: HasReleases) -> Iterator[str]:
     """Yield, in words, what epsilon says nothing about although it leaves a silo."""
     if plan.initial.name and plan.initial.origin == "public":
         yield f"public data: {plan.initial.name}"
+    if plan.calibration.is_on and plan.calibration.images == "public":
+        yield f"public auxiliary images: {plan.calibration.name}"
     if plan.update.weights == "declared":
         yield "the weights that the plan declares, if they were computed from data"
-    if plan.evaluation.every_rounds:
+    if plan.evaluation.is_asked_for:
         yield (
             "the reference statistics of the evaluation, and every Fréchet distance "
             "measured against them"

@@ -120,7 +120,12 @@ def check_noisy(draft: HasSections) -> None:
         "aggregator's (aggregation.optimizer)",
     )
     require(
-        update.selection == "full" or training.local_parts == "frozen",
+        not update.is_dealt,
+        f'update.selection: "usplit" sums each part over a group of the silos; {name} '
+        "counts on the noise of all of them",
+    )
+    require(
+        update.is_complete or training.local_parts == "frozen",
         f'training.local_parts: must be "frozen" with {name} and selection '
         f'"{update.selection}": local parts that are trained carry data from round to '
         "round",

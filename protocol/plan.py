@@ -20,7 +20,14 @@ from diffusion.config import ScheduleConfig, UNetConfig
 from privacy import errors
 from protocol import noise_plan
 from protocol.aggregation_settings import AggregationConfig, EvaluationConfig
+from protocol.calibration_settings import (
+    CalibrationConfig,
+    check_calibration,
+    check_share,
+)
 from protocol.central_images import check_central_images
+from protocol.classes import check_classes
+from protocol.dealing import members_needed, smallest_group
 from protocol.encoding import check_hex, encode, to_table
 from protocol.errors import PlanRejected
 from protocol.mechanism import calibrated
@@ -58,6 +65,7 @@ class PlanDraft:
     protection: ProtectionConfig = ProtectionConfig()
     privacy: PrivacyConfig = PrivacyConfig()
     aggregation: AggregationConfig = AggregationConfig()
+    calibration: CalibrationConfig = CalibrationConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     deadlines: DeadlineConfig = DeadlineConfig()
 
@@ -66,16 +74,57 @@ class PlanDraft:
         check_name(self.name)
         require(1 <= self.num_rounds <= 1_000_000, "num_rounds: must be 1 to 1,000,000")
         require(0 <= self.seed < 2**63, "seed: must be 0 to 2^63 - 1")
+        check_classes(self)
         if self.model.is_central_images:
             check_central_images(self)
         if self.privacy.is_in_sum:
             noise_plan.check_noisy(self)
         elif self.privacy.is_private:
             self._check_private()
+        if self.update.error_feedback:
+            self._check_error_feedback()
+        if self.calibration.is_on:
+            check_calibration(self)
         require(
-            self.update.selection == "full" or not self.evaluation.every_rounds,
+            self.update.form == "grid" or self.protection.method == "none",
+            'update.form: "float32" needs protection.method "none"; masks hide the '
+            "integers of a grid",
+        )
+        require(
+            self.update.is_complete or not self.evaluation.every_rounds,
             f'evaluation.every_rounds: must be 0 with selection "'
-            f'{self.update.selection}": the aggregator holds no complete model',
+            f'{self.update.selection}": the aggregator holds no complete model; with '
+            "evaluation.in_silos each silo measures its own",
+        )
+        self._check_dealing()
+
+    def _check_dealing(self) -> None:
+        """Refuse what does not go with parts that are dealt anew in each round."""
+        training = self.training
+        require(
+            training.train_unassigned or self.update.is_dealt,
+            'training.train_unassigned: belongs to selection "usplit": with '
+            f'"{self.update.selection}" a silo returns the same parts in each round; '
+            "see training.local_parts",
+        )
+        require(
+            training.train_unassigned or not self.privacy.is_private,
+            "training.train_unassigned: must be true with dp-sgd: after a crash a "
+            "silo goes on from the middle of a round, where another dealing may have "
+            "frozen other parts",
+        )
+
+    def _check_error_feedback(self) -> None:
+        """Refuse error feedback where it breaks a guarantee, or cannot advance."""
+        require(
+            not self.privacy.is_in_sum,
+            "update.error_feedback: would carry what one example added into later "
+            "rounds, beyond the clip that noise inside the sum is made for",
+        )
+        require(
+            self.protection.method == "mask",
+            'update.error_feedback: needs protection.method "mask"; only a signed SUM '
+            "tells a silo that its update was summed",
         )
 
     def _check_private(self) -> None:
@@ -143,6 +192,7 @@ class RunPlan(PlanDraft):
             "privacy.noise_multiplier: a finished plan says it; `aggregator plan make` "
             "finds it for a target epsilon",
         )
+        check_share(self.calibration, len(self.silos))
         require(len(self.silos) <= MAX_SILOS, f"silos: must be at most {MAX_SILOS:,}")
         for what in ("name", "identity_key"):
             values = [getattr(silo, what) for silo in self.silos]
@@ -155,10 +205,23 @@ class RunPlan(PlanDraft):
             self.protection.check_silos(len(self.silos))
         except ValueError as error:
             raise ValueError(f"protection.{error}") from None
+        self._check_groups()
         if self.privacy.is_in_sum:
             noise_plan.check_noisy_plan(self)
         canonical = labels.PLAN + b"\x00" + encode(to_table(self))
         object.__setattr__(self, "digest", hashlib.sha256(canonical).digest())
+
+    def _check_groups(self) -> None:
+        """Refuse silos that are too few to hide an update in a group of them."""
+        least, silos = self.protection.min_cohort, len(self.silos)
+        if not self.update.is_dealt or self.protection.method == "none":
+            return
+        require(
+            smallest_group(silos) >= least,
+            f'silos: {silos} are too few for selection "usplit": a part would be '
+            f"summed over {smallest_group(silos)} of them, protection.min_cohort is "
+            f"{least}; it takes at least {members_needed(least)}",
+        )
 
     @property
     def run(self) -> bytes:
@@ -209,8 +272,9 @@ class RunPlan(PlanDraft):
         return self.update.field_bits(round_number, len(self.silos))
 
     def num_words(self, round_number: int, num_parameters: int) -> int:
-        """Return the length of a round's packed vector: values, padding and weight.
+        """Return the length of a packed stretch: values, padding and weight.
 
+        A round's vector is one stretch, or one for each part where parts are dealt.
         Everything that is sent, allocated, stored or accounted for has this length. A
         secret weight is the last word, after the fields of the values.
         """
@@ -219,7 +283,7 @@ class RunPlan(PlanDraft):
         return words_needed(num_values, field_bits) + (self.update.weights == "secret")
 
     def vector_bytes(self, round_number: int, num_parameters: int) -> int:
-        """Return the bytes of one silo's packed update, exactly."""
+        """Return the bytes of a packed stretch, exactly."""
         return 8 * self.num_words(round_number, num_parameters)
 
     def relative_weights(self) -> tuple[float, ...]:

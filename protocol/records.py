@@ -13,7 +13,16 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal, TypeAlias, get_args
 
 from privacy.events import Event, NoisySum, SampledGaussian
-from protocol.model_records import Evaluated
+from protocol.model_records import (
+    AuxiliaryImages,
+    AuxiliarySent,
+    Calibrated,
+    Dealt,
+    Evaluated,
+    MeasuredInSilos,
+    MeasurementSkipped,
+    ModelHeld,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,7 +213,8 @@ class Refused:
 class Traffic:
     """Bytes that one silo sent to and received from the aggregator in one stage.
 
-    ``vector_bytes`` of the bytes sent are the masked (or plain) vector itself.
+    ``vector_bytes`` of the bytes sent are the masked (or plain) vector itself, and
+    ``broadcast_bytes`` of those received are parameters of the global model.
     """
 
     kind: ClassVar[str] = "traffic"
@@ -214,6 +224,7 @@ class Traffic:
     sent_bytes: int
     received_bytes: int
     vector_bytes: int
+    broadcast_bytes: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -334,6 +345,7 @@ Record: TypeAlias = (
     | Resumed
     | SetupOpened
     | RoundOpened
+    | Dealt
     | Cohort
     | Masked
     | Survivors
@@ -347,6 +359,12 @@ Record: TypeAlias = (
     | Refused
     | Traffic
     | Evaluated
+    | ModelHeld
+    | MeasuredInSilos
+    | MeasurementSkipped
+    | AuxiliarySent
+    | AuxiliaryImages
+    | Calibrated
     | LedgerOpened
     | PrivacySpent
     | NoiseSpent

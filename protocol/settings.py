@@ -13,6 +13,9 @@ from typing import Literal
 from protocol.encoding import check_hex
 
 MAX_SILOS = 1000
+DEFAULT_LABEL_DROPOUT = 0.1
+
+MAX_PROXIMAL_MU = 1_000_000
 
 
 def require(condition: bool, message: str) -> None:
@@ -30,7 +33,15 @@ class TrainingConfig:
     over the whole run to ``final_learning_rate_fraction`` of its start.
     ``optimizer_state`` says whether Adam's moments are kept over rounds or made anew,
     as FedDiffuse does (de Goede et al. 2024). ``local_parts`` says whether the parts
-    that are not federated are trained, or stay as the run began.
+    that are not federated are trained, or stay as the run began;
+    ``train_unassigned`` whether a silo that returns some of the federated parts in a
+    round ("usplit") trains the others, too, as FedDiffuse's published code does.
+
+    ``proximal_mu`` is mu of a term mu / 2 |θ - θ_t|² that is added to the loss, over
+    the parts that are federated: it keeps a silo near the parameters θ_t that the round
+    began with (FedProx, Li et al. 2020; FedDM-prox); 0 switches it off.
+    ``label_dropout`` is the probability that an example's label is withheld (Ho &
+    Salimans 2022); it is read where the model has classes.
     """
 
     local_steps: int = 0
@@ -42,6 +53,9 @@ class TrainingConfig:
     optimizer_state: Literal["kept", "fresh"] = "kept"
     loss: Literal["mse", "huber"] = "mse"
     local_parts: Literal["trained", "frozen"] = "trained"
+    train_unassigned: bool = True
+    proximal_mu: float = 0.0
+    label_dropout: float = DEFAULT_LABEL_DROPOUT
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -58,6 +72,16 @@ class TrainingConfig:
             0 < self.final_learning_rate_fraction <= 1,
             "final_learning_rate_fraction: must be in (0, 1]",
         )
+        require(
+            0 <= self.proximal_mu <= MAX_PROXIMAL_MU,
+            f"proximal_mu: must be 0 to {MAX_PROXIMAL_MU:,}",
+        )
+        require(
+            self.proximal_mu == 0 or self.local_steps != 1,
+            "proximal_mu: has no effect with local_steps 1: the one step is taken "
+            "where the round began, where the term is zero",
+        )
+        require(0 <= self.label_dropout < 1, "label_dropout: must be in [0, 1)")
 
 
 @dataclass(frozen=True, kw_only=True)

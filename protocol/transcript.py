@@ -18,10 +18,11 @@ from types import TracebackType
 from typing import Self
 
 from crypto import labels
+from crypto.encoding import BytesLike
 from crypto.errors import InvalidSignature
 from crypto.keys import IdentityKey
-from crypto.merkle import MerkleTree
-from crypto.signatures import sign, verify
+from crypto.merkle import HASH_BYTES, MerkleTree
+from crypto.signatures import SIGNATURE_BYTES, sign, verify
 from protocol.encoding import decode, encode, from_table, to_table
 from protocol.errors import EncodingError, TranscriptBroken
 from protocol.files import sync_folder
@@ -30,6 +31,7 @@ from protocol.records import RECORD_KINDS, Record
 RECORDS_FILE = "transcript.jsonl"
 HEADS_FILE = "heads.jsonl"
 MAX_LINE_BYTES = 1 << 20
+HEAD_BYTES = 8 + HASH_BYTES + SIGNATURE_BYTES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +55,35 @@ class Head:
             raise TranscriptBroken(
                 f"head of {self.party} at size {self.size}: wrong signature"
             ) from None
+
+    def to_bytes(self) -> bytes:
+        """Return size (8 bytes, big-endian), root and signature: what messages hold.
+
+        Always :data:`HEAD_BYTES`, so that the length of a message tells nothing.
+        """
+        return b"".join(
+            (
+                self.size.to_bytes(8, "big"),
+                bytes.fromhex(self.root),
+                bytes.fromhex(self.signature),
+            )
+        )
+
+    @classmethod
+    def from_bytes(cls, data: BytesLike, party: str) -> "Head":
+        """Return a party's head of a message; its signature is not verified here.
+
+        Raises:
+            ValueError: another length, or a size of 2^63 or more.
+        """
+        content = bytes(data)
+        if len(content) != HEAD_BYTES:
+            raise ValueError(f"a head of {len(content)} bytes, expected {HEAD_BYTES}")
+        size = int.from_bytes(content[:8], "big")
+        if size >> 63:
+            raise ValueError("a head's size must be 0 to 2^63 - 1")
+        root, signature = content[8 : 8 + HASH_BYTES], content[8 + HASH_BYTES :]
+        return cls(party=party, size=size, root=root.hex(), signature=signature.hex())
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from typing import Literal
 from crypto.ring import field_bits_for
 from crypto.secagg.config import SecAggConfig
 from privacy.rotation import padded_length
+from protocol.dealing import PARTS
 from protocol.settings import require
 
 FIRST_ROUND_FIELD_BITS = 32
@@ -28,11 +29,17 @@ MAX_WEIGHT = 1 << 32
 """The largest ``max_weight`` of secret weights."""
 
 
+BROADCAST_BITS = (4, 16)
+"""Fewest and most bits of a level of the quantised down-link."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class UpdateConfig:
     """What leaves a silo, and in which form.
 
-    ``selection`` names the parts of the UNet that are federated (FedDiffuse).
+    ``selection`` names the parts of the UNet that are federated (FedDiffuse): all, all
+    of which each silo returns some ("usplit", ``protocol.dealing``), bottleneck and
+    decoder, the decoder, or with "parts" those that ``parts`` lists.
 
     ``clipping_norm`` bounds the L2 norm of the update; with ``clipping``
     "previous-mean" the bound of a round is three times the norm of the mean update
@@ -44,9 +51,15 @@ class UpdateConfig:
     ``weights`` are equal, or the numbers declared for the silos in the plan, or secret:
     each silo's number of examples, up to ``max_weight``, of which the aggregator learns
     the sum alone.
+
+    ``form`` "float32" sends updates unquantised, in the clear: FedAvg as it is, for
+    comparisons. With ``broadcast_bits`` from 4 to 16 the way down is quantised, too
+    (``protocol.broadcast``); 0 broadcasts float32. With ``error_feedback`` a silo adds
+    what quantisation took from its last summed update to the next one.
     """
 
-    selection: Literal["full", "ulatdec", "udec"] = "full"
+    selection: Literal["full", "usplit", "ulatdec", "udec", "parts"] = "full"
+    parts: tuple[str, ...] = ()
     clipping_norm: float = 5.0
     clipping: Literal["fixed", "previous-mean"] = "fixed"
     value_bits: int = 16
@@ -54,9 +67,13 @@ class UpdateConfig:
     rounding: Literal["stochastic", "nearest"] = "stochastic"
     weights: Literal["equal", "declared", "secret"] = "equal"
     max_weight: int = 0
+    form: Literal["grid", "float32"] = "grid"
+    broadcast_bits: int = 0
+    error_feedback: bool = False
 
     def __post_init__(self) -> None:
         """Check the ranges."""
+        self._check_parts()
         require(
             MIN_CLIPPING_NORM <= self.clipping_norm <= MAX_CLIPPING_NORM,
             f"clipping_norm: must be {MIN_CLIPPING_NORM} to {MAX_CLIPPING_NORM}, "
@@ -66,6 +83,14 @@ class UpdateConfig:
             2 <= self.value_bits <= MAX_VALUE_BITS,
             f"value_bits: must be 2 to {MAX_VALUE_BITS}, is {self.value_bits}",
         )
+        least, most = BROADCAST_BITS
+        require(
+            self.broadcast_bits == 0 or least <= self.broadcast_bits <= most,
+            f"broadcast_bits: must be 0 (float32) or {least} to {most}, is "
+            f"{self.broadcast_bits}",
+        )
+        if self.form == "float32":
+            self._check_float32()
         if self.weights == "secret":
             require(
                 1 <= self.max_weight <= MAX_WEIGHT,
@@ -78,13 +103,61 @@ class UpdateConfig:
                 f'max_weight: belongs to weights "secret", not "{self.weights}"',
             )
 
+    def _check_float32(self) -> None:
+        """Refuse what belongs to a grid, which unquantised updates do not have."""
+        require(
+            not self.rotation,
+            'rotation: spreads an update for its quantisation; with form "float32" '
+            "nothing is quantised",
+        )
+        require(
+            self.weights != "secret",
+            'weights: "secret" hides in a masked sum, which form "float32" does not '
+            'have; use "declared" or "equal"',
+        )
+        require(
+            not self.error_feedback,
+            'error_feedback: makes up for a quantisation that form "float32" does not '
+            "have",
+        )
+        require(
+            not self.is_dealt,
+            f'selection: "{self.selection}" deals parts of the vector; form "float32" '
+            "sums whole ones",
+        )
+
+    def _check_parts(self) -> None:
+        """Check that parts are named where the selection asks for them."""
+        if self.selection != "parts":
+            require(
+                not self.parts,
+                f'parts: belongs to selection "parts", not "{self.selection}"',
+            )
+            return
+        require(
+            bool(self.parts) and set(self.parts) <= set(PARTS),
+            "parts: must name one or more of encoder, bottleneck, decoder with "
+            'selection "parts"',
+        )
+        require(len(set(self.parts)) == len(self.parts), "parts: names a part twice")
+
+    @property
+    def is_dealt(self) -> bool:
+        """Whether silos return parts that are dealt to them anew in each round."""
+        return self.selection == "usplit"
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all parts are federated: the aggregator has a complete model."""
+        return self.selection in ("full", "usplit") or set(self.parts) == set(PARTS)
+
     def is_wide(self, round_number: int) -> bool:
         """Return whether a round has wide fields: it is the first, without rotation."""
         return round_number == 1 and not self.rotation
 
     def field_bits(self, round_number: int, num_silos: int) -> int:
         """Return the bits that one packed value occupies in a round."""
-        if self.is_wide(round_number):
+        if self.is_wide(round_number) or self.form == "float32":
             return FIRST_ROUND_FIELD_BITS
         return field_bits_for(self.value_bits, num_silos)
 

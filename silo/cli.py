@@ -27,6 +27,7 @@ from silo.config import (
     load_config,
 )
 from silo.errors import ConfigRejected, PolicyViolation, SiloError
+from silo.model_commands import MODEL_COMMANDS
 from silo.policy import DEFAULT_POLICY, load_policy, refusals
 
 DirPath = click.Path(file_okay=False, path_type=Path)
@@ -93,15 +94,18 @@ def init(folder: Path) -> None:
 @cli.command("check-plan")
 @click.argument("plan_path", metavar="PLAN", type=FilePath)
 @click.option("--approve", is_flag=True, help="Permit `silo train` to run this plan.")
+@click.option("--rounds", is_flag=True, help="Show the bytes of each round, by part.")
 @dir_option
-def check_plan_command(plan_path: Path, approve: bool, folder: Path) -> None:
+def check_plan_command(
+    plan_path: Path, approve: bool, rounds: bool, folder: Path
+) -> None:
     """Say what PLAN would let leave, at what privacy cost, and what is refused."""
-    from silo.check import explain
+    from silo.check import bytes_lines, explain
 
     plan, files = load_plan(plan_path), SiloFolder(folder)
     plan.silo_index(load_identity(files.identity).public)
     policy = load_policy(files)
-    for line in explain(plan, policy):
+    for line in (*explain(plan, policy), *bytes_lines(plan, per_round=rounds)):
         click.echo(line)
     if reasons := refusals(policy, plan):
         raise PolicyViolation(f"this silo refuses the plan: {reasons[0]}")
@@ -213,6 +217,7 @@ def _config(
         device=device or config.compute.device,  # type: ignore[arg-type]
         threads=threads or config.compute.threads,
         checkpoint_steps=config.compute.checkpoint_steps,
+        inception_weights=config.compute.inception_weights,
     )
     source = config.data
     if data is not None:
@@ -302,33 +307,6 @@ def ledger(folder: Path) -> None:
 
 
 @cli.command()
-@click.argument("checkpoint_path", metavar="CHECKPOINT", type=FilePath)
-@click.option("--count", type=click.IntRange(1, 10_000), default=64, show_default=True)
-@click.option("--columns", type=click.IntRange(1, 100), default=8, show_default=True)
-@click.option("--enlarge", type=click.IntRange(1, 32), default=4, show_default=True)
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
-@click.option("--out", type=FilePath, default=Path("samples.png"), show_default=True)
-@click.option("--device", type=click.Choice(["auto", "cuda", "cpu"]), default="auto")
-def sample(
-    checkpoint_path: Path,
-    count: int,
-    columns: int,
-    enlarge: int,
-    seed: int,
-    out: Path,
-    device: str,
-) -> None:
-    """Draw images from a CHECKPOINT into one PNG grid."""
-    from diffusion.checkpoint import choose_device, load_checkpoint
-    from diffusion.images import save_grid
-
-    checkpoint = load_checkpoint(checkpoint_path)
-    images = checkpoint.images(seed=seed, count=count, device=choose_device(device))
-    save_grid(out, images, columns, enlarge)
-    click.echo(f"saved: {out}")
-
-
-@cli.command()
 @click.option(
     "--extractor",
     type=click.Choice(["fd-small-digits", "fd-small-fashion", "inception"]),
@@ -369,6 +347,10 @@ def reference(
     images = load_images(source, files.root)
     count = save_reference(out, images, extractor, weights)  # type: ignore[arg-type]
     click.echo(f"saved: {out}, statistics of {count:,} images")
+
+
+for _command in MODEL_COMMANDS:
+    cli.add_command(_command)
 
 
 def _use_threads(threads: int) -> None:

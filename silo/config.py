@@ -33,7 +33,8 @@ DEFAULT_CONFIG = """\
 
 [data]
 # Where the images are: an .npz file ("npz"), a folder of images ("folder"), or a
-# torchvision data set ("torchvision", its name in `dataset`).
+# torchvision data set ("torchvision", its name in `dataset`: MNIST, FashionMNIST,
+# CIFAR10, CIFAR100, CelebA, or CelebA16, which has labels).
 source = "npz"
 path = "data.npz"
 split = "train"
@@ -51,6 +52,7 @@ patients = ""
 device = "auto"      # auto, cuda or cpu
 threads = 0          # CPU threads; 0: all cores
 checkpoint_steps = 50  # private steps between two checkpoints of a round
+inception_weights = ""  # where a plan measures with Inception; "": torch hub's cache
 """
 
 
@@ -68,8 +70,9 @@ class DataConfig:
     """Where this silo's images are, and the range of their values.
 
     ``patients`` says where an image's patient is found: nowhere (""), its parent folder
-    ("folder"), or the .npz array of this name. ``download`` lets torchvision fetch a
-    data set.
+    ("folder"), or the .npz array of this name. ``classes`` names the sub-folders of a
+    folder of images by label, from 0; empty: in sorted order. ``download`` lets
+    torchvision fetch a data set.
     """
 
     source: Literal["npz", "folder", "torchvision"] = "npz"
@@ -79,10 +82,18 @@ class DataConfig:
     value_range: tuple[float, ...] = (0.0, 255.0)
     download: bool = False
     patients: str = ""
+    classes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Check the range, and that the source can say whose its images are."""
         check_value_range(self.value_range)
+        if self.classes and (self.source != "folder" or self.patients):
+            raise ValueError(
+                "classes: only for a folder of images whose sub-folders are classes; "
+                "other sources say the labels themselves"
+            )
+        if len(set(self.classes)) != len(self.classes) or "" in self.classes:
+            raise ValueError("classes: must be names, none of them twice")
         if self.patients and self.source == "torchvision":
             raise ValueError("patients: a torchvision data set does not name any")
         if self.patients and (self.patients == "folder") != (self.source == "folder"):
@@ -97,12 +108,14 @@ class ComputeConfig:
     """The device, the number of CPU threads (0: all cores), and how often to save.
 
     Private training saves a checkpoint every ``checkpoint_steps`` steps; after a crash
-    as many are counted again, at most.
+    as many are counted again, at most. ``inception_weights`` is the file for plans that
+    measure with them in the silos; empty for torch hub's cache.
     """
 
     device: Literal["auto", "cuda", "cpu"] = "auto"
     threads: int = 0
     checkpoint_steps: int = 50
+    inception_weights: str = ""
 
     def __post_init__(self) -> None:
         """Check the ranges."""

@@ -17,8 +17,10 @@ import torch
 from PIL import Image
 
 from diffusion.config import UNetConfig
+from silo.classes import check_labels, folder_labels
 from silo.config import DataConfig
 from silo.errors import DataError
+from silo.torchvision_sets import load_set
 
 ARRAY_NAMES: Mapping[str, tuple[str, ...]] = {
     "train": ("images", "x_train", "train_images"),
@@ -35,7 +37,6 @@ GREY_MODES = frozenset({"1", "L", "LA"})
 DEEP_MODES = ("I", "F")
 """How Pillow's modes of 16-bit, 32-bit and real values begin."""
 
-TORCHVISION_SETS = ("FashionMNIST", "MNIST")
 NO_PATIENT = frozenset({"", "nan", "nat", "none", "null", "<na>"})
 """How a missing identifier reads once a table was turned into text."""
 
@@ -45,7 +46,8 @@ class ImageSet:
     """A silo's examples as they lie in memory: ``[n, h, w, c]`` of some range.
 
     ``pixels`` keeps the type of the file (8-bit images stay 8-bit); :meth:`batch`
-    brings the chosen ones to [-1, 1]. ``labels`` are there where the source has any.
+    brings the chosen ones to [-1, 1]. ``labels`` are there where the source has any;
+    ``class_names``, where it names classes, are the names of labels 0, 1, ….
     ``patients`` ``[n]``, where given, are indices into ``patient_names``, the sorted
     identifiers; every patient has an image.
     """
@@ -55,6 +57,7 @@ class ImageSet:
     labels: npt.NDArray[np.int64] | None = None
     patients: npt.NDArray[np.int64] | None = None
     patient_names: tuple[str, ...] = ()
+    class_names: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         """The number of examples; secret unless the plan says otherwise."""
@@ -67,14 +70,26 @@ class ImageSet:
         scaled = (chosen - low) * (2.0 / (high - low)) - 1.0
         return scaled.clamp_(-1.0, 1.0).permute(0, 3, 1, 2).contiguous()
 
+    def labels_of(self, indices: npt.NDArray[np.int64]) -> torch.Tensor:
+        """Return the labels of examples, int64 ``[n]``.
+
+        Raises:
+            DataError: there are none.
+        """
+        if self.labels is None:
+            raise DataError("these images have no labels")
+        return torch.from_numpy(self.labels[indices])
+
     def check_fits(self, model: UNetConfig) -> None:
-        """Raise :class:`DataError` unless the model takes images of this shape."""
+        """Raise :class:`DataError` unless the model takes such images, and labels."""
         shape = self.pixels.shape[1:]
         wanted = (model.image_size, model.image_size, model.channels)
         if shape != wanted:
             raise DataError(
                 f"images are {_words(shape)}, the plan's model takes {_words(wanted)}"
             )
+        if model.num_classes:
+            check_labels(self.labels, self.class_names, model.num_classes)
 
 
 def load_images(config: DataConfig, folder: Path) -> ImageSet:
@@ -197,9 +212,8 @@ def _load_folder(config: DataConfig, path: Path) -> ImageSet:
         pixels[number - 1] = image
     if config.patients:
         return _image_set(config, path, pixels, None, _owners(path, files))
-    classes = sorted({file.parent for file in files})
-    labels = np.array([classes.index(file.parent) for file in files])
-    return _image_set(config, path, pixels, labels)
+    labels, names = folder_labels(path, files, config.classes)
+    return replace(_image_set(config, path, pixels, labels), class_names=names)
 
 
 def _owners(path: Path, files: Sequence[Path]) -> list[str]:
@@ -246,34 +260,8 @@ def _read_image(path: Path, number: int) -> npt.NDArray[np.uint8]:
 
 
 def _load_torchvision(config: DataConfig, path: Path) -> ImageSet:
-    """Load a torchvision data set, downloaded only where the configuration says so."""
-    if config.dataset not in TORCHVISION_SETS:
-        raise DataError(
-            f"dataset {config.dataset!r} is not known; choose one of "
-            f"{', '.join(TORCHVISION_SETS)}"
-        )
-    from diffusion.torchvision_compat import load_torchvision
-
-    if config.split == "val":
-        raise DataError(f"{config.dataset} has no val images; choose train or test")
-    kind = getattr(load_torchvision().datasets, config.dataset)
-    try:
-        dataset = kind(
-            str(path), train=config.split == "train", download=config.download
-        )
-    except (OSError, RuntimeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        hint = "" if config.download else "; set download = true to fetch it"
-        raise DataError(
-            f"{path}: {config.dataset} could not be loaded ({reason:.120}){hint}"
-        ) from None
-    except Exception:
-        # A damaged file raises whatever torchvision's reader meets first.
-        raise DataError(f"{path}: {config.dataset} is damaged") from None
-    pixels = np.asarray(dataset.data)
-    if pixels.ndim == 3:
-        pixels = pixels[..., np.newaxis]
-    return _image_set(config, path, pixels, np.asarray(dataset.targets))
+    """Load one of torchvision's data sets."""
+    return _image_set(config, path, *load_set(config, path))
 
 
 def _image_set(

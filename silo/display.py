@@ -75,11 +75,12 @@ class _Bar:
     def training(self, progress: training.Progress) -> None:
         """Move the bar."""
         done = progress.round_number - 1 + progress.step / progress.num_steps
+        where = f"round {progress.round_number}/{self._num_rounds}"
         self._bar.update(
             self._task,
-            completed=done,
+            completed=max(0.0, done),
             state=(
-                f"round {progress.round_number}/{self._num_rounds}  "
+                f"{where if progress.round_number else 'before round 1'}  "
                 f"loss {progress.loss:.4f}  {progress.images_per_second:.0f} images/s"
             ),
         )

@@ -248,8 +248,8 @@ def check_independence(model: nn.Module, image_shape: tuple[int, int, int]) -> N
 
     Runs the model on made-up images, with parameters moved at random (some networks
     start at zero and would hide anything): what is predicted for the first of two must
-    depend on neither the second nor earlier batches, and no buffer may change. This
-    finds modules that no list knows. The model is left as it was.
+    depend on neither the second, nor its label, nor earlier batches, and no buffer may
+    change. This finds modules that no list knows. The model is left as it was.
 
     Args:
         image_shape: channels, height, width.
@@ -269,18 +269,21 @@ def check_independence(model: nn.Module, image_shape: tuple[int, int, int]) -> N
     }
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     t = torch.tensor([1, 1], device=device)
+    has_classes = getattr(model, "num_classes", 0) > 0
     x_t, other = made_up(2, *image_shape), made_up(1, *image_shape)
     mixed = torch.cat([x_t[:1], other])
 
-    def predicted(batch: Tensor) -> Tensor:
+    def predicted(batch: Tensor, label: int = 0) -> Tensor:
         devices = [device] if device.type == "cuda" else []
         with torch.random.fork_rng(devices), torch.no_grad():
             torch.manual_seed(0)
-            result: Tensor = functional_call(model, (parameters, buffers), (batch, t))
+            told = (torch.tensor([0, label], device=device),) if has_classes else ()
+            inputs = (batch, t, *told)
+            result: Tensor = functional_call(model, (parameters, buffers), inputs)
         return result
 
     before = {name: buffer.clone() for name, buffer in buffers.items()}
-    first, beside, again = predicted(x_t), predicted(mixed), predicted(x_t)
+    first, beside, again = predicted(x_t), predicted(mixed, 1), predicted(x_t)
     for name, buffer in buffers.items():
         if not torch.equal(buffer, before[name]):
             raise NotPrivate(f"{name}: is a buffer that training changes")

@@ -157,7 +157,8 @@ class Spending:
     """What a ledger's entries come to.
 
     ``counted`` is what they say was released; ``open_round`` what may yet be;
-    ``last_round`` the highest round that was ever reserved.
+    ``last_round`` the highest round that was ever reserved; 0 is what a silo trains for
+    auxiliary images, before the rounds.
     """
 
     counted: tuple[Event, ...] = ()
@@ -213,7 +214,7 @@ class Spending:
 
     def _reserved(self, entry: Reserved) -> "Spending":
         """Open a round, or reserve anew for one whose interruption was counted."""
-        if entry.round_number < max(1, self.last_round):
+        if entry.round_number < self.last_round:
             raise ValueError(
                 f"round {entry.round_number} after round {self.last_round}"
             )

@@ -11,9 +11,13 @@ from pathlib import Path
 from crypto.encoding import BytesLike
 from crypto.keys import IdentityKey
 from crypto.secagg.silo_state import SlotProgress
-from protocol import records
+from protocol import model_records, records
 from protocol.envelope import RoundRequest
+from protocol.measurement import MeasureRequest
+from protocol.model_records import AuxiliarySent
 from protocol.plan import RunPlan
+from protocol.stretches import Dealing, dealt_record
+from protocol.traffic import broadcast_bytes
 from protocol.transcript import Head, TranscriptWriter
 from protocol.version import SOFTWARE
 
@@ -68,9 +72,13 @@ class Evidence:
         )
 
     def enter_round(
-        self, place: Place, request: RoundRequest, model: bytes, field_bits: int
+        self,
+        place: Place,
+        request: RoundRequest | MeasureRequest,
+        model: bytes,
+        field_bits: int,
     ) -> None:
-        """Record which model a round began with."""
+        """Record which model a round, or the measurement, began with."""
         self._transcript.append(
             records.RoundOpened(
                 **place,
@@ -79,6 +87,19 @@ class Evidence:
                 field_bits=field_bits,
             )
         )
+
+    def hold(self, round_number: int, model: str) -> None:
+        """Record which model this silo holds; it is on disk when this returns."""
+        self._transcript.append(
+            model_records.ModelHeld(
+                round_number=round_number, silo=self._name, parameters=model
+            )
+        )
+        self._transcript.sync()
+
+    def dealt(self, place: Place, dealing: Dealing) -> None:
+        """Record which silos fill which stretch of the vector, as this silo sees it."""
+        self._transcript.append(dealt_record(self._plan, place, dealing))
 
     def upload(self, place: Place, reply: BytesLike, protection: str) -> None:
         """Record that an update leaves, by the digest of the whole message.
@@ -92,6 +113,21 @@ class Evidence:
                 upload=hashlib.sha256(reply).hexdigest(),
                 size_bytes=len(reply),
                 protection=protection,
+            )
+        )
+        self._transcript.sync()
+
+    def auxiliary(self, label: str, sent: BytesLike) -> None:
+        """Record that this silo's own model leaves, or samples of it.
+
+        The record is on disk when this returns.
+        """
+        self._transcript.append(
+            AuxiliarySent(
+                silo=self._name,
+                label=label,
+                upload=hashlib.sha256(sent).hexdigest(),
+                size_bytes=len(sent),
             )
         )
         self._transcript.sync()
@@ -146,13 +182,11 @@ class Evidence:
             )
         )
 
-    def finish(self, round_number: int, parameters: bytes, average: bytes) -> Head:
+    def finish(self, round_number: int, parameters: str, average: str) -> Head:
         """Record the digests of the last model; return the head that says so."""
         self._transcript.append(
             records.Finished(
-                round_number=round_number,
-                parameters=parameters.hex(),
-                average=average.hex(),
+                round_number=round_number, parameters=parameters, average=average
             )
         )
         return self._transcript.sign_head()
@@ -180,6 +214,7 @@ class Evidence:
                 sent_bytes=len(reply),
                 received_bytes=len(request),
                 vector_bytes=vector_bytes,
+                broadcast_bytes=broadcast_bytes(request),
             )
         )
 

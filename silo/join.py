@@ -20,6 +20,7 @@ from silo.config import SiloConfig, SiloFolder
 from silo.data import load_images
 from silo.display import make_display
 from silo.errors import ConfigRejected, PolicyViolation
+from silo.evaluation import load_report
 from silo.local import train_alone
 from silo.policy import account_limit, check_approved, load_policy
 from silo.private_round import PrivateRounds
@@ -45,7 +46,7 @@ def resources_of(
     Raises:
         SiloError, ProtocolError, DiffusionError: a file is missing or cannot be used.
     """
-    policy = load_policy(files)
+    policy, inception = load_policy(files), config.compute.inception_weights
     return LocalResources(
         identity=load_identity(files.identity),
         images=load_images(config.data, files.root),
@@ -53,6 +54,7 @@ def resources_of(
         device=choose_device(config.compute.device),
         observe=observe,
         initial=files.initial,
+        inception_weights=files.root / inception if inception else None,
         privacy=LocalPrivacy(
             ledgers=files.ledgers,
             limit=account_limit(policy),
@@ -112,6 +114,10 @@ def train_with_others(
         finally:
             session.close()
     say(f"{name}: the run is over; transcript: {store.transcript}")
+    say(f"{name}: this silo's model: {store.model}")
+    say(f"{name}: sample from it with `silo sample --run {store.folder.name}`")
+    if (report := load_report(store.folder)) is not None:
+        say(report.in_words())
 
 
 def train_without_others(

@@ -28,6 +28,7 @@ from silo.noisy_update import make_noisy_update
 from silo.one_step import gradient_sum
 from silo.private_round import PrivateRounds
 from silo.private_training import multiplicity_of
+from silo.proximal import proximal_term
 from silo.resources import LocalResources
 from silo.training import TrainingDiverged, TrainingState, train
 
@@ -124,6 +125,7 @@ class NoisyRounds(PrivateRounds):
         A refusal would tell others something about the data that no noise covers.
         """
         before = parameters_of(model)
+        mu = self._run.training.proximal_mu
         try:
             train(
                 model,
@@ -135,6 +137,7 @@ class NoisyRounds(PrivateRounds):
                 round_number=round_number,
                 device=self._resources.device,
                 observe=self._resources.observe,
+                proximal=proximal_term(model, layout.names, mu),
             )
         except TrainingDiverged as error:
             logger.warning("round %d: %s; it adds noise alone", round_number, error)

@@ -181,10 +181,14 @@ class OnlyDraws:
 
 
 def numbered_images(num_images: int, size: int, channels: int) -> ImageSet:
-    """Return images whose pixels are all their own number, fewer than 2^20."""
+    """Return images whose pixels are all their own number, fewer than 2^20.
+
+    Their label, which a plan with classes wants, is 0.
+    """
     shape = (num_images, size, size, channels)
     numbers = np.arange(num_images, dtype=np.float32).reshape(-1, 1, 1, 1)
-    return ImageSet(np.broadcast_to(numbers, shape), (0.0, float(NUMBERS)))
+    labels = np.zeros(num_images, np.int64)
+    return ImageSet(np.broadcast_to(numbers, shape), (0.0, float(NUMBERS)), labels)
 
 
 def drawn_numbers(draws: Draws) -> Numbers:
@@ -209,6 +213,7 @@ def plain_gradient(objective: Objective, draws: Draws) -> Tensor:
             draws.noise[:1, draw],
             objective.schedule,
             objective.loss,
+            None if draws.labels is None else draws.labels[:1, draw],
         )
         gradient = torch.autograd.grad(losses.sum(), parameters, materialize_grads=True)
         flat = flattened(gradient) / len(chosen)

@@ -39,7 +39,8 @@ class CheckpointOutdated(SiloError):
 class PartialRound:
     """How far a round was trained, for which model, and the ledger's head then.
 
-    ``model`` is the digest (hexadecimal) of the round's request.
+    ``model`` is the digest (hexadecimal) of the round's request. Round 0 is what a silo
+    trains for auxiliary images.
     """
 
     round_number: int
@@ -49,8 +50,8 @@ class PartialRound:
 
     def __post_init__(self) -> None:
         """Check the numbers and the digest."""
-        if self.round_number < 1 or self.step < 1:
-            raise ValueError("round_number, step: must be at least 1")
+        if self.round_number < 0 or self.step < 1:
+            raise ValueError("round_number, step: must be at least 0 and 1")
         check_hex("model", self.model, 32)
 
 

@@ -41,23 +41,28 @@ class Draws:
         noise: standard Gaussian, like ``x_0``.
         weights: ``[u, d]``, not negative, a unit's sum is 1; 0 marks a draw that is
             padding, because another unit has more.
+        labels: int64 ``[u, d]``, as the network is told them; None without classes.
     """
 
     x_0: Tensor
     t: Tensor
     noise: Tensor
     weights: Tensor
+    labels: Tensor | None = None
 
     def __len__(self) -> int:
         """The number of units."""
         return len(self.t)
 
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """What is there of images, timesteps, noise, weights and labels, in order."""
+        always = (self.x_0, self.t, self.noise, self.weights)
+        return always if self.labels is None else (*always, self.labels)
+
     def part(self, start: int, stop: int) -> "Draws":
         """Return the draws of the units from ``start`` up to ``stop``."""
-        chosen = slice(start, stop)
-        return Draws(
-            self.x_0[chosen], self.t[chosen], self.noise[chosen], self.weights[chosen]
-        )
+        return Draws(*(values[start:stop] for values in self.tensors))
 
     def filled(self, size: int) -> "Draws":
         """Return the draws of so many units, the last one repeated as needed."""
@@ -65,7 +70,7 @@ class Draws:
         if missing <= 0:
             return self
         rows = torch.arange(size).clamp_(max=len(self) - 1).to(self.t.device)
-        return Draws(self.x_0[rows], self.t[rows], self.noise[rows], self.weights[rows])
+        return Draws(*(values[rows] for values in self.tensors))
 
 
 @dataclass(frozen=True)
@@ -181,12 +186,9 @@ class VmapEngine:
             result: Tensor = functional_call(loss, parameters, drawn)
             return result
 
-        vectorised = vmap(
-            grad_and_value(value), in_dims=(None, 0, 0, 0, 0), randomness="different"
-        )
-        gradients, losses = vectorised(
-            named, draws.x_0, draws.t, draws.noise, draws.weights
-        )
+        in_dims = (None, *(0 for _ in draws.tensors))
+        vectorised = vmap(grad_and_value(value), in_dims, randomness="different")
+        gradients, losses = vectorised(named, *draws.tensors)
         return UnitGradients(list(gradients.values()), losses.detach())
 
 
@@ -214,6 +216,7 @@ class HooksEngine:
                             part.noise[:, draw],
                             objective.schedule,
                             objective.loss,
+                            None if part.labels is None else part.labels[:, draw],
                         )
                         for draw in range(part.t.shape[1])
                     ],
@@ -255,20 +258,26 @@ class _UnitLoss(nn.Module):
         self.model = objective.model
         self._schedule, self._loss = objective.schedule, objective.loss
 
-    def forward(self, x_0: Tensor, t: Tensor, noise: Tensor, weights: Tensor) -> Tensor:
+    def forward(
+        self,
+        x_0: Tensor,
+        t: Tensor,
+        noise: Tensor,
+        weights: Tensor,
+        labels: Tensor | None = None,
+    ) -> Tensor:
         """Return the loss, a scalar."""
-        losses = denoising_loss(self.model, x_0, t, noise, self._schedule, self._loss)
+        losses = denoising_loss(
+            self.model, x_0, t, noise, self._schedule, self._loss, labels
+        )
         return (losses * weights).sum()
 
 
-def _without_padding(draws: Draws, unit: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return a unit's images, timesteps, noise and weights, padded draws left out."""
-    weights = draws.weights[unit]
-    parts = (draws.x_0[unit], draws.t[unit], draws.noise[unit], weights)
-    if weights.all():
-        return parts
-    x_0, t, noise, weights = (part[weights > 0] for part in parts)
-    return x_0, t, noise, weights
+def _without_padding(draws: Draws, unit: int) -> tuple[Tensor, ...]:
+    """Return what is there of one unit's draws, padded ones left out."""
+    parts = tuple(values[unit] for values in draws.tensors)
+    is_draw = draws.weights[unit] > 0
+    return parts if is_draw.all() else tuple(part[is_draw] for part in parts)
 
 
 @contextmanager

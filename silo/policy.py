@@ -45,8 +45,14 @@ min_colluding = 1
 accept_semi_honest = false
 
 # Which auxiliary images the aggregator may train on after the mean, by their label:
-# "public", "aggregate", "silo-samples", "silo-models".
+# "public", "aggregate", and, beyond what a plan's DP-SGD has trained, "silo-samples" or
+# "silo-models": these let a model of this silo's images alone leave, or its samples.
 permitted_auxiliary_images = ["public", "aggregate"]
+
+# Whether a plan may let this silo measure its finished model, and sum up the Fréchet
+# distance (and its square) with those of the other silos: the aggregator learns mean
+# and spread. The distance itself stays here.
+permit_measurement = true
 
 # The longest run, in rounds.
 max_rounds = 10000
@@ -67,6 +73,7 @@ class Policy:
     min_colluding: int = 1
     accept_semi_honest: bool = False
     permitted_auxiliary_images: tuple[str, ...] = ("public", "aggregate")
+    permit_measurement: bool = True
     max_rounds: int = 10_000
 
     def __post_init__(self) -> None:
@@ -112,13 +119,35 @@ def refusals(policy: Policy, plan: RunPlan) -> list[str]:
         )
     if protection.method == "mask":
         reasons += _weak_masks(policy, plan)
+    reasons += _auxiliary(policy, plan)
     reasons += _too_dear(policy, plan)
+    if plan.evaluation.in_silos and not policy.permit_measurement:
+        reasons.append(
+            "evaluation.in_silos is set, this silo permits no measurement of its model"
+        )
     if plan.num_rounds > policy.max_rounds:
         reasons.append(
             f"num_rounds is {plan.num_rounds}, this silo permits at most "
             f"{policy.max_rounds}"
         )
     return reasons
+
+
+def _auxiliary(policy: Policy, plan: RunPlan) -> list[str]:
+    """Return why what auxiliary images would come from is not permitted.
+
+    What DP-SGD has trained may leave: epsilon speaks of it, too.
+    """
+    config = plan.calibration
+    if not config.is_on or config.images in policy.permitted_auxiliary_images:
+        return []
+    if config.asks_silos and plan.privacy.mechanism == "dp-sgd":
+        return []
+    return [
+        f'calibration.images is "{config.images}", this silo permits '
+        f"{', '.join(policy.permitted_auxiliary_images) or 'none at all'}"
+        + (" without dp-sgd" if config.asks_silos else "")
+    ]
 
 
 def _too_dear(policy: Policy, plan: RunPlan) -> list[str]:

@@ -7,7 +7,10 @@ on from the last checkpoint with fresh randomness, and whatever may have been ta
 since is counted, too.
 """
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
+
+from torch import nn
 
 from diffusion.means import CentralImages
 from diffusion.parameters import load_parameters, parameters_of
@@ -26,10 +29,11 @@ from silo.errors import ConfigRejected, DataError
 from silo.ledger import LedgerBroken
 from silo.partial import PartialRound, forget_partial, load_partial, save_partial
 from silo.private_training import Kept, multiplicity_of, train_privately
+from silo.proximal import ProximalTerm
 from silo.prv import prv_epsilon
 from silo.randomness import PrivateRandom
 from silo.resources import LocalResources
-from silo.training import TrainingState
+from silo.training import Progress, TrainingState
 from silo.units import units_of
 
 
@@ -128,17 +132,66 @@ class PrivateRounds:
         *,
         round_number: int,
         model_digest: bytes = bytes(32),
+        proximal: ProximalTerm | None = None,
     ) -> TrainingState:
         """Train a model in place for one round; the ledger is closed when it returns.
 
         Central images in the place of a network are drawn instead of trained.
+
+        Args:
+            proximal: draws the parameters to where the round began, also after a crash
+                in the middle of it.
 
         Raises:
             BudgetExceeded: the round would spend more than a limit; nothing was run.
             LedgerBroken, StateBroken: ledger and checkpoint do not belong together.
             TrainingDiverged: the parameters are not finite any more.
         """
-        plan, account, local = self._plan, self._account, self._resources
+        observe = self._resources.observe
+        return self._carry_out(
+            self._plan,
+            model,
+            schedule,
+            state,
+            round_number,
+            model_digest,
+            observe,
+            proximal,
+        )
+
+    def pre_train(
+        self,
+        model: DenoisingNetwork,
+        schedule: Schedule,
+        alone: PlanDraft,
+        *,
+        observe: Callable[[Progress], None],
+    ) -> None:
+        """Train a model in place before round 1; in the ledger that is round 0.
+
+        Args:
+            alone: the pre-training as a plan of one round, of the same mechanism.
+
+        Raises:
+            BudgetExceeded, LedgerBroken, StateBroken, TrainingDiverged: as
+                :meth:`train`.
+        """
+        state = TrainingState()
+        self._carry_out(alone, model, schedule, state, 0, bytes(32), observe)
+
+    def _carry_out(
+        self,
+        plan: PlanDraft,
+        model: DenoisingNetwork,
+        schedule: Schedule,
+        state: TrainingState,
+        round_number: int,
+        model_digest: bytes,
+        observe: Callable[[Progress], None],
+        proximal: ProximalTerm | None = None,
+    ) -> TrainingState:
+        """Reserve, train and close one round of a plan."""
+        account, local = self._account, self._resources
         checkpoint, model_hex = load_partial(self._folder), model_digest.hex()
         done = account.begin(
             round_number,
@@ -178,13 +231,14 @@ class PrivateRounds:
                 schedule,
                 plan,
                 state,
-                round_number=round_number,
+                round_number=max(1, round_number),
                 first_step=done,
                 device=local.device,
                 random=self._random,
-                observe=local.observe,
+                observe=observe,
                 keep=keep,
                 checkpoint_steps=local.privacy.checkpoint_steps,
+                after_noise=_after_noise(proximal),
             )
         account.close_round(round_number)
         return state
@@ -213,6 +267,15 @@ class PrivateRounds:
     def close(self) -> None:
         """Let another process have the ledger."""
         self._account.close()
+
+
+def _after_noise(
+    proximal: ProximalTerm | None,
+) -> Callable[[Sequence[nn.Parameter]], None] | None:
+    """Return what the private optimizer is to add to gradients that are noised."""
+    if proximal is None:
+        return None
+    return lambda parameters: proximal.add_gradients()
 
 
 def _max_steps(plan: PlanDraft) -> int:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from diffusion.class_embedding import drop_labels
 from diffusion.parts import DenoisingNetwork
 from diffusion.schedule import Schedule
 from protocol.mechanism import steps_per_round
@@ -152,7 +153,7 @@ def train_privately(
                 keep(Kept(step + 1, noised_steps.take(), kept))
         if first_step >= num_steps:
             return state if plan.training.optimizer_state == "kept" else TrainingState()
-        return state_of(model, optimizer, plan)
+        return state_of(model, optimizer, plan, state)
     finally:
         optimizer.release()
 
@@ -178,7 +179,8 @@ class Drawing:
     ) -> None:
         self._images, self._units = images, units
         self._max_images = plan.privacy.max_images_per_patient
-        self._multiplicity = multiplicity
+        self._multiplicity, self._has_classes = multiplicity, plan.model.num_classes > 0
+        self._label_dropout = plan.training.label_dropout
         self._num_timesteps, self._device = schedule.num_timesteps, device
         self._random = random
 
@@ -197,11 +199,34 @@ class Drawing:
         weights = weights.repeat_interleave(self._multiplicity, dim=1)
         t = torch.from_numpy(self._random.integers(self._num_timesteps, weights.shape))
         noise = self._noise(x_0.shape)
+        labels = self._labels(indices)
         if not weights.all():
             source = torch.arange(weights.shape[1]) % (counts * self._multiplicity)
             rows = torch.arange(len(source))[:, None]
             t, noise = t[rows, source], noise[rows, source]
-        return Draws(x_0, t.to(self._device), noise, weights.to(self._device))
+            labels = None if labels is None else labels[rows, source]
+        return Draws(
+            x_0,
+            t.to(self._device),
+            noise,
+            weights.to(self._device),
+            None if labels is None else labels.to(self._device),
+        )
+
+    def _labels(self, indices: npt.NDArray[np.int64]) -> Tensor | None:
+        """Return labels ``[u, d]`` of images ``[u, images]``, withheld by the draw.
+
+        None, and nothing is drawn, without classes.
+        """
+        if not self._has_classes:
+            return None
+        labels = self._images.labels_of(indices).repeat_interleave(
+            self._multiplicity, dim=1
+        )
+        drawn = self._random.poisson_sample(labels.numel(), self._label_dropout)
+        is_dropped = torch.zeros(labels.numel(), dtype=torch.bool)
+        is_dropped[torch.from_numpy(drawn)] = True
+        return drop_labels(labels, is_dropped.view_as(labels))
 
     def _noise(self, shape: torch.Size) -> Tensor:
         """Return the noise of some draws.

@@ -35,8 +35,9 @@ class LocalPrivacy:
 class LocalResources:
     """What belongs to this silo alone: its key, images, policy, device, eyes.
 
-    ``initial`` is the file of the parameters that a plan may begin with; ``privacy``
-    what a plan with a privacy mechanism needs.
+    ``initial`` is the file of the parameters that a plan may begin with;
+    ``inception_weights`` what a plan may measure with; ``privacy`` what a plan with a
+    privacy mechanism needs.
     """
 
     identity: IdentityKey
@@ -45,4 +46,5 @@ class LocalResources:
     device: torch.device
     observe: Callable[[Progress], None] = lambda progress: None
     initial: Path | None = None
+    inception_weights: Path | None = None
     privacy: LocalPrivacy = LocalPrivacy()

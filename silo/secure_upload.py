@@ -15,11 +15,13 @@ from crypto.keys import IdentityKey
 from crypto.secagg.config import SecAggConfig
 from crypto.secagg.journal import Journal
 from crypto.secagg.messages import Confirms
+from crypto.secagg.parts import Parts
 from crypto.secagg.silo_side import SiloSide
 from crypto.secagg.silo_state import SlotProgress
 from crypto.secagg.upload import Upload
 from crypto.signatures import SIGNATURE_BYTES
 from protocol.plan import RunPlan
+from protocol.stretches import Agreed
 from silo.errors import PolicyViolation, StateBroken
 from silo.store import RunStore
 
@@ -103,10 +105,20 @@ class SecureUpload:
         self._save()
         return reply
 
-    def mask(self, request: BytesLike, upload: Upload) -> memoryview:
-        """Let an update leave, masked where it stands; the slot is burnt before."""
+    def agreed(self) -> Agreed:
+        """Return what the dealings of this setup follow from."""
+        with self._in_order("ready") as side:
+            return Agreed(side.members_digest, side.members)
+
+    def mask(
+        self, request: BytesLike, upload: Upload, parts: Parts | None
+    ) -> memoryview:
+        """Let a vector leave, masked where it stands; the slot is burnt before.
+
+        Without ``parts`` all members contribute to all of it.
+        """
         with self._in_order("masked") as side:
-            reply = side.mask(request, upload)
+            reply = side.mask(request, upload, parts)
         self._save()
         return reply
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from diffusion.config import UNetConfig
 from diffusion.model import make_model
-from diffusion.parameters import make_layout
-from diffusion.parts import SELECTIONS, DenoisingNetwork
+from diffusion.parameters import selected_layout
+from diffusion.parts import DenoisingNetwork
 from protocol.mechanism import calibrated
 from protocol.plan import PlanDraft
 from protocol.privacy_settings import PrivacyConfig
@@ -93,7 +93,8 @@ class Subject:
         """Return the model as a run begins with it, what is frozen frozen."""
         model = make_model(self.draft.model, self.draft.seed_for("model"))
         if self.draft.training.local_parts == "frozen":
-            layout = make_layout(model, SELECTIONS[self.draft.update.selection])
+            update = self.draft.update
+            layout = selected_layout(model, update.selection, update.parts)
             for name, parameter in model.named_parameters():
                 parameter.requires_grad_(name in layout.names)
         return model.to(self.device)
@@ -240,7 +241,8 @@ def _made_up(draft: PlanDraft, num_units: int) -> ImageSet:
     size = draft.model.image_size
     shape = (int(sizes.sum()), size, size, draft.model.channels)
     pixels = rng.integers(0, 256, shape, dtype=np.uint8)
-    return of_patients(ImageSet(pixels, (0.0, 255.0)), sizes)
+    labels = np.arange(len(pixels)) % max(1, draft.model.num_classes)
+    return of_patients(ImageSet(pixels, (0.0, 255.0), labels), sizes)
 
 
 def _few_units(images: ImageSet, units: PrivacyUnits, count: int) -> ImageSet:
@@ -249,15 +251,16 @@ def _few_units(images: ImageSet, units: PrivacyUnits, count: int) -> ImageSet:
     if len(units) > count:
         chosen = PrivateRandom().choose(len(units), count)
     mine = [units.images(int(unit)) for unit in chosen]
-    few = ImageSet(images.pixels[np.concatenate(mine)], images.value_range)
+    indices = np.concatenate(mine)
+    labels = None if images.labels is None else images.labels[indices]
+    few = ImageSet(images.pixels[indices], images.value_range, labels)
     return of_patients(few, np.array([len(indices) for indices in mine]))
 
 
 def of_patients(images: ImageSet, sizes: Any) -> ImageSet:
     """Return the images as those of patients who have so many each."""
-    return ImageSet(
-        images.pixels,
-        images.value_range,
+    return replace(
+        images,
         patients=np.repeat(np.arange(len(sizes)), sizes),
         patient_names=tuple(map(str, range(len(sizes)))),
     )

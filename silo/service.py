@@ -8,7 +8,7 @@ from pathlib import Path
 
 from crypto.errors import CryptoError
 from crypto.keys import IdentityKey
-from protocol.envelope import MAX_MESSAGE_BYTES
+from protocol.bodies import MAX_MESSAGE_BYTES
 from protocol.errors import ProtocolError, TransportFailed
 from protocol.handshake import connect
 from protocol.plan import RunPlan

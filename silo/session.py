@@ -3,58 +3,48 @@
 The session verifies who asks, lets the policy decide, trains, and hands the packed
 update to secure aggregation. Order of every answer: check → compute → save (``fsync``)
 → write the transcript → reply. Asked again after a crash it answers with the identical
-bytes, or refuses; it never trains twice for one round and never uses a slot twice.
-
-========== =================== ==================================================
-request    reply               what happens
-========== =================== ==================================================
-OPEN_SETUP ADVERTISE           fresh keys for the slots of a setup
-KEYS       SHARES              shares of the slot keys and seeds, sealed pairwise
-ENVELOPES  JOINED              what the other silos have sealed to this one is opened
-ROUND      READY (or PLAIN)    training, update, quantisation
-ACTIVE     MASKED              the update leaves, masked
-SURVIVORS  CONFIRM             this silo signs whose updates the sum holds
-CONFIRMS   REVEAL              shares of the masks; the update is destroyed
-END        END_SEEN            the run is over; nothing else is answered from now on
-========== =================== ==================================================
-
-With ``trust = "semi-honest"`` SURVIVORS itself is answered with REVEAL. OPEN_SETUP,
-ROUND and END also bring SUM, the digest of the sum before.
+bytes, or refuses; it never trains twice for one round and never uses a slot twice. What
+it may be asked is in ``silo.stages``.
 
 What happens in a slot belongs to the round that the slot was made ready for, whatever
 the aggregator asked for in between.
 """
 
-import logging
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 
 from crypto.encoding import BytesLike
 from crypto.frame import AGGREGATOR, Header, read_header
 from crypto.frame import Kind as SecAggKind
+from crypto.secagg.upload import Upload
+from protocol.auxiliary import STAGE as AUXILIARY
+from protocol.auxiliary import AuxiliaryRequest
+from protocol.broadcast import Broadcast, Held
 from protocol.envelope import (
     EndReply,
     EndRequest,
     Kind,
     LedgerNotice,
-    Refusal,
     RoundRequest,
     make_envelope,
     open_envelope,
 )
+from protocol.measurement import MEASURE, WORD_BITS, MeasureRequest
 from protocol.plan import RunPlan
+from protocol.stretches import Dealing, without_setup
+from silo.auxiliary import AuxiliaryShare
 from silo.errors import PolicyViolation
+from silo.evaluation import make_evaluation
 from silo.evidence import Evidence
 from silo.noisy_round import NoisyRounds
 from silo.policy import check_plan
 from silo.private_round import PrivateRounds
-from silo.refusals import LocalTrouble, Refusable
+from silo.refusals import Refusable, refusal_of
 from silo.resources import LocalResources
 from silo.secure_upload import SecureUpload
-from silo.stages import IN_SLOT, OUTSIDE_ROUNDS, STAGES, WITHOUT_MASKS
+from silo.stages import IN_SLOT, OUTSIDE_ROUNDS, STAGES, check_stage
 from silo.store import RunStore
 from silo.trainer import RoundTrainer
-
-logger = logging.getLogger(__name__)
 
 
 class SiloSession:
@@ -88,12 +78,18 @@ class SiloSession:
                 initial=resources.initial,
                 private=self._private,
             )
+            self._evaluation = make_evaluation(plan, self._silo, store, resources)
+            self._auxiliary = AuxiliaryShare(
+                plan, self._silo, store.folder, resources, self._private
+            )
             trained = store.load_trained()
             self._asked_round = trained.round_number if trained else 0
+            self._held_round = 0
             if self._private is not None and trained is not None:
                 self._private.check_ledger(trained.ledger)
             self._secure = SecureUpload(plan, store, self._identity, self._silo)
             opened.callback(self._secure.close)
+            self._trainer.residual.settle(self._secure.latest_slot)
             self._evidence = Evidence(
                 store.transcript, plan, self._silo, resources.identity
             )
@@ -145,7 +141,9 @@ class SiloSession:
         self, stage: str, header: Header, body: memoryview, request: BytesLike
     ) -> tuple[BytesLike, int]:
         """Return the reply to a verified request, and the bytes of its vector."""
-        self._check_stage(stage)
+        check_stage(self._plan, stage, is_finished=self.is_finished)
+        if stage == AUXILIARY:
+            return self._give_auxiliary(header, AuxiliaryRequest.from_body(body)), 0
         if stage == "setup":
             self._close_slot(body)
             return self._secure.open_setup(header.setup), 0
@@ -154,8 +152,12 @@ class SiloSession:
         if stage == "envelopes":
             self._secure.join(request)
             return self._envelope(Kind.JOINED, b"", setup=header.setup), 0
+        if stage == "broadcast":
+            return self._hold(Broadcast.from_body(body)), 0
         if stage == "ready":
             return self._enter_round(header, RoundRequest.from_body(body))
+        if stage == MEASURE:
+            return self._measure(header, MeasureRequest.from_body(body))
         if stage == "masked":
             return self._mask(header, request)
         if stage == "confirm":
@@ -164,33 +166,13 @@ class SiloSession:
             return self._reveal(header, request), 0
         return self._end(EndRequest.from_body(body)), 0
 
-    def _check_stage(self, stage: str) -> None:
-        """Refuse what a finished run, or a run without masks, does not have.
-
-        Raises:
-            PolicyViolation: with the reason.
-        """
-        if self.is_finished and stage != "end":
-            raise PolicyViolation("the run is over")
-        if self._plan.protection.method == "none" and stage not in WITHOUT_MASKS:
-            raise PolicyViolation(f"{stage} in a run without secure aggregation")
-
     def _refuse(self, stage: str, header: Header | None, error: Exception) -> bytes:
         """Record a refusal; return the signed envelope that says so.
 
         It carries setup and slot of the request, where that could be read.
         """
-        check = str(error)[:400]
-        if isinstance(error, LocalTrouble):
-            logger.warning("refused at %s: %s", stage, error)
-            check = "this silo cannot train: its operator was told why"
-        else:
-            logger.info("refused at %s: %s", stage, error)
-        self._evidence.refuse(self._round_number(stage), stage, check)
-        accused = getattr(error, "silo", None)
-        refusal = Refusal(
-            stage=stage, check=check, accused=-1 if accused is None else accused
-        )
+        refusal = refusal_of(stage, error)
+        self._evidence.refuse(self._round_number(stage), stage, refusal.check)
         place = {"setup": header.setup, "slot": header.slot} if header else {}
         return self._envelope(Kind.REFUSED, refusal.to_body(), **place)
 
@@ -198,6 +180,8 @@ class SiloSession:
         """Return the round that a stage's records belong to, if any, else 0."""
         if stage in OUTSIDE_ROUNDS:
             return 0
+        if stage == "broadcast":
+            return self._held_round
         latest = self._secure.latest_slot
         if stage in IN_SLOT and latest is not None:
             return latest.round_number
@@ -217,39 +201,105 @@ class SiloSession:
         self._evidence.enter_round(
             self._place("ready", header), request, digest, field_bits
         )
-        self._train(request)
+        dealing = self._dealing(request.round_number)
+        if self._plan.update.is_dealt:
+            self._evidence.dealt(self._place("ready", header), dealing)
+        with self._on_account(request.round_number):
+            self._trainer.train_once(request, dealing.stretches_of(self._silo))
+        self._auxiliary.destroy()
         if not is_masked:
-            return self._send_plain(header, request)
+            reply, vector_bytes = self._send_plain(header, request.round_number)
+            return self._with_ledger(header, reply), vector_bytes
         ready = self._secure.ready(header.slot, request.round_number, digest)
         return self._with_ledger(header, ready), 0
 
-    def _train(self, request: RoundRequest) -> None:
-        """Train a round, unless that is done; record what the mechanism released.
+    def _hold(self, message: Broadcast) -> bytes:
+        """Move to the next global model; say which one this silo holds.
+
+        After the end of the run nothing moves any more.
+        """
+        number = message.round_number
+        if number > self._plan.num_rounds or 0 < number < self._asked_round:
+            raise PolicyViolation(f"a broadcast for round {number}")
+        self._held_round = number
+        held = self._trainer.held.digest()
+        if not self.is_finished:
+            held = self._trainer.held.take(message)
+            if held == message.model:
+                self._evidence.hold(number, held)
+        return self._envelope(Kind.HELD, Held(model=held).to_body())
+
+    def _dealing(self, round_number: int) -> Dealing:
+        """Return which silos fill which stretch of a round's vector."""
+        if self._plan.protection.method == "none":
+            return self._trainer.dealing(without_setup(self._plan), round_number)
+        return self._trainer.dealing(self._secure.agreed(), round_number)
+
+    def _measure(self, header: Header, request: MeasureRequest) -> tuple[bytes, int]:
+        """Measure this silo's finished model, unless that is done; say READY."""
+        if self._evaluation is None:
+            raise PolicyViolation("the plan asks for no measurement in the silos")
+        self._evaluation.check(request)
+        self._asked_round = request.round_number
+        is_masked = self._plan.protection.method != "none"
+        if is_masked:
+            self._secure.check_setup(header.setup)
+        digest = request.model_digest()
+        model = self._trainer.finished_model(self._trainer.shared(request.average))
+        self._evidence.see_head(request.head, request.round_number)
+        self._close_slot(request.sum_notice)
+        place = self._place(MEASURE, header)
+        self._evidence.enter_round(place, request, digest, WORD_BITS)
+        ledger = self._private.head if self._private is not None else None
+        self._evaluation.measure_once(request, model, ledger)
+        if not is_masked:
+            return self._send_plain(header, request.round_number)
+        return self._secure.ready(header.slot, request.round_number, digest), 0
+
+    def _upload(self, round_number: int) -> Upload:
+        """Return what leaves in a round: the update, or at last the measurement."""
+        if self._evaluation is not None and round_number > self._plan.num_rounds:
+            return self._evaluation.upload()
+        return self._trainer.update(round_number)
+
+    def _give_auxiliary(self, header: Header, request: AuxiliaryRequest) -> bytes:
+        """Let this silo's own model leave, or samples of it, as the plan says."""
+        self._auxiliary.check(request, self._asked_round)
+        with self._on_account(0):
+            given = self._auxiliary.reply()
+        sent = self._envelope(Kind.AUXILIARY_SENT, given.to_body())
+        self._evidence.auxiliary(given.label, sent)
+        return self._with_ledger(header, sent)
+
+    @contextmanager
+    def _on_account(self, round_number: int) -> Iterator[None]:
+        """Record what the mechanism released in a training, unless that was done.
 
         Also where the training fails: its noised steps are on account.
         """
         head = self._private.head if self._private is not None else None
         try:
-            self._trainer.train_once(request)
+            yield
         except Refusable:
             if self._private is not None and self._private.head != head:
-                self._evidence.spend(self._private.record(request.round_number))
+                self._evidence.spend(self._private.record(round_number))
             raise
         if self._private is not None:
-            self._evidence.spend(self._private.record(request.round_number))
+            self._evidence.spend(self._private.record(round_number))
 
     def _close_slot(self, notice: BytesLike) -> None:
         """Take note of the sum of the slot before, which the aggregator announces."""
         slot = self._secure.close_slot(notice) if notice else None
+        self._trainer.residual.settle(self._secure.latest_slot)
         if slot is not None:
             self._evidence.sum(slot, setup=read_header(notice).setup)
 
-    def _send_plain(self, header: Header, request: RoundRequest) -> tuple[bytes, int]:
-        """Return the packed update in the clear, where the policy permits that."""
-        body = self._trainer.update(request.round_number).words.tobytes()
+    def _send_plain(self, header: Header, round_number: int) -> tuple[bytes, int]:
+        """Return the packed vector in the clear, where the policy permits that."""
+        body = self._upload(round_number).words.tobytes()
         plain = self._envelope(Kind.PLAIN, body, setup=header.setup, slot=header.slot)
         self._evidence.upload(self._place("ready", header), plain, "none")
-        return self._with_ledger(header, plain), len(body)
+        return plain, len(body)
 
     def _with_ledger(self, header: Header, reply: bytes) -> bytes:
         """Return a reply with the head of the privacy ledger, where there is one."""
@@ -265,8 +315,11 @@ class SiloSession:
         latest = self._secure.latest_slot
         if latest is None:
             raise PolicyViolation("masked before ready")
-        upload = self._trainer.update(latest.round_number)
-        reply = self._secure.mask(request, upload)
+        number = latest.round_number
+        is_update = number <= self._plan.num_rounds
+        parts = self._dealing(number).parts if is_update else None
+        upload = self._upload(number)
+        reply = self._secure.mask(request, upload, parts)
         self._evidence.upload(self._place("masked", header), reply, "mask")
         return reply, upload.words.nbytes
 
@@ -293,19 +346,22 @@ class SiloSession:
 
         Asked again, it answers with the same head.
         """
-        parameters = self._trainer.digest_of(request.parameters)
-        average = self._trainer.digest_of(request.average)
+        average = self._trainer.last_average(request)
         self._evidence.see_head(request.head, request.round_number)
         if (last_reply := self._store.load_last_reply()) is not None:
             return last_reply
         self._close_slot(request.sum_notice)
-        self._trainer.save_model(request.average)
+        self._trainer.save_model(average)
+        self._trainer.residual.forget()
+        self._auxiliary.destroy()
         if self._private is not None:
             ledger_head = self._private.head
             self._private.finish()
             if self._private.head != ledger_head:
-                self._evidence.spend(self._private.record(self._asked_round))
-        head = self._evidence.finish(request.round_number, parameters, average)
+                number = min(self._asked_round, self._plan.num_rounds)
+                self._evidence.spend(self._private.record(number))
+        digests = (request.model, self._trainer.held.digest_of(average))
+        head = self._evidence.finish(request.round_number, *digests)
         reply = self._envelope(Kind.END_SEEN, EndReply(head=head).to_body())
         self._store.save_finished(reply)
         return reply

@@ -1,27 +1,73 @@
-"""What a silo may be asked, and the stage that each request belongs to."""
+"""What a silo may be asked, and the stage that each request belongs to.
+
+========== =================== ==================================================
+request    reply               what happens
+========== =================== ==================================================
+AUXILIARY  AUXILIARY_SENT      this silo's own model, or samples of it
+OPEN_SETUP ADVERTISE           fresh keys for the slots of a setup
+KEYS       SHARES              shares of the slot keys and seeds, sealed pairwise
+ENVELOPES  JOINED              what the other silos have sealed to this one is opened
+BROADCAST  HELD                the next global model, where the down-link is quantised
+ROUND      READY (or PLAIN)    training, update, quantisation
+MEASURE    READY (or PLAIN)    sampling, the distance of this silo's own model
+ACTIVE     MASKED              the update leaves, masked
+SURVIVORS  CONFIRM             this silo signs whose updates the sum holds
+CONFIRMS   REVEAL              shares of the masks; the update is destroyed
+MEASURE    READY (or PLAIN)    the finished model is measured, where the plan says so
+BROADCAST  HELD                the differences to the next global model, where quantised
+END        END_SEEN            the run is over; nothing else is answered from now on
+========== =================== ==================================================
+
+AUXILIARY is asked before round 1, where the plan says so.
+With ``trust = "semi-honest"`` SURVIVORS itself is answered with REVEAL. OPEN_SETUP,
+ROUND and END also bring SUM, the digest of the sum before.
+"""
 
 from collections.abc import Mapping
 
 from crypto.frame import Kind as SecAggKind
 from protocol.envelope import Kind
+from protocol.measurement import MEASURE
+from protocol.plan import RunPlan
+from silo.errors import PolicyViolation
 
 STAGES: Mapping[int, str] = {
     Kind.OPEN_SETUP: "setup",
     SecAggKind.KEYS: "shares",
     SecAggKind.ENVELOPES: "envelopes",
+    Kind.BROADCAST: "broadcast",
     Kind.ROUND: "ready",
+    Kind.MEASURE: MEASURE,
     SecAggKind.ACTIVE: "masked",
     SecAggKind.SURVIVORS: "confirm",
     SecAggKind.CONFIRMS: "reveal",
     Kind.END: "end",
+    Kind.AUXILIARY: "auxiliary",
 }
 """What a silo may be asked, and the name of the stage."""
 
-OUTSIDE_ROUNDS = ("setup", "shares", "envelopes", "end")
+OUTSIDE_ROUNDS = ("auxiliary", "setup", "shares", "envelopes", "end")
 """Stages that belong to no round; their records carry round 0."""
 
 IN_SLOT = ("masked", "confirm", "reveal")
 """Stages that belong to the round of the latest slot."""
 
-WITHOUT_MASKS = ("ready", "end")
+WITHOUT_MASKS = ("auxiliary", "broadcast", "ready", MEASURE, "end")
 """The only stages of a run whose updates leave in the clear."""
+
+AFTER_THE_END = ("broadcast", "end")
+"""Stages that a silo answers again when the run is over for it; nothing changes."""
+
+
+def check_stage(plan: RunPlan, stage: str, *, is_finished: bool) -> None:
+    """Refuse what a finished run, or a run of this plan, does not have.
+
+    Raises:
+        PolicyViolation: with the reason.
+    """
+    if is_finished and stage not in AFTER_THE_END:
+        raise PolicyViolation("the run is over")
+    if plan.protection.method == "none" and stage not in WITHOUT_MASKS:
+        raise PolicyViolation(f"{stage} in a run without secure aggregation")
+    if stage == "broadcast" and not plan.update.broadcast_bits:
+        raise PolicyViolation("a broadcast in a run whose rounds bring the model")

@@ -7,9 +7,14 @@
       secagg-000002.state      the state of secure aggregation; secret, mode 0600
       round-000007/            written whole (temporary folder, fsync, rename)
         update.words           the packed update, until its shares are revealed
+        trained.safetensors    what it was made from, as long, where parts are dealt
         training.safetensors   Adam's moments, and the parts that stay local
         round.json             round number, model digest
+      held.safetensors         the global model, where it comes as differences
+      residual                 what is added to the next update; secret, mode 0600
       finished                 the answer to END
+      evaluation.json          what this silo measured (silo.evaluation)
+      model.safetensors        the finished model, this silo's own
 
 A round's folder appears only when training has ended: a silo asked again for the same
 round and model answers from it and does not train twice. ``update.words`` is removed
@@ -38,6 +43,7 @@ from protocol.files import (
     sync_folder,
     whole_folder,
 )
+from protocol.stretches import EVERYTHING
 from silo.entries import LedgerHead
 from silo.errors import StateBroken
 from silo.training import Tensors, TrainingState
@@ -45,6 +51,7 @@ from silo.training import Tensors, TrainingState
 STATE_PREFIX, STATE_SUFFIX = "secagg-", ".state"
 UPDATE_FILE = "update.words"
 TRAINING_FILE = "training.safetensors"
+TRAINED_FILE = "trained.safetensors"
 ROUND_FILE = "round.json"
 FINISHED_FILE = "finished"
 MODEL_FILE = "model.safetensors"
@@ -57,11 +64,13 @@ _MOMENT, _LOCAL = "moment/", "local/"
 class TrainedRound:
     """A round that this silo has trained, and the digest of the model it was for.
 
-    ``ledger`` is the head of the privacy ledger then, where there is one.
+    ``stretches`` are those of the vector that the stored update fills; ``ledger`` is
+    the head of the privacy ledger then, where there is one.
     """
 
     round_number: int
     model: str
+    stretches: tuple[int, ...] = EVERYTHING
     ledger: LedgerHead | None = None
 
 
@@ -100,6 +109,8 @@ class RunStore:
         Only one process at a time may have the folder open.
         """
         remove_leftovers(self.folder)
+        for number in self._rounds():
+            remove_leftovers(self.folder / _name(number))
 
     def is_finished(self) -> bool:
         """Return whether this silo has seen the end of the run."""
@@ -143,18 +154,47 @@ class RunStore:
         words: npt.NDArray[np.uint64],
         state: TrainingState,
         local: Tensors,
+        shared: Tensors | None = None,
     ) -> None:
-        """Write everything that a round's training gave, whole or not at all."""
+        """Write everything that a round's training gave, whole or not at all.
+
+        Args:
+            shared: the trained values of what is federated, where the update may have
+                to be made anew; they go when the update goes.
+        """
         tensors = {_MOMENT + name: value for name, value in state.moments.items()}
         tensors |= {_LOCAL + name: value for name, value in local.items()}
         content = words.astype("<u8", copy=False).data.cast("B")
         with whole_folder(self.folder / _name(trained.round_number)) as folder:
             save_safetensors(folder / TRAINING_FILE, tensors, {})
+            if shared is not None:
+                save_safetensors(folder / TRAINED_FILE, shared, {})
             save_secret(folder / UPDATE_FILE, content)
             save_bytes(folder / ROUND_FILE, encode(to_table(trained)))
         for number in self._rounds():
             if number < trained.round_number:
                 shutil.rmtree(self.folder / _name(number))
+
+    def replace_update(
+        self, trained: TrainedRound, words: npt.NDArray[np.uint64]
+    ) -> None:
+        """Put another update of a trained round in the place of one that never left.
+
+        The words come first: after a crash between the two they are made once more.
+        """
+        folder = self.folder / _name(trained.round_number)
+        save_secret(
+            folder / UPDATE_FILE, words.astype("<u8", copy=False).data.cast("B")
+        )
+        save_bytes(folder / ROUND_FILE, encode(to_table(trained)))
+
+    def load_shared(self, round_number: int) -> Tensors:
+        """Return the trained values that a round's update was made from.
+
+        Raises:
+            StateBroken: the file is missing, cut off or damaged.
+        """
+        return self._load_tensors(self.folder / _name(round_number) / TRAINED_FILE)
 
     def load_trained(self) -> TrainedRound | None:
         """Return the newest round that was trained.
@@ -181,10 +221,7 @@ class RunStore:
         if not rounds:
             return TrainingState(), {}
         path = self.folder / _name(max(rounds)) / TRAINING_FILE
-        try:
-            tensors, _ = load_safetensors(path)
-        except (OSError, DiffusionError) as error:
-            raise StateBroken(f"{path}: {error}") from None
+        tensors = self._load_tensors(path)
         return (
             TrainingState(_prefixed(tensors, _MOMENT)),
             _prefixed(tensors, _LOCAL),
@@ -218,8 +255,20 @@ class RunStore:
         """Remove a round's update: it was revealed, or its round is closed."""
         folder = self.folder / _name(round_number)
         if folder.exists():
+            (folder / TRAINED_FILE).unlink(missing_ok=True)
             (folder / UPDATE_FILE).unlink(missing_ok=True)
             sync_folder(folder)
+
+    def _load_tensors(self, path: Path) -> Tensors:
+        """Return the tensors of a file.
+
+        Raises:
+            StateBroken: it is missing, cut off or damaged.
+        """
+        try:
+            return load_safetensors(path)[0]
+        except (OSError, DiffusionError) as error:
+            raise StateBroken(f"{path}: {error}") from None
 
     def _states(self) -> list[tuple[int, Path]]:
         """Return the saved setups with their files."""

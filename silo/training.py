@@ -13,17 +13,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diffusion.class_embedding import drop_labels
 from diffusion.loss import denoising_loss
 from diffusion.parts import DenoisingNetwork
 from diffusion.schedule import Schedule
 from protocol.plan import PlanDraft
 from silo.data import ImageSet
 from silo.errors import DataError, SiloError
+from silo.proximal import ProximalTerm
 
 REPORT_SECONDS = 0.25
 ADAM_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 Tensors: TypeAlias = dict[str, Tensor]
+Indices: TypeAlias = np.ndarray[tuple[int], np.dtype[np.int64]]
 
 
 class TrainingDiverged(SiloError):
@@ -75,7 +78,7 @@ def learning_rate(plan: PlanDraft, progress: float) -> float:
 
 def batches(
     num_examples: int, examples_per_step: int, generator: np.random.Generator
-) -> Iterator[np.ndarray[tuple[int], np.dtype[np.int64]]]:
+) -> Iterator[Indices]:
     """Yield batches of indices for ever: one permutation after the other.
 
     The last batch of a permutation holds what is left.
@@ -97,12 +100,14 @@ def train(
     round_number: int,
     device: torch.device,
     observe: Callable[[Progress], None],
+    proximal: ProximalTerm | None = None,
 ) -> TrainingState:
     """Train a model in place for one round; return what the silo keeps.
 
     Args:
         model: holds the round's starting parameters, on ``device``.
         observe: is told loss and speed a few times a second, in this process only.
+        proximal: draws the parameters to where the round began.
 
     Raises:
         DataError: there are no images.
@@ -121,9 +126,11 @@ def train(
     for step in range(num_steps):
         done = (round_number - 1 + step / num_steps) / plan.num_rounds
         optimizer.param_groups[0]["lr"] = learning_rate(plan, done)
-        x_0 = images.batch(next(chosen))
+        indices = next(chosen)
+        x_0 = images.batch(indices)
         t = torch.randint(schedule.num_timesteps, (len(x_0),), generator=generator)
         noise = torch.randn(x_0.shape, generator=generator)
+        labels = _told_labels(images, indices, plan, generator)
         losses = denoising_loss(
             model,
             x_0.to(device),
@@ -131,13 +138,30 @@ def train(
             noise.to(device),
             schedule,
             plan.training.loss,
+            None if labels is None else labels.to(device),
         )
         loss = losses.mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
+        if proximal is not None:
+            proximal.add_gradients()
         optimizer.step()
         meter.count(step + 1, loss.detach(), len(x_0), learning_rate(plan, done))
-    return state_of(model, optimizer, plan)
+    return state_of(model, optimizer, plan, state)
+
+
+def _told_labels(
+    images: ImageSet, indices: Indices, plan: PlanDraft, generator: torch.Generator
+) -> Tensor | None:
+    """Return the labels of a batch, some withheld; None, and no draw, without classes.
+
+    Source: Ho & Salimans, 2022, algorithm 1, line 3.
+    """
+    if not plan.model.num_classes:
+        return None
+    labels = images.labels_of(indices)
+    withheld = torch.rand(len(labels), generator=generator)
+    return drop_labels(labels, withheld < plan.training.label_dropout)
 
 
 def make_optimizer(
@@ -147,10 +171,9 @@ def make_optimizer(
     optimizer = torch.optim.Adam(
         model.parameters(), lr=plan.training.learning_rate, fused=True
     )
-    if not state.moments:
-        return optimizer
     for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
+        is_known = f"{ADAM_MOMENTS[0]}.{name}" in state.moments
+        if not (is_known and parameter.requires_grad):
             continue
         optimizer.state[parameter] = {
             moment: state.moments[f"{moment}.{name}"].to(parameter.device, copy=True)
@@ -170,12 +193,18 @@ def moments_of(model: DenoisingNetwork, optimizer: torch.optim.Optimizer) -> Ten
 
 
 def state_of(
-    model: DenoisingNetwork, optimizer: torch.optim.Optimizer, plan: PlanDraft
+    model: DenoisingNetwork,
+    optimizer: torch.optim.Optimizer,
+    plan: PlanDraft,
+    before: TrainingState,
 ) -> TrainingState:
-    """Return Adam's moments, or nothing when each round begins afresh."""
+    """Return Adam's moments, or nothing when each round begins afresh.
+
+    What was frozen in this round keeps the moments that it had ``before``.
+    """
     if plan.training.optimizer_state == "fresh":
         return TrainingState()
-    return TrainingState(moments_of(model, optimizer))
+    return TrainingState(before.moments | moments_of(model, optimizer))
 
 
 class Meter:

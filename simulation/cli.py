@@ -9,6 +9,7 @@ import click
 from rich.console import Console
 
 from aggregator.errors import AggregatorError
+from aggregator.measurement import in_words
 from audits.findings import Severity
 from diffusion.errors import DiffusionError
 from protocol.command import reporting_errors, set_up_logging
@@ -109,10 +110,15 @@ def simulate(
     """Run the federation of PLAN, a draft with a [simulation] table, to its report."""
     console = Console()
     began = time.monotonic()
-    federation, _, outcome = _simulate(
+    federation, config, outcome = _simulate(
         plan_path, out, resume, device, console, data, weights
     )
-    _show(console, federation, outcome, [], time.monotonic() - began)
+    plan = federation.load_plan()
+    quality = []
+    has_samples = plan.update.selection == "full"
+    if plan.model.num_classes and has_samples and config.data.source == "digits":
+        quality = _quality_rows(federation, config, device)
+    _show(console, federation, outcome, quality, time.monotonic() - began)
 
 
 @cli.command("deal")
@@ -185,12 +191,16 @@ def _quality_rows(
     samples = draw_samples(federation, QUALITY_SAMPLES, device)
     quality = measure(samples, pool.dealt, pool.held_out)
     shares = " ".join(f"{share:.0%}" for share in quality.class_shares)
+    asked = []
+    if quality.as_asked is not None:
+        asked = [("as asked", f"{quality.as_asked:.1%} show the digit asked for")]
     return [
         (
             "recognisable",
             f"{quality.recognised:.1%} of {quality.num_samples} samples have a "
             f"probability above 0.5 (real digits: {quality.recognised_real:.1%})",
         ),
+        *asked,
         ("digits 0 … 9", shares),
         ("copies", f"{quality.copies} of {quality.num_samples} samples"),
     ]
@@ -214,6 +224,8 @@ def _show(
                 "held-out images)",
             )
         )
+    if outcome.measured is not None:
+        rows.append(("in the silos", in_words(outcome.measured)))
     overhead = outcome.sent_bytes - outcome.vector_bytes
     rows += more
     rows += [

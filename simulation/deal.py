@@ -37,7 +37,7 @@ def deal(
     with whole_folder(root) as folder:
         for name, share in zip(names, shares, strict=True):
             save_bytes(folder / name, images_to_npz(subset(pool.dealt, share)))
-        if draft.evaluation.every_rounds:
+        if draft.evaluation.is_asked_for:
             save_reference(
                 folder / REFERENCE_FILE,
                 pool.held_out,

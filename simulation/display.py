@@ -35,7 +35,7 @@ class Display(Terminal):
             self._silos[name],
             completed=progress.step / progress.num_steps,
             state=(
-                f"round {progress.round_number:>3}  loss {progress.loss:.4f}  "
+                f"round {progress.round_number or '–':>3}  loss {progress.loss:.4f}  "
                 f"{progress.images_per_second:>6.0f} images/s"
             ),
         )

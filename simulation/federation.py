@@ -123,7 +123,11 @@ def make_federation(
             _make_silo(federation.silo(name), plan, key, config, pool, share)
         if config.initial:
             _copy_initial(Path(config.initial), federation, list(keys))
-        if plan.evaluation.every_rounds:
+        if config.auxiliary:
+            _copy(
+                Path(config.auxiliary), "auxiliary", [federation.aggregator.auxiliary]
+            )
+        if plan.evaluation.is_asked_for:
             save_reference(
                 federation.reference,
                 pool.held_out,
@@ -156,6 +160,11 @@ def _make_silo(
         min_colluding=min(Policy().min_colluding, plan.protection.max_colluding),
         accept_semi_honest=plan.protection.trust == "semi-honest",
         max_delta=max(Policy().max_delta, plan.privacy.delta),
+        permitted_auxiliary_images=tuple(
+            dict.fromkeys(
+                (*Policy().permitted_auxiliary_images, plan.calibration.images)
+            )
+        ),
     )
     save_bytes(folder.config, tomli_w.dumps(to_table(silo_config)).encode())
     save_bytes(folder.policy, tomli_w.dumps(to_table(policy)).encode())
@@ -166,12 +175,15 @@ def _make_silo(
 
 def _copy_initial(path: Path, federation: Federation, silos: Sequence[str]) -> None:
     """Give every party the parameters that the plan begins with."""
+    targets = [federation.silo(name).initial for name in silos]
+    _copy(path, "initial", [federation.aggregator.initial, *targets])
+
+
+def _copy(path: Path, name: str, targets: Sequence[Path]) -> None:
+    """Copy the file that a setting names."""
     if not path.is_file():
-        raise SettingsRejected(f"simulation.initial: {path}: there is no such file")
-    for target in (
-        federation.aggregator.initial,
-        *(federation.silo(name).initial for name in silos),
-    ):
+        raise SettingsRejected(f"simulation.{name}: {path}: there is no such file")
+    for target in targets:
         shutil.copyfile(path, target)
 
 

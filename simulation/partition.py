@@ -1,4 +1,4 @@
-"""How images are dealt to silos: IID, label skew, quantity skew.
+"""How images are dealt to silos: IID, label skew, quantity skew, shards.
 
 Each function returns one array of indices a silo; every index is in exactly one.
 """
@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from simulation.errors import SettingsRejected
+from simulation.published import published_label_skew, published_quantity_skew
 from simulation.settings import PartitionConfig
 
 Indices = npt.NDArray[np.int64]
@@ -29,20 +30,26 @@ def partition(
     """Deal images to silos as a configuration says, reproducibly.
 
     Raises:
-        SettingsRejected: too few images, or no labels for a label skew.
+        SettingsRejected: too few images, no labels where the kind needs them, or
+            another number of silos or classes than a published table has.
     """
+    generator = np.random.default_rng(seed)
+    if config.kind == "published-quantity-skew":
+        return published_quantity_skew(num_images, num_silos, generator)
+    if config.kind == "published-label-skew":
+        return published_label_skew(_needed(labels, config), num_silos, generator)
     needed = MIN_IMAGES * num_silos
     if num_images < needed:
         raise SettingsRejected(
             f"{num_images} images are too few for {num_silos} silos; at least {needed}"
         )
-    generator = np.random.default_rng(seed)
     if config.kind == "iid":
         return iid(num_images, num_silos, generator)
     if config.kind == "quantity-skew":
         return quantity_skew(num_images, num_silos, config.concentration, generator)
-    if labels is None:
-        raise SettingsRejected("partition.kind: label-skew needs images with labels")
+    labels = _needed(labels, config)
+    if config.kind == "shards":
+        return shards(labels, num_silos, config.shards_per_silo, generator)
     return label_skew(labels, num_silos, config.concentration, generator)
 
 
@@ -103,6 +110,50 @@ def label_skew(
         if _smallest(parts) >= MIN_IMAGES:
             return parts
     raise SettingsRejected(_hopeless(num_silos, concentration))
+
+
+def shards(
+    labels: npt.NDArray[np.int64],
+    num_silos: int,
+    shards_per_silo: int,
+    generator: np.random.Generator,
+) -> list[Indices]:
+    """Sort images by label, cut them into shards of one size, deal these at random.
+
+    Shards differ by one image at most. Images of one label are in random order before
+    the cut, so that a shard is not a stretch of the file.
+
+    Raises:
+        SettingsRejected: there are more shards than images.
+
+    Source: McMahan et al. 2017 (arXiv 1602.05629), section 3: 200 shards of 300 images,
+    two for each of 100 clients.
+    """
+    count = num_silos * shards_per_silo
+    if count > labels.size:
+        raise SettingsRejected(
+            f"partition.shards_per_silo: {count:,} shards of only {labels.size:,} "
+            "images"
+        )
+    mixed = generator.permutation(labels.size)
+    by_label = mixed[np.argsort(labels[mixed], kind="stable")]
+    pieces = np.array_split(by_label, count)
+    hands = np.split(generator.permutation(count), num_silos)
+    return [
+        generator.permutation(np.concatenate([pieces[shard] for shard in hand]))
+        for hand in hands
+    ]
+
+
+def _needed(
+    labels: npt.NDArray[np.int64] | None, config: PartitionConfig
+) -> npt.NDArray[np.int64]:
+    """Return the labels, or say which kind of partition needs them."""
+    if labels is None:
+        raise SettingsRejected(
+            f"partition.kind: {config.kind} needs images with labels"
+        )
+    return labels
 
 
 def _smallest(parts: Sequence[Indices]) -> int:

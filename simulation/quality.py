@@ -26,7 +26,8 @@ class Quality:
 
     ``recognised`` is the share with a probability above 0.5, ``recognised_real`` the
     same share of held-out real images; ``class_shares`` the shares of the ten digits
-    among the samples; ``copies`` the number that fail the ratio test.
+    among the samples; ``copies`` the number that fail the ratio test. ``as_asked`` is
+    the share whose most probable digit is the class that the model was asked for.
     """
 
     num_samples: int
@@ -34,13 +35,15 @@ class Quality:
     recognised_real: float
     class_shares: tuple[float, ...]
     copies: int
+    as_asked: float | None = None
 
 
 def measure(samples: ImageSet, real: ImageSet, held_out: ImageSet) -> Quality:
     """Compare samples with the real images they were learnt from.
 
     Args:
-        samples, real, held_out: grey images of one size; the real ones with labels.
+        samples, real, held_out: grey images of one size; the real ones with labels,
+            samples of a model with classes with those that were asked for.
 
     Raises:
         ValueError: the real images have no labels.
@@ -50,9 +53,9 @@ def measure(samples: ImageSet, real: ImageSet, held_out: ImageSet) -> Quality:
     classifier = _Recogniser(_vectors(real), real.labels)
     generated = _vectors(samples)
     probabilities = classifier.probabilities(generated)
-    classes = np.bincount(
-        probabilities.argmax(axis=1), minlength=probabilities.shape[1]
-    )
+    chosen = probabilities.argmax(axis=1)
+    classes = np.bincount(chosen, minlength=probabilities.shape[1])
+    asked = samples.labels
     sure = classifier.probabilities(_vectors(held_out)).max(axis=1) > SURE
     return Quality(
         num_samples=len(generated),
@@ -60,6 +63,7 @@ def measure(samples: ImageSet, real: ImageSet, held_out: ImageSet) -> Quality:
         recognised_real=float(sure.mean()),
         class_shares=tuple((classes / len(generated)).tolist()),
         copies=count_copies(generated, _vectors(real)),
+        as_asked=None if asked is None else float((chosen == asked).mean()),
     )
 
 

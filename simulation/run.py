@@ -10,13 +10,16 @@ from rich.console import Console
 from torch import Tensor
 
 from aggregator.checkpoints import CheckpointStore
+from aggregator.rounds import Measured
 from aggregator.serve import RunSettings, run_plan
 from audits.audit import Audit, run_audit
 from audits.evidence import load_evidence
 from audits.report.page import write_report
 from audits.report.samples import load_samples
 from diffusion.checkpoint import Checkpoint, choose_device, load_checkpoint
+from diffusion.class_embedding import balanced_labels
 from diffusion.images import save_grid
+from diffusion.pictures import grid_columns
 from diffusion.warm_up import central_images_of
 from protocol.files import load_identity, locked
 from protocol.model_records import Evaluated
@@ -38,12 +41,16 @@ SAMPLES_FILE = "samples.png"
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What a finished run left: the audit, the distances by round, and the bytes."""
+    """What a finished run left: the audit, the distances by round, and the bytes.
+
+    ``measured`` is what the silos measured together, where the plan asks for that.
+    """
 
     audit: Audit
     report: Path
     samples: Path
     distances: Mapping[int, Evaluated]
+    measured: Measured | None
     sent_bytes: int
     received_bytes: int
     vector_bytes: int
@@ -87,9 +94,10 @@ def _train(
     display = Display(plan, console)
     settings = RunSettings(
         device=choose_device(device),
-        reference=federation.reference if plan.evaluation.every_rounds else None,
+        reference=federation.reference if plan.evaluation.is_asked_for else None,
         weights=weights,
         initial=federation.aggregator.initial,
+        auxiliary=federation.aggregator.auxiliary,
         on_stage=display.stage,
         on_bytes=display.count,
         watcher=display.watcher(),
@@ -128,10 +136,11 @@ def finish(federation: Federation, plan: RunPlan, device: str) -> Outcome:
     """Draw the samples, audit the run, write the report."""
     store = CheckpointStore(federation.aggregator.run(plan), plan)
     samples = federation.root / SAMPLES_FILE
-    if not samples.exists() and plan.update.selection == "full":
+    if not samples.exists() and plan.update.is_complete:
         images = _grid_images(plan, load_checkpoint(store.model), device)
         enlarge = max(1, GRID_CELL_PIXELS // plan.model.image_size)
-        save_grid(samples, images, min(GRID_COLUMNS, len(images)), enlarge)
+        columns = grid_columns(plan.model, GRID_COLUMNS)
+        save_grid(samples, images, min(columns, len(images)), enlarge)
     audit = run_audit(load_evidence(federation.root, None))
     picture = load_samples(samples) if samples.exists() else None
     report = write_report(audit, picture, federation.root)[0]
@@ -146,6 +155,7 @@ def finish(federation: Federation, plan: RunPlan, device: str) -> Outcome:
             for record in records
             if isinstance(record, Evaluated)
         },
+        measured=next((r for r in records if isinstance(r, Measured)), None),
         sent_bytes=sum(record.sent_bytes for record in traffic),
         received_bytes=sum(record.received_bytes for record in traffic),
         vector_bytes=sum(record.vector_bytes for record in traffic),
@@ -162,10 +172,15 @@ def _grid_images(plan: RunPlan, model: Checkpoint, device: str) -> Tensor:
 
 
 def draw_samples(federation: Federation, count: int, device: str) -> ImageSet:
-    """Return samples of a finished run's model, float32 ``[n, h, w, c]`` in [-1, 1]."""
+    """Return samples of a finished run's model, float32 ``[n, h, w, c]`` in [-1, 1].
+
+    Those of a model with classes have the class that was asked for as their label.
+    """
     plan = federation.load_plan()
     store = CheckpointStore(federation.aggregator.run(plan), plan)
     images = load_checkpoint(store.model).images(
         seed=plan.seed_for("quality"), count=count, device=choose_device(device)
     )
-    return ImageSet(images.permute(0, 2, 3, 1).numpy(), (-1.0, 1.0))
+    num_classes = plan.model.num_classes
+    labels = balanced_labels(num_classes, count).numpy() if num_classes else None
+    return ImageSet(images.permute(0, 2, 3, 1).numpy(), (-1.0, 1.0), labels)

@@ -48,18 +48,30 @@ class SourceConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PartitionConfig:
-    """How the images are dealt to the silos (FedDiffuse; NIID-Bench).
+    """How the images are dealt to the silos (FedDiffuse; NIID-Bench; McMahan et al.).
 
-    ``concentration`` is the parameter of the Dirichlet distribution of the two skews.
+    ``concentration`` is the parameter of the Dirichlet distribution of the two skews;
+    ``shards_per_silo`` is how many shards of one label, or nearly so, a silo is dealt.
+    The published kinds are FedDiffuse's tables for five silos.
     """
 
-    kind: Literal["iid", "label-skew", "quantity-skew"] = "iid"
+    kind: Literal[
+        "iid",
+        "label-skew",
+        "quantity-skew",
+        "shards",
+        "published-label-skew",
+        "published-quantity-skew",
+    ] = "iid"
     concentration: float = 0.5
+    shards_per_silo: int = 2
 
     def __post_init__(self) -> None:
-        """Check the range."""
+        """Check the ranges."""
         if not 0 < self.concentration < 1e6:
             raise ValueError("concentration: must be positive")
+        if not 1 <= self.shards_per_silo <= 1000:
+            raise ValueError("shards_per_silo: must be 1 to 1,000")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +84,7 @@ class SimulationConfig:
     silo as a process of its own behind a local socket, or all of them in this one.
     The threads are those of a silo's training and of the aggregator's sampling; small
     images want one. ``initial`` is the file of the parameters that the plan begins
-    with.
+    with; ``auxiliary`` that of the public images that it calibrates on.
     """
 
     num_silos: int = 3
@@ -82,6 +94,7 @@ class SimulationConfig:
     threads_per_silo: int = 1
     aggregator_threads: int = 1
     initial: str = ""
+    auxiliary: str = ""
     data: SourceConfig = SourceConfig()
     partition: PartitionConfig = PartitionConfig()
 
@@ -121,6 +134,9 @@ def load_settings(
     if config.initial:
         initial = (draft_path.parent / config.initial).resolve()
         config = replace(config, initial=str(initial))
+    if config.auxiliary:
+        auxiliary = (draft_path.parent / config.auxiliary).resolve()
+        config = replace(config, auxiliary=str(auxiliary))
     source = config.data
     if data is not None:
         kind: Literal["folder", "npz"] = "folder" if data.is_dir() else "npz"

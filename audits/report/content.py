@@ -11,11 +11,14 @@ from audits.audit import Audit
 from audits.disclosure import Disclosure, describe_stage
 from audits.evidence import AGGREGATOR
 from audits.findings import CHECKS, Severity
+from audits.measurement import sentence as measurement_sentence
+from audits.report.calibration import calibration_table
 from audits.report.privacy import privacy_table
 from audits.report.samples import Samples
 from audits.report.verdict import headline, not_covered, sentences
 from audits.sums import least_survivors
-from protocol.model_records import Evaluated
+from protocol.encoding import to_table
+from protocol.model_records import Evaluated, MeasuredInSilos, MeasurementSkipped
 from protocol.plan import RunPlan
 from protocol.records import (
     Cohort,
@@ -50,11 +53,13 @@ def make_content(audit: Audit, samples: Samples | None) -> Table:
         "findings": _findings(audit),
         "plan": _plan_in_brief(plan),
         "privacy": privacy_table(audit),
+        "calibration": calibration_table(audit),
         "rounds": _rounds(audit),
         "disclosures": [
             _disclosure(each, plan.protection.method) for each in audit.disclosures
         ],
         "evaluations": _evaluations(audit.accounts.aggregator),
+        "measurement": _measurement(audit.accounts.aggregator),
         "transcripts": [_transcript(account) for account in audit.accounts.everyone],
         "missing": list(audit.evidence.missing),
         "samples": samples.to_table() if samples else None,
@@ -124,7 +129,7 @@ def _plan_in_brief(plan: RunPlan) -> list[list[str]]:
         network = f"none: {model.dim} central images of {shape}"
     return [
         ["Model", network],
-        ["What is federated", f"{update.selection} ({_form(update)})"],
+        ["What is federated", f"{_selection(update)} ({_form(update)})"],
         ["Training in a round", f"{amount} of {training.examples_per_step} examples"],
         ["Clipping norm of an update", _clipping(update)],
         ["Weights in the mean", _weights(update)],
@@ -135,6 +140,13 @@ def _plan_in_brief(plan: RunPlan) -> list[list[str]]:
         ["Rounds", f"{plan.num_rounds:,}"],
         ["Digest of the plan", plan.digest.hex()],
     ]
+
+
+def _selection(update: UpdateConfig) -> str:
+    """Name what is federated."""
+    if update.selection == "parts":
+        return ", ".join(update.parts)
+    return f"{update.selection}, dealt" if update.is_dealt else update.selection
 
 
 def _form(update: UpdateConfig) -> str:
@@ -212,6 +224,10 @@ def _gather(account: Account, rounds: defaultdict[int, Table]) -> None:
     for closed in account.all(RoundClosed):
         row = rounds[closed.record.round_number]
         row |= {"outcome": "closed", "survivors": list(closed.record.survivors)}
+    for measured in account.all(MeasuredInSilos):
+        rounds[measured.record.round_number]["outcome"] = "measured in the silos"
+    for skipped in account.all(MeasurementSkipped):
+        rounds[skipped.record.round_number]["outcome"] = "measurement skipped"
     for dropped in account.all(Dropped):
         if dropped.record.round_number:
             row = rounds[dropped.record.round_number]
@@ -242,6 +258,7 @@ def _bytes(each: StageBytes) -> Table:
         "sent_bytes": each.sent,
         "received_bytes": each.received,
         "vector_bytes": each.vector,
+        "broadcast_bytes": each.broadcast,
     }
 
 
@@ -260,6 +277,15 @@ def _evaluations(account: Account | None) -> list[Table]:
         }
         for placed in (account.all(Evaluated) if account else ())
     ]
+
+
+def _measurement(account: Account | None) -> Table | None:
+    """Return mean and spread of what the silos measured, where they did."""
+    placed = account.last(MeasuredInSilos) if account else None
+    if placed is None:
+        return None
+    table: Table = to_table(placed.record)
+    return table | {"sentence": measurement_sentence(placed.record)}
 
 
 def _transcript(account: Account) -> Table:

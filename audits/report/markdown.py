@@ -16,9 +16,11 @@ def render_markdown(content: Mapping[str, Any]) -> str:
         *_findings(content["findings"]),
         *_plan(content["plan"]),
         *_privacy(content["privacy"]),
+        *_calibration(content["calibration"]),
         *_rounds(content["rounds"]),
         *_disclosures(content["disclosures"]),
         *_evaluations(content["evaluations"]),
+        *_measurement(content["measurement"]),
         *_again(content),
     ]
     return "\n\n".join(parts) + "\n"
@@ -92,6 +94,34 @@ def _privacy(privacy: Mapping[str, Any] | None) -> Iterator[str]:
     yield "\n".join(f"- {_plain(each)}" for each in privacy["not_covered"])
 
 
+def _calibration(calibration: Mapping[str, Any] | None) -> Iterator[str]:
+    """Yield what followed the mean, where anything did."""
+    if calibration is None:
+        return
+    yield "## After the mean"
+    yield _plain(
+        f'The aggregator trained on auxiliary images, label "{calibration["label"]}": '
+        f"{calibration['meaning']}."
+    )
+    yield _table(("what", "value"), calibration["facts"])
+    if calibration["sent"]:
+        rows = ((r["silo"], r["label"], f"{r['bytes']:,}") for r in calibration["sent"])
+        yield _table(("silo", "gave", "bytes"), rows)
+    names = ("round", "steps", "auxiliary loss before", "after")
+    yield _table(
+        names,
+        (
+            (
+                row["round_number"],
+                f"{row['steps']:,}",
+                f"{row['loss_before']:.4f}",
+                f"{row['loss_after']:.4f}",
+            )
+            for row in calibration["rounds"]
+        ),
+    )
+
+
 def _rounds(rounds: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """Yield how the rounds went."""
     yield "## Rounds"
@@ -150,6 +180,13 @@ def _evaluations(evaluations: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         for row in evaluations
     )
     yield _table(names, rows)
+
+
+def _measurement(measurement: Mapping[str, Any] | None) -> Iterator[str]:
+    """Yield what the silos measured on their own models, where they did."""
+    if measurement is not None:
+        yield "## Fréchet distance in the silos"
+        yield f"{_plain(measurement['sentence'])}."
 
 
 def _again(content: Mapping[str, Any]) -> Iterator[str]:

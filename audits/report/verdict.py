@@ -3,6 +3,7 @@
 from audits.audit import Audit
 from audits.evidence import AGGREGATOR
 from audits.findings import Severity, count, listing
+from audits.report.calibration import board_sentence as calibration_sentence
 from audits.report.privacy import board_sentence
 from audits.report.units import format_bytes, format_share
 from protocol.mechanism import not_covered as what_epsilon_leaves_out
@@ -24,11 +25,12 @@ def headline(audit: Audit) -> str:
 
 
 def sentences(audit: Audit) -> list[str]:
-    """Return two to four sentences that a hospital's board can read."""
+    """Return two to five sentences that a hospital's board can read."""
     said = [
         _who(audit),
         _what_left(audit),
         _what_was_hidden(audit),
+        calibration_sentence(audit),
         board_sentence(audit),
     ]
     failed = audit.with_severity(Severity.FAIL)
@@ -109,9 +111,12 @@ def _what_left(audit: Audit) -> str:
         amount = f"between {amount} and {format_bytes(high)}"
     plain = audit.evidence.plan.protection.method == "none"
     form = "updates in the clear" if plain else "masked updates"
+    rest = "keys, sealed shares and signatures"
+    if audit.evidence.plan.calibration.asks_silos:
+        rest += ", and what it gave for auxiliary images"
     return (
         f"Each silo sent {amount} to the aggregator, {format_share(vector, sent)} of "
-        f"it {form}, the rest keys, sealed shares and signatures; the transcripts "
+        f"it {form}, the rest {rest}; the transcripts "
         "record nothing else that left a silo."
     )
 

@@ -51,6 +51,7 @@ from crypto.secagg.checks import (
     require_call,
 )
 from crypto.secagg.config import SecAggConfig
+from crypto.secagg.digests import keys_digest, members_digest
 from crypto.secagg.messages import encode_silos
 from crypto.secagg.parts import Parts
 from crypto.secagg.setup import Setup
@@ -160,6 +161,17 @@ class AggregatorSide:
     def members(self) -> tuple[int, ...]:
         """U2: the silos of the setup; empty before :meth:`close_members`."""
         return tuple(sorted(self._state.shares)) if self._state.members else ()
+
+    @property
+    def members_digest(self) -> bytes:
+        """T2, over the keys and members of the setup.
+
+        Raises:
+            RuntimeError: called before :meth:`close_members`.
+        """
+        require_call(bool(self._state.members), "members_digest before close_members()")
+        agreed = keys_digest(self._setup.digest, self._state.keys)
+        return members_digest(agreed, self.members, self._config.num_silos)
 
     def open_slot(
         self, slot: int, round_number: int, model_digest: bytes, parts: Parts

@@ -44,6 +44,7 @@ from crypto.secagg.messages import (
     Survivors,
 )
 from crypto.secagg.parts import (
+    Parts,
     check_groups,
     check_parts,
     contributors_of,
@@ -301,6 +302,11 @@ class AggregatorSlot:
     def model_digest(self) -> bytes:
         """The digest of the model that silos trained from."""
         return self._state.model_digest
+
+    @property
+    def parts(self) -> Parts:
+        """The parts of the vector, with their contributors among all members."""
+        return self._state.parts
 
     @property
     def sum_digest(self) -> bytes:

@@ -34,6 +34,7 @@ from crypto.frame import Kind, make_frame, read_header
 from crypto.keys import IdentityKey
 from crypto.secagg.checks import check_same, require_call
 from crypto.secagg.config import SecAggConfig
+from crypto.secagg.digests import keys_digest, members_digest
 from crypto.secagg.journal import Journal, Promise, Stage
 from crypto.secagg.masks import add_masks
 from crypto.secagg.messages import (
@@ -288,6 +289,22 @@ class SiloSide(SiloSetup):
     def has_joined(self) -> bool:
         """Whether :meth:`receive_shares` has succeeded: this silo is a member."""
         return bool(self._state.members)
+
+    @property
+    def members(self) -> tuple[int, ...]:
+        """U2: the silos of the setup; empty before :meth:`receive_shares`."""
+        return self._state.members
+
+    @property
+    def members_digest(self) -> bytes:
+        """T2, over the keys and members of the setup.
+
+        Raises:
+            RuntimeError: called before :meth:`receive_shares`.
+        """
+        require_call(self.has_joined, "members_digest before receive_shares()")
+        agreed = keys_digest(self._setup.digest, self._state.keys)
+        return members_digest(agreed, self.members, self._config.num_silos)
 
     @property
     def has_slot(self) -> bool:

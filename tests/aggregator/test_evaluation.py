@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-import aggregator.evaluation
-from aggregator.evaluation import Evaluation, evaluate, load_reference
+import diffusion.evaluation
+from aggregator.evaluation import evaluate, load_reference
 from diffusion.checkpoint import Checkpoint
 from diffusion.config import SamplerConfig, ScheduleConfig, UNetConfig
 from diffusion.errors import DiffusionError
+from diffusion.evaluation import Evaluation
 from diffusion.features import load_fd_small_digits
 from diffusion.fid import empty_statistics, save_statistics
 from diffusion.model import make_model
@@ -67,7 +68,7 @@ def test_the_block_size_does_not_matter(
     reference: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = measure(reference)
-    monkeypatch.setattr(aggregator.evaluation, "BLOCK", 7)
+    monkeypatch.setattr(diffusion.evaluation, "BLOCK", 7)
     parts = measure(reference)
     assert parts.frechet_distance == pytest.approx(whole.frechet_distance, rel=1e-3)
     assert np.allclose(parts.class_shares, whole.class_shares, atol=0.04)

@@ -15,6 +15,7 @@ from crypto.keys import IdentityKey
 from diffusion.config import UNetConfig
 from protocol import records as r
 from protocol.aggregation_settings import EvaluationConfig
+from protocol.calibration_settings import CalibrationConfig
 from protocol.plan import PlanDraft, RunPlan, SiloParty, make_plan
 from protocol.plan_files import save_plan
 from protocol.settings import TrainingConfig
@@ -25,6 +26,7 @@ SILOS = ("amsterdam", "basel", "cork")
 AGGREGATOR = "aggregator"
 ROUNDS = 3
 SOFTWARE = "cloister test"
+NO_CALIBRATION = CalibrationConfig()
 VECTOR_BYTES = 40_000
 STAGES = {
     "setup": (656, 300),
@@ -102,6 +104,7 @@ def _both(number: int, stage: str, silo: str, vector: int = 0) -> Script:
         sent_bytes=sent,
         received_bytes=received,
         vector_bytes=vector,
+        broadcast_bytes=received // 2 if stage in ("ready", "end") else 0,
     )
     return [(silo, record), (AGGREGATOR, record)]
 
@@ -148,6 +151,20 @@ def _round(number: int, lost: str | None, method: str) -> Script:
         class_shares=(0.1,) * 10,
     )
     return [*actions, *((AGGREGATOR, i) for i in (closed, evaluated, Sign()))]
+
+
+def one_more_round(number: int) -> Script:
+    """Return a measurement in the silos: a round's exchanges, by another first stage.
+
+    It closes no round, and nothing is evaluated.
+    """
+    kept: Script = []
+    for party, item in _round(number, None, "mask"):
+        if isinstance(item, r.Traffic) and item.stage == "ready":
+            kept.append((party, dataclasses.replace(item, stage="measure")))
+        elif not isinstance(item, r.RoundClosed | r.Evaluated):
+            kept.append((party, item))
+    return kept
 
 
 def _upload(place: dict[str, int], silo: str, method: str, *, arrives: bool) -> Script:
@@ -223,7 +240,11 @@ class Parties:
 
 
 def make_parties(
-    *, rounds: int = ROUNDS, method: str = "mask", trust: str = "malicious"
+    *,
+    rounds: int = ROUNDS,
+    method: str = "mask",
+    trust: str = "malicious",
+    calibration: CalibrationConfig = NO_CALIBRATION,
 ) -> Parties:
     """Return a plan for three silos, of which one may be lost."""
     keys = {name: IdentityKey.generate() for name in (AGGREGATOR, *SILOS)}
@@ -243,6 +264,7 @@ def make_parties(
             method=method, threshold=2, min_cohort=2, max_colluding=0, trust=trust
         ),
         evaluation=EvaluationConfig(every_rounds=1),
+        calibration=calibration,
     )
     silos = [
         SiloParty(name=name, identity_key=keys[name].public.hex()) for name in SILOS

@@ -50,7 +50,12 @@ def test_a_plan_is_made_shown_edited_and_signed_again(
     shown = run("aggregator", "plan", "show", path, folder=tmp_path)
     assert f"digest = {plan.digest.hex()}" in shown.stdout
     assert "silos[2].name = s2" in shown.stdout
-    assert "values a round" in shown.stdout
+    assert "exactly:\n  each silo: " in shown.stdout
+    assert "  all 3 silos: " in shown.stdout
+    assert "round 2" not in shown.stdout
+    shown = run("aggregator", "plan", "show", path, "--rounds", folder=tmp_path)
+    assert "  each silo, round 2: " in shown.stdout
+    assert "  one broadcast by part: encoder " in shown.stdout
     path.write_text(path.read_text().replace("num_rounds = 2", "num_rounds = 7"))
     refused = run("aggregator", "plan", "show", path, folder=tmp_path)
     assert refused.returncode == 1

@@ -267,6 +267,10 @@ class TestAlone:
             assert image.mode == "L"
             assert image.width >= 2 * 2 * 8
             assert image.height >= 2 * 2 * 8
+        ended = silo_command("sample", "model.safetensors", "--class", 1)
+        assert ended.code == 1
+        assert "this model knows no classes" in ended.err
+        assert ended.err.count("\n") == 1
 
     def test_same_draft_same_model(self, here):
         models = []

@@ -195,3 +195,14 @@ def test_a_file_with_other_content_is_refused(tmp_path, field, value):
 def test_a_missing_file_is_not_a_corrupt_one(tmp_path):
     with pytest.raises(FileNotFoundError, match="absent"):
         load_statistics(tmp_path / "absent.npz", Extractor())
+
+
+def test_a_compressed_file_is_not_unpacked(tmp_path):
+    """Statistics may come from a stranger: a small file must not become a large one."""
+    path = tmp_path / "reference.npz"
+    save_statistics(path, statistics(features(20)))
+    with np.load(path) as file:
+        arrays = {name: file[name] for name in file.files}
+    np.savez_compressed(path, **arrays | {"more": np.zeros(100_000)})
+    with pytest.raises(CorruptFile, match="compressed"):
+        load_statistics(path, Extractor())

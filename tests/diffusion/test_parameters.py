@@ -9,7 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diffusion.config import UNetConfig
-from diffusion.errors import CorruptFile, DiffusionError, ShapeMismatch
+from diffusion.errors import (
+    CorruptFile,
+    DiffusionError,
+    PartsIncomplete,
+    ShapeMismatch,
+)
 from diffusion.model import make_model
 from diffusion.parameters import (
     ParameterLayout,
@@ -21,9 +26,10 @@ from diffusion.parameters import (
     parameters_digest,
     parameters_of,
     save_safetensors,
+    selected_layout,
     unflatten,
 )
-from diffusion.parts import SELECTIONS, part_of
+from diffusion.parts import SELECTIONS, Part, part_of
 
 LAYOUT = ParameterLayout(("b", "a"), ((2, 1), ()))
 PARAMETERS = {"a": torch.tensor(3.0), "b": torch.tensor([[1.0], [2.0]])}
@@ -194,3 +200,36 @@ def test_a_cut_file_is_one_clear_line(tmp_path, kept):
 def test_a_missing_file_is_not_a_corrupt_one(tmp_path):
     with pytest.raises(FileNotFoundError, match="absent"):
         load_safetensors(tmp_path / "absent.safetensors")
+
+
+@pytest.mark.parametrize("architecture", ["residual", "feddiffuse"])
+def test_the_parts_of_usplit_follow_each_other(architecture):
+    config = UNetConfig(
+        architecture=architecture, dim=12, channels=1, dim_mults=(1, 2), image_size=8
+    )
+    network = make_model(config, 0)
+    layout = selected_layout(network, "usplit")
+    whole = selected_layout(network, "full")
+    assert (layout.names, layout.shapes) == (whole.names, whole.shapes)
+    assert whole.stretches == (whole,)
+    parts = [selected_layout(network, "parts", (part.value,)) for part in Part]
+    assert list(layout.stretches) == parts
+    assert sum(stretch.size for stretch in layout.stretches) == layout.size
+
+
+def test_parts_out_of_order_cannot_be_dealt():
+    class Backwards(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            names = {Part.ENCODER: "b", Part.BOTTLENECK: "c", Part.DECODER: "a"}
+            self.parts = {part: (name,) for part, name in names.items()}
+            self.a, self.b, self.c = (torch.nn.Linear(1, 1) for _ in range(3))
+
+    with pytest.raises(PartsIncomplete, match="order of its parts"):
+        selected_layout(Backwards(), "usplit")
+    assert selected_layout(Backwards(), "full").size == 6
+
+
+def test_stretches_hold_all_parameters():
+    with pytest.raises(ValueError, match="stretches"):
+        ParameterLayout(("a", "b"), ((), ()), (1,))

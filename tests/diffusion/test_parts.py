@@ -6,7 +6,7 @@ from torch import nn
 from diffusion.config import UNetConfig
 from diffusion.errors import PartsIncomplete
 from diffusion.model import make_model
-from diffusion.parts import SELECTIONS, Part, part_of
+from diffusion.parts import SELECTIONS, Part, part_of, shared_parts
 
 
 class Toy(nn.Module):
@@ -67,10 +67,18 @@ def test_an_incomplete_declaration_is_refused(parts, message):
 
 
 def test_the_selections_are_the_papers():
+    everything = {Part.ENCODER, Part.BOTTLENECK, Part.DECODER}
     assert dict(SELECTIONS) == {
-        "full": {Part.ENCODER, Part.BOTTLENECK, Part.DECODER},
+        "full": everything,
+        "usplit": everything,
         "ulatdec": {Part.BOTTLENECK, Part.DECODER},
         "udec": {Part.DECODER},
     }
     with pytest.raises(TypeError):
         SELECTIONS["usplit"] = frozenset()
+
+
+def test_named_parts_are_a_selection():
+    assert shared_parts("parts", ("decoder", "encoder")) == {Part.ENCODER, Part.DECODER}
+    assert shared_parts("parts", [part.value for part in Part]) == shared_parts("full")
+    assert shared_parts("ulatdec") == SELECTIONS["ulatdec"]

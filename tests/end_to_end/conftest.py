@@ -111,6 +111,11 @@ class Harness:
                 RunSettings(
                     device=torch.device("cpu"),
                     initial=self.federation.aggregator.initial,
+                    reference=self.federation.reference
+                    if self.federation.reference.exists()
+                    else None,
+                    evaluate=self.federation.reference.exists(),
+                    auxiliary=self.federation.aggregator.auxiliary,
                 ),
             )
         finally:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
 from privacy.errors import GridTooCoarse, NotFinite
 from privacy.grids import (
@@ -16,6 +17,7 @@ from privacy.grids import (
     first_grid,
     next_clipping_norm,
     next_ranges,
+    rotated_range,
     rounded_down,
 )
 
@@ -121,6 +123,30 @@ def test_next_ranges_always_make_a_grid(values, clipping_norm, data):
     ranges = next_ranges(floats(*values), segments, clipping_norm)
     Grid(8, ranges, tuple(segments))
     assert (ranges <= np.float32(clipping_norm)).all()
+
+
+@pytest.mark.parametrize(
+    ("value_bits", "margin"), [(2, 2.5), (4, 3), (8, 4), (12, 5), (16, 6), (24, 6)]
+)
+def test_a_rotated_range_by_hand(value_bits, margin):
+    assert rotated_range(1.0, 4096, value_bits) == np.float32(margin / 64)
+    assert rotated_range(2.0, 4, value_bits) == 2.0  # Never above the clipping norm.
+    assert rotated_range(1.0, 4096, value_bits).dtype == np.float32
+
+
+@pytest.mark.parametrize("value_bits", [4, 8, 12, 16])
+def test_a_rotated_range_costs_little_more_than_the_best(value_bits):
+    """Rounding and clamping of normal values, against the best of all margins."""
+
+    def error(margin):
+        step = margin / (2 ** (value_bits - 1) - 1)
+        tail = (1 + margin**2) * stats.norm.sf(margin) - margin * stats.norm.pdf(margin)
+        return (step**2 / 6 + 2 * tail) ** 0.5
+
+    margin = float(rotated_range(1.0, 2**20, value_bits)) * 2**10
+    best = min(error(each) for each in np.linspace(1, 8, 701))
+    assert error(margin) < 1.2 * best
+    assert value_bits > 8 or error(6.0) > 1.4 * best
 
 
 def test_an_even_range_by_hand():

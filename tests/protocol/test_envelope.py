@@ -1,5 +1,6 @@
 import dataclasses
 import hashlib
+import re
 import struct
 
 import numpy as np
@@ -10,20 +11,24 @@ from hypothesis import strategies as st
 from crypto.errors import CryptoError, InvalidSignature, MalformedMessage
 from crypto.frame import AGGREGATOR, HEADER_BYTES
 from crypto.frame import Kind as SecAggKind
-from protocol.encoding import encode, to_table
-from protocol.envelope import (
+from protocol.bodies import (
     MAX_TABLE_BYTES,
-    EndReply,
-    EndRequest,
-    Kind,
-    Refusal,
-    RoundRequest,
     floats_from_bytes,
     floats_to_bytes,
     join_body,
-    make_envelope,
-    open_envelope,
     split_body,
+)
+from protocol.encoding import encode
+from protocol.envelope import (
+    EndReply,
+    EndRequest,
+    Kind,
+    LedgerNotice,
+    Refusal,
+    RoundRequest,
+    make_envelope,
+    model_digest,
+    open_envelope,
 )
 from protocol.errors import EnvelopeRejected
 from protocol.transcript import Head
@@ -35,11 +40,14 @@ ROUND = RoundRequest(
     round_number=2,
     attempt=1,
     head=HEAD,
+    model="0c" * 32,
     parameters=b"\x00\x00\x80?" * 3,
     ranges=b"\x00\x00\x00@",
     sum_notice=b"signed",
 )
-END = EndRequest(round_number=3, head=HEAD, parameters=b"1234", average=b"5678")
+END = EndRequest(
+    round_number=3, head=HEAD, model="0d" * 32, parameters=b"1234", average=b"5678"
+)
 END_SEEN = EndReply(head=HEAD)
 REFUSAL = Refusal(stage="masked", check="threshold: 2 of 3")
 BODIES = [ROUND, END, END_SEEN, REFUSAL]
@@ -51,7 +59,8 @@ each_body = pytest.mark.parametrize(
 
 
 def parse(message, body):
-    return type(message).from_body(memoryview(body))
+    more = ("aggregator",) if isinstance(message, EndReply) else ()
+    return type(message).from_body(memoryview(body), *more)
 
 
 def prefixed(*parts):
@@ -126,40 +135,29 @@ def with_table(message, table):
 
 
 def _num_parts(message):
-    return {RoundRequest: 3, EndRequest: 3}.get(type(message), 0)
+    return {RoundRequest: 4, EndRequest: 4, EndReply: 1}.get(type(message), 0)
 
 
-def head(**changes):
-    return {"head": to_table(HEAD) | changes}
-
-
-NUMBERS = {"round_number": 2, "attempt": 1}
+NUMBERS = {"round_number": 2, "attempt": 1, "model": "0c" * 32}
 
 
 @pytest.mark.parametrize(
     ("message", "table", "expected"),
     [
-        (ROUND, NUMBERS, "exactly round_number, attempt, head"),
-        (ROUND, NUMBERS | head() | {"more": 1}, "exactly round_number"),
-        (ROUND, head() | {"round_number": 0, "attempt": 1}, "round_number must be"),
-        (ROUND, head() | {"round_number": 2**31, "attempt": 1}, "round_number must"),
-        (ROUND, head() | {"round_number": True, "attempt": 1}, "round_number must be"),
-        (ROUND, head() | {"round_number": 1.0, "attempt": 1}, "round_number must be"),
-        (ROUND, head() | {"round_number": "1", "attempt": 1}, "round_number must be"),
-        (ROUND, head() | {"round_number": 1, "attempt": -1}, "attempt must be"),
-        (ROUND, NUMBERS | {"head": 1}, "head: must be a table"),
-        (ROUND, NUMBERS | {"head": {}}, "head.party: is missing"),
-        (ROUND, NUMBERS | head(more=1), "head.more: unknown field"),
-        (ROUND, NUMBERS | head(size=-1), "head.size must be"),
-        (ROUND, NUMBERS | head(size=2**63), "head.size must be"),
-        (ROUND, NUMBERS | head(size=1.0), "head.size: must be a whole number"),
-        (ROUND, NUMBERS | head(root="0a" * 31), "head.root: must be 64"),
-        (ROUND, NUMBERS | head(root="x" * 500_000), "head.root: must be 64"),
-        (ROUND, NUMBERS | head(signature="0B" * 64), "head.signature: must be 128"),
-        (END, {"round_number": 1}, "exactly round_number, head"),
-        (END, head() | {"round_number": None}, "round_number must be"),
-        (END_SEEN, {}, "exactly head"),
-        (END_SEEN, head(party=3), "head.party: must be text"),
+        (ROUND, {"round_number": 2}, "exactly round_number, attempt, model"),
+        (ROUND, NUMBERS | {"model": 1}, "model must be text"),
+        (ROUND, NUMBERS | {"model": "0c"}, "model: must be 64"),
+        (ROUND, NUMBERS | {"more": 1}, "exactly round_number"),
+        (ROUND, NUMBERS | {"round_number": 0}, "round_number must be"),
+        (ROUND, NUMBERS | {"round_number": 2**31}, "round_number must"),
+        (ROUND, NUMBERS | {"round_number": True}, "round_number must be"),
+        (ROUND, NUMBERS | {"round_number": 1.0}, "round_number must be"),
+        (ROUND, NUMBERS | {"round_number": "1"}, "round_number must be"),
+        (ROUND, NUMBERS | {"attempt": -1}, "attempt must be"),
+        (END, {}, "exactly round_number"),
+        (END, {"round_number": None, "model": "0c" * 32}, "round_number must"),
+        (END, {"round_number": 1, "model": "0C" * 32}, "model: must be 64"),
+        (END_SEEN, {"head": 1}, "exactly nothing"),
         (REFUSAL, {"stage": "x"}, "exactly stage, check"),
         (REFUSAL, {"stage": 1, "check": "x", "accused": 0}, "stage must be text"),
         (REFUSAL, {"stage": "x", "check": [1], "accused": 0}, "check must be text"),
@@ -179,6 +177,42 @@ def test_a_wrong_table_is_refused(message, table, expected):
         parse(message, with_table(message, table))
     assert expected in str(caught.value)
     assert len(str(caught.value)) < 300
+
+
+def test_a_head_has_one_length_whatever_it_says():
+    small = dataclasses.replace(HEAD, size=0, root="00" * 32)
+    large = dataclasses.replace(HEAD, size=2**63 - 1, root="ff" * 32)
+    for message in (ROUND, END, END_SEEN):
+        bodies = [
+            dataclasses.replace(message, head=head).to_body() for head in (small, large)
+        ]
+        assert len(bodies[0]) == len(bodies[1])
+        assert [parse(message, body).head for body in bodies] == [small, large]
+    notices = [
+        LedgerNotice(size=size, head="ab" * 32, reply=b"reply").to_body()
+        for size in (1, 2**31 - 1)
+    ]
+    assert len(notices[0]) == len(notices[1])
+    assert LedgerNotice.from_body(memoryview(notices[1])).size == 2**31 - 1
+
+
+@pytest.mark.parametrize(
+    ("fixed", "expected"),
+    [
+        (HEAD.to_bytes()[:-1], "a head of 103 bytes, expected 104"),
+        (HEAD.to_bytes() + b"0", "a head of 105 bytes, expected 104"),
+        (b"\xff" + HEAD.to_bytes()[1:], "a head's size must be 0 to 2^63 - 1"),
+    ],
+)
+def test_a_wrong_head_is_refused(fixed, expected):
+    with pytest.raises(EnvelopeRejected, match=re.escape(expected)):
+        EndReply.from_body(memoryview(prefixed(b"{}", fixed)), "aggregator")
+
+
+@pytest.mark.parametrize("fixed", [b"", bytes(40), b"\xff" * 40, bytes(7) + b"1" * 34])
+def test_a_wrong_head_of_a_ledger_is_refused(fixed):
+    with pytest.raises(EnvelopeRejected):
+        LedgerNotice.from_body(memoryview(prefixed(b"{}", fixed, b"reply")))
 
 
 def test_a_length_beyond_the_message_is_refused_before_it_is_used():
@@ -296,21 +330,16 @@ def test_an_unknown_version_is_refused():
 # The model's digest.
 
 
-def model(parameters, ranges):
-    request = dataclasses.replace(ROUND, parameters=parameters, ranges=ranges)
-    return request.model_digest()
-
-
 def test_the_model_digest_by_hand():
     expected = hashlib.sha256(
         b"cloister/1/model-digest\x00" + prefixed(b"abcd", b"ef")
     ).digest()
-    assert model(b"abcd", b"ef") == expected
+    assert model_digest(b"abcd", b"ef") == expected
 
 
 def test_the_model_digest_binds_parameters_and_ranges():
     pairs = [(b"ab", b"c"), (b"a", b"bc"), (b"abc", b""), (b"", b"abc"), (b"c", b"ab")]
-    assert len({model(*pair) for pair in pairs}) == len(pairs)
+    assert len({model_digest(*pair) for pair in pairs}) == len(pairs)
 
 
 @given(st.binary(max_size=20), st.binary(max_size=20), st.data())
@@ -319,14 +348,11 @@ def test_every_bit_counts_for_the_model_digest(parameters, ranges, data):
     place = data.draw(st.integers(0, len(content) - 1))
     content[place] ^= 1 << data.draw(st.integers(0, 7))
     changed = bytes(content[: len(parameters)]), bytes(content[len(parameters) :])
-    assert model(parameters, ranges + b"\x00") != model(*changed)
+    assert model_digest(parameters, ranges + b"\x00") != model_digest(*changed)
 
 
-def test_the_model_digest_is_of_the_model_alone():
-    other = dataclasses.replace(
-        ROUND, round_number=9, attempt=9, sum_notice=b"", head=END_SEEN.head
-    )
-    assert other.model_digest() == ROUND.model_digest()
+def test_a_request_states_the_model_digest():
+    assert ROUND.model_digest().hex() == ROUND.model
 
 
 # Vectors of reals.

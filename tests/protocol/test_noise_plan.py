@@ -142,6 +142,7 @@ def test_a_share_that_is_given_is_kept_or_refused():
             ({"update.rotation": True}, "update.rotation: must be false"),
             ({"update.clipping": "previous-mean"}, "update.clipping: must be fixed"),
             ({"update.value_bits": 16}, "update.value_bits: must be at least 17"),
+            ({"update.error_feedback": True}, "update.error_feedback: would carry"),
             ({"training.optimizer_state": "kept"}, "training.optimizer_state: must"),
             ({"update.selection": "udec"}, "training.local_parts: must be"),
             ({"privacy.noise_multiplier": 1.0}, "privacy.noise_multiplier: belongs"),

@@ -63,6 +63,8 @@ def rejection(load, path):
 
 
 SECRET = {"update.weights": "secret", "update.max_weight": 1000}
+FLOAT32 = {"update.form": "float32", "protection.method": "none"}
+FEEDBACK = {"update.error_feedback": True}
 
 
 @pytest.mark.parametrize(
@@ -102,12 +104,22 @@ SECRET = {"update.weights": "secret", "update.max_weight": 1000}
         ({"update.value_bits": 25}, "update.value_bits: "),
         ({"update.clipping_norm": 0.0}, "update.clipping_norm: "),
         ({"update.clipping_norm": math.inf}, "update.clipping_norm: "),
-        ({"update.selection": "usplit"}, "update.selection: "),
+        ({"update.selection": "half"}, "update.selection: "),
         ({"update.clipping": "none"}, "update.clipping: "),
         ({"update.rotation": 1}, "update.rotation: "),
         ({"update.weights": "hidden"}, "update.weights: "),
         ({"update.weights": "secret"}, "update.max_weight: must be 1 to"),
         ({"update.max_weight": 9}, "update.max_weight: belongs to weights"),
+        ({"update.form": "float16"}, "update.form: "),
+        ({"update.form": "float32"}, 'update.form: "float32" needs protection.method'),
+        (FLOAT32 | {"update.rotation": True}, "update.rotation: spreads an update"),
+        (FLOAT32 | SECRET, 'update.weights: "secret" hides in a masked sum'),
+        (FLOAT32 | {"update.selection": "usplit"}, 'update.selection: "usplit" deals'),
+        (FLOAT32 | FEEDBACK, "update.error_feedback: makes up for a quantisation"),
+        ({"protection.method": "none"} | FEEDBACK, "update.error_feedback: needs"),
+        ({"update.broadcast_bits": 3}, "update.broadcast_bits: must be 0 (float32)"),
+        ({"update.broadcast_bits": 17}, "update.broadcast_bits: must be 0 (float32)"),
+        ({"update.broadcast_bits": True}, "update.broadcast_bits: "),
         ({"privacy.mechanism": "dp-sgd"}, "privacy.epsilon: give the target"),
         (DP_SGD | {"privacy.delta": 0.0}, "privacy.delta: "),
         (DP_SGD | {"privacy.sample_rate": 0.0}, "privacy.sample_rate: "),
@@ -292,6 +304,8 @@ OTHER_VALUES = {
     "training.optimizer_state": "fresh",
     "training.loss": "huber",
     "training.local_parts": "frozen",
+    "training.proximal_mu": 0.5,
+    "model.num_classes": 10,
     "initial.origin": "run",
     "update.selection": "udec",
     "update.clipping_norm": 4.0,
@@ -301,6 +315,9 @@ OTHER_VALUES = {
     "update.rounding": "nearest",
     "update.weights": "declared",
     "update.max_weight": 9,
+    "update.form": "float32",
+    "update.broadcast_bits": 8,
+    "update.error_feedback": True,
     "protection.method": "none",
     "protection.threshold": 5,
     "protection.min_cohort": 4,
@@ -314,6 +331,7 @@ OTHER_VALUES = {
     "aggregation.adaptivity": 1e-8,
     "aggregation.ema_decay": 0.9,
     "evaluation.every_rounds": 1,
+    "evaluation.in_silos": True,
     "evaluation.num_samples": 100,
     "evaluation.extractor": "inception",
     "evaluation.extractor_sha256": "ab" * 32,
@@ -342,10 +360,50 @@ DP_VALUES = {
 NOISE_VALUES = {"privacy.share_variance": 200_000_000, "privacy.num_values": 1001}
 """Fields that belong to noise inside the secure sum."""
 
+CALIBRATION = {
+    "calibration.when": "slow-learning",
+    "calibration.steps": 3,
+    "calibration.learning_rate": 0.5,
+}
+OF_SILOS = CALIBRATION | {
+    "calibration.images": "silo-models",
+    "calibration.num_images": 9,
+    "calibration.local_steps": 2,
+}
+PUBLIC = CALIBRATION | {"calibration.name": "dots", "calibration.sha256": "ab" * 32}
+AGGREGATE = CALIBRATION | {
+    "calibration.images": "aggregate",
+    "calibration.num_images": 9,
+    "calibration.source_round": 1,
+}
+CALIBRATION_VALUES = {
+    "calibration.when": (OF_SILOS, "every-round"),
+    "calibration.images": (OF_SILOS, "silo-samples"),
+    "calibration.num_images": (OF_SILOS, 10),
+    "calibration.local_steps": (OF_SILOS, 3),
+    "calibration.steps": (OF_SILOS, 4),
+    "calibration.learning_rate": (OF_SILOS, 0.25),
+    "calibration.examples_per_step": (OF_SILOS, 7),
+    "calibration.window": (OF_SILOS, 2),
+    "calibration.min_improvement": (OF_SILOS, 0.5),
+    "calibration.name": (PUBLIC, "lines"),
+    "calibration.sha256": (PUBLIC, "cd" * 32),
+    "calibration.source_round": (AGGREGATE, 2),
+}
+"""Fields of training after the mean, in a plan in which they mean something."""
+
 ONE_VALUE = {"format"}
 """Fields that can have one value only in this version."""
 
-IN_COMPANY = {"privacy.mechanism", "initial.name", "initial.sha256"}
+IN_COMPANY = {
+    "privacy.mechanism",
+    "initial.name",
+    "initial.sha256",
+    "update.parts",
+    "training.train_unassigned",
+    "training.label_dropout",
+    "evaluation.sampler.guidance",
+}
 """Fields that can change only with several others."""
 
 
@@ -357,12 +415,13 @@ def test_every_field_is_walked():
         *OTHER_VALUES,
         *DP_VALUES,
         *NOISE_VALUES,
+        *CALIBRATION_VALUES,
         *ONE_VALUE,
         *IN_COMPANY,
     }
 
 
-TOGETHER = {"training.local_epochs", "update.max_weight"}
+TOGETHER = {"training.local_epochs", "update.max_weight", "update.form"}
 """Fields that can change only with another one."""
 
 
@@ -383,6 +442,13 @@ def test_the_digest_changes_with_every_field_of_a_mechanism(path):
 def test_the_digest_changes_with_every_field_of_noise_in_the_sum(path):
     plan = make_example(NOISE_IN_SUM, num_silos=5)
     assert with_change(plan, path, NOISE_VALUES[path]).digest != plan.digest
+
+
+@pytest.mark.parametrize("path", sorted(CALIBRATION_VALUES))
+def test_the_digest_changes_with_every_field_of_calibration(path):
+    changes, value = CALIBRATION_VALUES[path]
+    plan = make_example(changes)
+    assert with_change(plan, path, value).digest != plan.digest
 
 
 def test_the_digest_changes_with_the_initial_parameters():

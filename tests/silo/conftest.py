@@ -20,16 +20,23 @@ from crypto.secagg.aggregator_side import AggregatorSide
 from crypto.secagg.parts import whole
 from diffusion.config import ScheduleConfig, UNetConfig
 from diffusion.model import make_model
-from diffusion.parameters import ParameterLayout, flatten, make_layout, parameters_of
-from diffusion.parts import SELECTIONS
+from diffusion.parameters import (
+    ParameterLayout,
+    flatten,
+    parameters_digest,
+    parameters_of,
+    selected_layout,
+    unflatten,
+)
 from protocol import records
+from protocol.bodies import floats_to_bytes
 from protocol.envelope import (
     EndRequest,
     Kind,
     Refusal,
     RoundRequest,
-    floats_to_bytes,
     make_envelope,
+    model_digest,
     open_envelope,
 )
 from protocol.grids import first_numbers
@@ -113,7 +120,16 @@ def tiny_images(seed: int = 0, num_images: int = 4) -> ImageSet:
 
 
 def shared_layout(plan: RunPlan) -> ParameterLayout:
-    return make_layout(make_model(plan.model, 0), SELECTIONS[plan.update.selection])
+    model = make_model(plan.model, 0)
+    return selected_layout(model, plan.update.selection, plan.update.parts)
+
+
+def stated_request(**fields: Any) -> RoundRequest:
+    """Return a request that states the digest of its model, sent from round 2 on."""
+    digest = model_digest(fields["parameters"], fields["ranges"]).hex()
+    if fields["round_number"] == 1:
+        fields = fields | {"parameters": b""}
+    return RoundRequest(**({"model": digest} | fields))
 
 
 class Federation:
@@ -260,7 +276,7 @@ class Federation:
             "parameters": floats_to_bytes(self.parameters),
             "ranges": floats_to_bytes(ranges),
         }
-        return RoundRequest(**(fields | changes))
+        return stated_request(**(fields | changes))
 
     def round_requests(self) -> dict[int, bytes]:
         """Open the slot, and return the request of its round to each silo."""
@@ -282,11 +298,12 @@ class Federation:
         )
 
     def end_request(self) -> EndRequest:
+        shared = unflatten(self.parameters, self.layout)
         return EndRequest(
             round_number=self.plan.num_rounds,
             head=self.transcript.sign_head(),
+            model=parameters_digest(shared, self.layout).hex(),
             parameters=floats_to_bytes(self.parameters),
-            average=floats_to_bytes(self.parameters),
         )
 
     def envelope(self, kind: int, body: bytes, **place: int) -> bytes:

@@ -3,7 +3,7 @@ import pytest
 from diffusion.model import make_model
 from protocol import records
 from protocol.update_settings import ProtectionConfig, UpdateConfig
-from silo.check import count_parameters, explain, what_would_leave
+from silo.check import bytes_lines, count_parameters, explain, what_would_leave
 from silo.policy import Policy, refusals
 from tests.protocol.examples import with_change
 from tests.protocol.test_noise_plan import RECORD, SILO, planned
@@ -36,15 +36,36 @@ class TestBytes:
         assert leaving.num_values == federation.layout.size
 
     def test_parameters_are_counted(self):
-        selected, everything = count_parameters(TINY_MODEL, "udec")
+        selected, everything = count_parameters(
+            TINY_MODEL, UpdateConfig(selection="udec")
+        )
         model = make_model(TINY_MODEL, 0)
         assert everything == sum(p.numel() for p in model.parameters())
-        assert 0 < selected < everything
-        assert count_parameters(TINY_MODEL, "full") == (everything, everything)
+        assert 0 < sum(selected) < everything
+        assert count_parameters(TINY_MODEL, UpdateConfig()) == (
+            (everything,),
+            everything,
+        )
+        dealt, _ = count_parameters(TINY_MODEL, UpdateConfig(selection="usplit"))
+        assert (len(dealt), dealt[2:], sum(dealt)) == (3, selected, everything)
 
     def test_one_round(self):
         leaving = what_would_leave(tiny_plan(num_rounds=1))
         assert leaving.total_bytes == leaving.first_round_bytes
+
+
+def test_every_byte_of_a_run_is_told():
+    lines = bytes_lines(tiny_plan())
+    assert len(lines) == 3
+    assert lines[1].startswith("  each silo: ")
+    assert lines[2].startswith("  all 3 silos: ")
+    rounds = bytes_lines(tiny_plan(), per_round=True)
+    assert [line.split(":")[0] for line in rounds[3:7]] == [
+        "  each silo, outside rounds",
+        "  each silo, round 1",
+        "  each silo, round 2",
+        "  each silo, round 3",
+    ]
 
 
 class TestExplain:
@@ -73,6 +94,10 @@ class TestExplain:
             ({}, "Weights: all silos count alike."),
             ({"rotation": True}, "clipped to norm 5, rotated and quantised"),
             ({"clipping": "previous-mean"}, "three times the norm of the mean update"),
+            ({}, "What comes: nothing before the first round, whose model this silo"),
+            ({}, "then the global parameters in float32"),
+            ({"broadcast_bits": 8}, "as a difference of 8 bits a value"),
+            ({"error_feedback": True}, "Error feedback: what quantisation takes"),
             ({"weights": "declared"}, "Weights: the numbers that the plan declares"),
             (
                 {"weights": "secret", "max_weight": 2000},

@@ -379,8 +379,10 @@ class TestTorchvision:
 
 
 def test_unknown_torchvision_set(tmp_path):
-    config = DataConfig(source="torchvision", path="sets", dataset="CelebA")
-    assert "choose one of FashionMNIST, MNIST" in refusal(config, tmp_path)
+    config = DataConfig(source="torchvision", path="sets", dataset="SVHN")
+    assert "choose one of MNIST, FashionMNIST, CIFAR10, CIFAR100, CelebA" in refusal(
+        config, tmp_path
+    )
 
 
 def npz_patients(folder: Path, whose: object, **changes) -> DataConfig:

@@ -395,7 +395,7 @@ class TestSpending:
                 Closed(round_number=2),
                 ENTRIES[1],
             ),
-            (Reserved(round_number=0, event=EVENT, checkpoint_steps=1),),
+            (Reserved(round_number=-1, event=EVENT, checkpoint_steps=1),),
         ],
     )
     def test_what_cannot_follow(self, tmp_path, entries):

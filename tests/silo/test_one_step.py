@@ -8,8 +8,7 @@ import torch
 
 from diffusion.config import ScheduleConfig
 from diffusion.model import make_model
-from diffusion.parameters import make_layout
-from diffusion.parts import SELECTIONS
+from diffusion.parameters import selected_layout
 from diffusion.schedule import make_schedule
 from privacy.clipping import norm
 from protocol.noise_plan import gradient_step
@@ -51,7 +50,7 @@ def summed(plan, images, units=None, seed=1, model=None):
         units or units_of(images, "example"),
         SCHEDULE,
         plan,
-        make_layout(model, SELECTIONS[plan.update.selection]),
+        selected_layout(model, plan.update.selection, plan.update.parts),
         round_number=1,
         device=CPU,
         random=PrivateRandom(seed),

@@ -196,7 +196,7 @@ class TestFile:
             load_partial(tmp_path)
 
     @pytest.mark.parametrize(
-        "change", [{"round_number": 0}, {"step": 0}, {"model": "ab"}]
+        "change", [{"round_number": -1}, {"step": 0}, {"model": "ab"}]
     )
     def test_malformed(self, change):
         with pytest.raises(ValueError, match=next(iter(change))):

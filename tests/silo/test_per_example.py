@@ -24,11 +24,10 @@ def name_of(engine) -> str:
     return f"{type(engine).__name__}-{engine.chunk_size}"
 
 
-def in_float64(architecture):
+def in_float64(architecture, **changes):
     """Return a small network that computes in float64, no parameter at zero."""
-    config = UNetConfig(
-        architecture=architecture, dim=4, channels=2, dim_mults=(1, 2), image_size=8
-    )
+    fields = {"dim": 4, "channels": 2, "dim_mults": (1, 2), "image_size": 8}
+    config = UNetConfig(architecture=architecture, **(fields | changes))
     model = make_model(config, 1).double()
     # The sinusoidal embedding is float32 in any case.
     first = model.time_embedding.layers[0]

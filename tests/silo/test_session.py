@@ -1,3 +1,4 @@
+import dataclasses
 import hashlib
 import json
 import os
@@ -13,7 +14,8 @@ from crypto.ring import unpack
 from crypto.secagg.aggregator_side import AggregatorSide
 from crypto.secagg.parts import whole
 from protocol import records
-from protocol.envelope import EndReply, Kind, floats_to_bytes, open_envelope
+from protocol.bodies import floats_to_bytes
+from protocol.envelope import EndReply, Kind, open_envelope
 from protocol.errors import TranscriptBroken
 from protocol.transcript import TranscriptWriter, read_heads
 from protocol.update_settings import ProtectionConfig
@@ -435,12 +437,33 @@ class TestRefused:
     def test_a_first_model_that_is_not_the_plans(self, federation, trainings):
         federation.play("envelopes")
         federation.make_requests("ready")
-        other = floats_to_bytes(federation.parameters + np.float32(1e-3))
-        reply = federation.sessions[0].handle(
-            federation.round_envelope(parameters=other)
+        federation.parameters = federation.parameters + np.float32(1e-3)
+        reply = federation.sessions[0].handle(federation.round_envelope())
+        assert federation.refusal(reply).check == (
+            "the model of round 1 is not the one that this silo holds"
         )
-        assert "the plan's seed" in federation.refusal(reply).check
         assert not trainings
+
+    def test_a_first_model_that_is_sent(self, federation, trainings):
+        federation.play("envelopes")
+        sent = floats_to_bytes(federation.parameters)
+        request = federation.round_request()
+        request = dataclasses.replace(request, parameters=sent)
+        frame = federation.envelope(Kind.ROUND, request.to_body(), setup=1)
+        refusal = federation.refusal(federation.sessions[0].handle(frame))
+        assert refusal.check == "round 1 brings a model that silos hold"
+        assert not trainings
+
+    def test_a_model_of_another_digest_than_stated(self, federation, trainings):
+        federation.play("reveal")
+        federation.next_round().make_requests("ready")
+        reply = federation.sessions[0].handle(
+            federation.round_envelope(model="0c" * 32)
+        )
+        assert federation.refusal(reply).check == (
+            "the model of round 2 is not the one that came"
+        )
+        assert len(trainings) == 3
 
     @pytest.mark.parametrize("ranges", [b"\0", b"\0" * 4, b"\0\0\xc0\x7f" * 3])
     def test_ranges_that_are_none(self, federation, trainings, ranges):
@@ -610,7 +633,7 @@ class TestTranscript:
             sender=0,
             kinds=(Kind.END_SEEN,),
         )
-        head = EndReply.from_body(body).head
+        head = EndReply.from_body(body, "silo-1").head
         head.check(federation.plan.digest, federation.keys[0].public)
         assert head.size == len(federation.records(0)) - 1  # Only the traffic follows.
 

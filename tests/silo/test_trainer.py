@@ -9,7 +9,8 @@ from aggregator.state import initial_state
 from diffusion.checkpoint import load_checkpoint
 from diffusion.model import make_model
 from diffusion.parameters import flatten, parameters_digest, parameters_of, unflatten
-from protocol.envelope import RoundRequest, floats_to_bytes
+from protocol.bodies import floats_to_bytes
+from protocol.envelope import EndRequest, RoundRequest, model_digest
 from protocol.errors import EnvelopeRejected
 from protocol.transcript import Head
 from protocol.update_settings import UpdateConfig
@@ -43,7 +44,9 @@ def request(plan, round_number, value=0.0, **changes) -> RoundRequest:
         "parameters": floats_to_bytes(np.full(layout.size, value, np.float32)),
         "ranges": floats_to_bytes(ranges),
     }
-    return RoundRequest(**(fields | changes))
+    fields |= changes
+    digest = model_digest(fields["parameters"], fields["ranges"]).hex()
+    return RoundRequest(model=digest, **fields)
 
 
 def nearest(selection="full"):
@@ -122,7 +125,7 @@ class TestTrainOnce:
         _, local = RunStore(tmp_path).load_training()
         assert local == {}
 
-    @pytest.mark.parametrize("parameters", [b"", b"\0" * 4, b"\0" * 3, b"\0\0\xc0\x7f"])
+    @pytest.mark.parametrize("parameters", [b"\0" * 4, b"\0" * 3, b"\0\0\xc0\x7f"])
     def test_other_parameters(self, tmp_path, trainings, parameters):
         plan = nearest()
         with pytest.raises(EnvelopeRejected):
@@ -137,12 +140,18 @@ class TestCheckRound:
         plan = nearest()
         trainer = make_trainer(tmp_path, plan)
         first = flatten(initial_state(plan).parameters, shared_layout(plan))
-        given = floats_to_bytes(first)
-        trainer.check_round(request(plan, 1, parameters=given))
-        with pytest.raises(PolicyViolation, match="not the one that the plan's seed"):
-            trainer.check_round(request(plan, 1))
+        given = request(plan, 1, parameters=floats_to_bytes(first))
+        held = dataclasses.replace(given, parameters=b"")
+        trainer.check_round(held)
+        wide = model_digest(given.parameters, given.parameters).hex()
+        for asked, words in (
+            (given, "round 1 brings a model that silos hold"),
+            (dataclasses.replace(held, model="0c" * 32), "that this silo holds"),
+        ):
+            with pytest.raises(PolicyViolation, match=words):
+                trainer.check_round(asked)
         for asked in (
-            request(plan, 1, parameters=given, ranges=floats_to_bytes(first)),
+            dataclasses.replace(held, model=wide, ranges=given.parameters),
             request(plan, 3, ranges=b""),
         ):
             with pytest.raises(EnvelopeRejected, match="numbers for its grid"):
@@ -154,7 +163,7 @@ class TestCheckRound:
         for asked, words in (
             (request(plan, 1), "round 1 is over, this silo trained 2"),
             (request(plan, 2, 0.5), "was trained for another model"),
-            (dataclasses.replace(request(plan, 2), ranges=b""), "another model"),
+            (request(plan, 2, ranges=b""), "another model"),
             (request(plan, 4), "round 4 of 3"),
         ):
             with pytest.raises(PolicyViolation, match=words):
@@ -189,14 +198,44 @@ def test_more_images_than_a_weight_may_be(tmp_path, max_weight, is_refused):
         make_trainer(tmp_path, plan)
 
 
-def test_digest_is_that_of_the_parameters(tmp_path):
-    plan = nearest()
-    layout = shared_layout(plan)
-    vector = torch.arange(layout.size, dtype=torch.float32).numpy()
-    parameters = unflatten(vector, layout)
-    digest = make_trainer(tmp_path, plan).digest_of(floats_to_bytes(vector))
-    assert digest == parameters_digest(parameters, layout)
-    assert np.array_equal(flatten(parameters, layout), vector)
+class TestLastAverage:
+    """What END brings, and what it leaves out."""
+
+    def end(self, plan, vector, **changes) -> EndRequest:
+        layout = shared_layout(plan)
+        model = parameters_digest(unflatten(vector, layout), layout).hex()
+        return EndRequest(round_number=3, head=HEAD, **({"model": model} | changes))
+
+    def test_table(self, tmp_path):
+        plan = nearest()
+        layout, trainer = shared_layout(plan), make_trainer(tmp_path, plan)
+        first = flatten(initial_state(plan).parameters, layout)
+        other, zeros = np.full_like(first, 0.5), np.zeros_like(first)
+        sent, average = floats_to_bytes(other), floats_to_bytes(zeros)
+        for asked, expected in (
+            (self.end(plan, first), first),
+            (self.end(plan, other, parameters=sent), other),
+            (self.end(plan, first, average=average), zeros),
+            (self.end(plan, other, parameters=sent, average=average), zeros),
+        ):
+            assert np.array_equal(trainer.last_average(asked), expected)
+        for asked in (
+            self.end(plan, other),
+            self.end(plan, first, parameters=sent),
+            self.end(plan, first, model="0c" * 32),
+        ):
+            with pytest.raises(PolicyViolation, match="the last model is not"):
+                trainer.last_average(asked)
+
+    @pytest.mark.parametrize("broken", [b"\0" * 4, b"\0\0\xc0\x7f"])
+    @pytest.mark.parametrize("field", ["parameters", "average"])
+    def test_no_model(self, tmp_path, broken, field):
+        plan = nearest()
+        first = flatten(initial_state(plan).parameters, shared_layout(plan))
+        with pytest.raises(EnvelopeRejected):
+            make_trainer(tmp_path, plan).last_average(
+                self.end(plan, first, **{field: broken})
+            )
 
 
 class TestSaveModel:
@@ -217,15 +256,9 @@ class TestSaveModel:
             )
             own |= local
         average = np.full(layout.size, 0.25, np.float32)
-        make_trainer(tmp_path, plan).save_model(floats_to_bytes(average))
+        make_trainer(tmp_path, plan).save_model(average)
         saved = load_checkpoint(RunStore(tmp_path).model).parameters
         assert saved.keys() == own.keys()
         for name, value in saved.items():
             expected = own[name] if name not in layout.names else 0.25
             assert bool((value == expected).all())
-
-    @pytest.mark.parametrize("average", [b"", b"\0" * 4, b"\0\0\xc0\x7f"])
-    def test_another_model(self, tmp_path, average):
-        with pytest.raises(EnvelopeRejected):
-            make_trainer(tmp_path, nearest()).save_model(average)
-        assert not RunStore(tmp_path).model.exists()

@@ -10,10 +10,12 @@ from simulation.partition import (
     label_skew,
     partition,
     quantity_skew,
+    shards,
 )
+from simulation.published import LABEL_SKEW, QUANTITY_SKEW, scaled
 from simulation.settings import PartitionConfig
 
-KINDS = ("iid", "label-skew", "quantity-skew")
+KINDS = ("iid", "label-skew", "quantity-skew", "shards")
 
 
 def labels_of(num_images: int, num_classes: int = 10) -> np.ndarray:
@@ -163,3 +165,91 @@ class TestQuantitySkew:
         with pytest.raises(SettingsRejected, match="use a larger one"):
             config = PartitionConfig(kind="label-skew", concentration=1e-3)
             partition(config, 30, np.zeros(30, int), 3, 0)
+
+
+class TestShards:
+    def test_by_hand(self):
+        """Two silos, two shards each: sorted by label, cut in four, dealt in order."""
+        labels = np.array([1, 0, 1, 0, 2, 2, 0, 1])
+        parts = shards(labels, 2, 2, Rigged([]))
+        # Sorted: images 1 3 6 (label 0), 0 2 7 (label 1), 4 5 (label 2), cut in twos.
+        assert [part.tolist() for part in parts] == [[1, 3, 6, 0], [2, 7, 4, 5]]
+
+    def test_a_silo_has_few_labels(self):
+        """McMahan et al.: two shards of one size hold two labels, or up to four."""
+        labels = np.repeat(np.arange(10), 100)
+        parts = shards(labels, 5, 2, np.random.default_rng(0))
+        assert [len(part) for part in parts] == [200] * 5
+        assert all(len(np.unique(labels[part])) == 2 for part in parts)
+
+    def test_more_shards_than_images(self):
+        with pytest.raises(SettingsRejected, match="80 shards of only 60 images"):
+            shards(np.zeros(60, int), 2, 40, np.random.default_rng(0))
+
+
+FASHION = np.repeat(np.arange(10), 6000)
+
+
+def published(kind, labels, num_silos=5, seed=3):
+    config = PartitionConfig(kind=f"published-{kind}")
+    return partition(config, len(labels), labels, num_silos, seed)
+
+
+class TestPublished:
+    def test_the_table_of_labels(self):
+        parts = published("label-skew", FASHION)
+        counts = [np.bincount(FASHION[part], minlength=10).tolist() for part in parts]
+        assert counts == [list(row) for row in LABEL_SKEW]
+        assert [sum(row) for row in counts] == [13446, 7913, 12357, 13838, 12446]
+
+    def test_the_sizes(self):
+        sizes = [len(part) for part in published("quantity-skew", FASHION)]
+        assert sizes == [529, 14, 46_087 - 1, 11_898, 1_473]
+        assert sum(QUANTITY_SKEW) == 60_001  # as published, one too many
+
+    @pytest.mark.parametrize(
+        ("total", "sizes"),
+        [
+            (6000, [53, 1, 4609, 1190, 147]),
+            (100, [1, 1, 76, 20, 2]),  # the second would have none
+            (5, [1, 1, 1, 1, 1]),
+        ],
+    )
+    def test_fewer_images(self, total, sizes):
+        labels = labels_of(total)
+        assert [len(p) for p in published("quantity-skew", labels)] == sizes
+
+    @settings(max_examples=30, deadline=None)
+    @given(
+        kind=st.sampled_from(["label-skew", "quantity-skew"]),
+        num_images=st.integers(5, 400),
+        num_classes=st.integers(1, 10),
+        seed=st.integers(0, 2**63 - 1),
+    )
+    def test_every_index_once_and_none_without(
+        self, kind, num_images, num_classes, seed
+    ):
+        parts = published(kind, labels_of(num_images, num_classes), seed=seed)
+        assert sorted(np.concatenate(parts).tolist()) == list(range(num_images))
+        assert min(map(len, parts)) >= 1
+
+    @given(
+        table=st.lists(st.integers(0, 1000), min_size=1).filter(any),
+        total=st.integers(0, 10_000),
+    )
+    def test_scaled_adds_up_and_is_off_by_less_than_one(self, table, total):
+        counts = scaled(np.array(table), total)
+        assert counts.sum() == total
+        exact = np.array(table) * total / sum(table)
+        assert np.abs(counts - exact).max() < 1 + 1e-9
+
+    def test_refused(self):
+        with pytest.raises(SettingsRejected, match="for 5 silos, not 3"):
+            published("label-skew", FASHION, num_silos=3)
+        with pytest.raises(SettingsRejected, match="4 images are too few"):
+            published("quantity-skew", labels_of(4))
+        with pytest.raises(SettingsRejected, match="the images have others"):
+            published("label-skew", labels_of(300, 11))
+        config = PartitionConfig(kind="published-label-skew")
+        with pytest.raises(SettingsRejected, match="needs images with labels"):
+            partition(config, 100, None, 5, 0)

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -69,12 +71,16 @@ class TestMeasure:
         assert sum(quality.class_shares) == pytest.approx(1.0)
         assert len(quality.class_shares) == 10
         assert quality.copies < 10
+        assert quality.as_asked is None
 
     def test_memorised_images_are_copies(self, digits):
         real = subset(digits.dealt, np.arange(400))
         samples = subset(real, np.arange(30))
         quality = measure(samples, real, digits.held_out)
         assert quality.copies == 30
+        assert quality.as_asked == 1.0
+        others = replace(samples, labels=(samples.labels + 1) % 10)
+        assert measure(others, real, digits.held_out).as_asked == 0.0
         counts = np.bincount(samples.labels, minlength=10)
         assert np.abs(np.array(quality.class_shares) - counts / 30).max() < 0.05
 

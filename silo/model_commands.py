@@ -1,0 +1,93 @@
+"""What a silo's operator does with its own finished models: sample, see how good."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from silo.config import SiloFolder
+from silo.errors import ConfigRejected
+
+DirPath = click.Path(file_okay=False, path_type=Path)
+FilePath = click.Path(dir_okay=False, path_type=Path)
+
+dir_option = click.option(
+    "--dir",
+    "folder",
+    type=DirPath,
+    default=Path(),
+    help="This silo's folder.  [default: the current one]",
+)
+
+
+@click.command()
+@click.argument(
+    "checkpoint_path", metavar="[CHECKPOINT]", type=FilePath, required=False
+)
+@click.option(
+    "--run", help="Instead of a file: this silo's own model of a run, by its name."
+)
+@click.option("--count", type=click.IntRange(1, 10_000), default=64, show_default=True)
+@click.option(
+    "--columns", type=click.IntRange(0, 100), default=0, help="0: one a class, or 8."
+)
+@click.option("--enlarge", type=click.IntRange(1, 32), default=4, show_default=True)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--out", type=FilePath, default=Path("samples.png"), show_default=True)
+@click.option("--class", "label", type=click.IntRange(0), help="Draw this class alone.")
+@click.option("--device", type=click.Choice(["auto", "cuda", "cpu"]), default="auto")
+@dir_option
+def sample(
+    checkpoint_path: Path | None,
+    run: str | None,
+    out: Path,
+    folder: Path,
+    **options: Any,
+) -> None:
+    """Draw images from a CHECKPOINT, or a finished run, into one PNG grid."""
+    from diffusion.pictures import draw_samples
+
+    if (checkpoint_path is None) == (run is None):
+        raise click.UsageError("give either a CHECKPOINT or --run")
+    path = checkpoint_path or model_of_run(SiloFolder(folder), run or "")
+    draw_samples(path, out, **options)
+    click.echo(f"saved: {out}")
+
+
+@click.command()
+@dir_option
+def evaluation(folder: Path) -> None:
+    """Say how good this silo's own models are, run by run, where it measured that."""
+    from silo.evaluation import reports
+
+    found = [report.in_words() for report in reports(SiloFolder(folder))]
+    for line in found or ["no run has measured this silo's model yet"]:
+        click.echo(line)
+
+
+def model_of_run(files: SiloFolder, name: str) -> Path:
+    """Return the finished model of the one run whose folder begins with a name.
+
+    Raises:
+        ConfigRejected: no run does, several do, or it is not over.
+    """
+    from silo.store import MODEL_FILE
+
+    names = sorted(path.name for path in files.runs.glob("*") if path.is_dir())
+    fitting = [one for one in names if one == name] or [
+        one for one in names if name and one.startswith(name)
+    ]
+    if len(fitting) != 1:
+        known = ", ".join(fitting or names) or "none"
+        what = "several runs begin so" if fitting else "there is no such run"
+        raise ConfigRejected(f"--run {name}: {what}; {files.runs} holds {known}")
+    path = files.runs / fitting[0] / MODEL_FILE
+    if not path.exists():
+        raise ConfigRejected(
+            f"--run {name}: {path} does not exist: the run is not over"
+        )
+    return path
+
+
+MODEL_COMMANDS = (sample, evaluation)
+"""What ``silo.cli`` adds to its own commands."""
