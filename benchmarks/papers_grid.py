@@ -170,7 +170,7 @@ def draft_of(cell: Cell, seed: int, scale: Scale) -> Table:
         },
         "update": {
             "selection": cell.selection,
-            "clipping_norm": 20.0,
+            "clipping_norm": 10.0,
             "clipping": "previous-mean",
             "weights": "declared",
         },
@@ -192,8 +192,6 @@ def draft_of(cell: Cell, seed: int, scale: Scale) -> Table:
     if draft["update"].get("form") == "float32":
         draft["update"]["clipping"] = "fixed"
         draft["update"]["clipping_norm"] = 1e6
-    if draft["update"].get("rotation"):
-        draft["update"]["clipping"] = "fixed"
     return draft
 
 
