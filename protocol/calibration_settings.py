@@ -134,7 +134,7 @@ def check_calibration(draft: HasCalibration) -> None:
         f"{when} with central images (model.architecture): there is no network",
     )
     require(
-        draft.update.selection == "full",
+        draft.update.is_complete,
         f'{when} with selection "{draft.update.selection}": the aggregator holds no '
         "complete model that it could train",
     )

@@ -356,6 +356,7 @@ _MODEL_PARTS: Mapping[int, tuple[int, tuple[int, ...]]] = {
     Kind.ROUND: (4, (1,)),
     Kind.END: (4, (1, 2)),
     Kind.BROADCAST: (3, (0, 1, 2)),
+    Kind.MEASURE: (4, (1,)),
 }
 """By kind: byte strings of a body, and which of them are the model."""
 

@@ -28,6 +28,10 @@ def traffic_lines(
     yield "Bytes of a run in which no silo is lost and nothing is repeated, exactly:"
     yield f"  each silo: {_both(total(least), total(most))}"
     yield f"  all {len(plan.silos)} silos: {_both(*run_range(plan, segments))}"
+    if plan.calibration.asks_silos:
+        yield "  not in these numbers: the auxiliary images or models that silos give"
+    if plan.evaluation.in_silos:
+        yield "  not in these numbers: the measurement in the silos at the end"
     if not per_round:
         return
     rounds = zip(by_round(least).items(), by_round(most).values(), strict=True)
