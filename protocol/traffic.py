@@ -4,6 +4,7 @@ Every byte of a run has one purpose:
 
 - *vector*: the fields of an update, on the way up;
 - *broadcast*: the global model, or differences of it, on the way down;
+- *auxiliary*: samples or models that silos give before round 1, where a plan asks;
 - *protocol*: all the rest in both directions: keys, shares, signatures, grids, headers.
 
 The length of every message follows from the plan and from the lengths of the federated
@@ -12,8 +13,7 @@ run in which nothing is lost and nobody is started again; the transcripts of bot
 then count the same, stage by stage (docs/bytes.md).
 """
 
-import itertools
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
@@ -24,13 +24,23 @@ from crypto.frame import Kind as SecAggKind
 from crypto.merkle import HASH_BYTES
 from crypto.secagg.setup import max_frame_bytes
 from crypto.signatures import SIGNATURE_BYTES
+from protocol.auxiliary import STAGE as AUXILIARY
+from protocol.auxiliary import AuxiliaryReply, AuxiliaryRequest, content_bytes
 from protocol.bodies import split_body
 from protocol.broadcast import Broadcast, Held, difference_bytes
 from protocol.dealing import BOTTLENECK, DECODER, ENCODER, PARTS
 from protocol.envelope import EndReply, EndRequest, Kind, LedgerNotice, RoundRequest
 from protocol.errors import EnvelopeRejected
 from protocol.grids import first_numbers
+from protocol.measurement import MEASURE, NUM_WORDS, MeasureRequest
 from protocol.plan import RunPlan
+from protocol.traffic_parts import (
+    FLOAT_BYTES,
+    Segments,
+    broadcast_by_part,
+    stretches_of,
+    vector_by_part,
+)
 from protocol.transcript import HEAD_BYTES, Head
 
 Own: TypeAlias = Callable[[int], Collection[str]]
@@ -38,11 +48,7 @@ Own: TypeAlias = Callable[[int], Collection[str]]
 
 _HEAD = Head.from_bytes(bytes(HEAD_BYTES), "")
 _DIGEST = "00" * HASH_BYTES
-_FLOAT_BYTES = 4
-
-
-Segments: TypeAlias = Sequence[tuple[str, int]]
-"""The part and the length of every federated tensor, in the order of the layout."""
+WORD_BYTES = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,11 +61,12 @@ class Exchange:
     received: int
     vector: int = 0
     broadcast: int = 0
+    auxiliary: int = 0
 
     @property
     def protocol_up(self) -> int:
-        """The bytes sent that are no update."""
-        return self.sent - self.vector
+        """The bytes sent that are no update, and nothing for auxiliary images."""
+        return self.sent - self.vector - self.auxiliary
 
     @property
     def protocol_down(self) -> int:
@@ -77,6 +84,7 @@ def total(exchanges: Iterable[Exchange], stage: str = "all") -> Exchange:
         received=sum(row.received for row in rows),
         vector=sum(row.vector for row in rows),
         broadcast=sum(row.broadcast for row in rows),
+        auxiliary=sum(row.auxiliary for row in rows),
     )
 
 
@@ -89,19 +97,28 @@ def by_round(exchanges: Iterable[Exchange]) -> dict[int, Exchange]:
 
 
 def predict(
-    plan: RunPlan, segments: Segments, own: Own = lambda round_number: PARTS
+    plan: RunPlan,
+    segments: Segments,
+    own: Own = lambda round_number: PARTS,
+    *,
+    silo: int = 0,
+    statistics_bytes: int = 0,
 ) -> tuple[Exchange, ...]:
-    """Return what each silo sends and receives, exchange by exchange, in order.
+    """Return what a silo sends and receives, exchange by exchange, in order.
 
-    Guarantees: exact, for every silo alike, as long as no silo is lost, no attempt at a
-    round is repeated and no process is started again. One that is adds to it.
+    Guarantees: exact, as long as no silo is lost, no attempt at a round is repeated and
+    no process is started again. One that is adds to it. All silos are alike, but for
+    auxiliary samples, whose number follows from declared weights.
 
     Args:
         segments: parts and lengths of the federated tensors.
         own: where parts are dealt (USplit), those that the silo returns in a round;
             elsewhere it is not asked.
+        silo: the index of the silo.
+        statistics_bytes: the length of the file of reference statistics that silos are
+            sent to measure their models with, where the plan asks for that.
     """
-    return tuple(_predict(plan, segments, own))
+    return tuple(_predict(plan, segments, own, silo, statistics_bytes))
 
 
 def predict_range(
@@ -109,13 +126,19 @@ def predict_range(
 ) -> tuple[tuple[Exchange, ...], tuple[Exchange, ...]]:
     """Return the least and the most that one silo sends and receives.
 
-    They differ where parts are dealt, and only in what is sent.
+    They differ in what is sent only: where parts are dealt, and where silos give other
+    numbers of auxiliary samples.
     """
     sizes = broadcast_by_part(segments)
     least, most = sorted((ENCODER, DECODER), key=lambda part: sizes.get(part, 0))
+    silos = list(range(len(plan.silos)))
+    if plan.calibration.asks_silos:
+        silos.sort(key=lambda silo: content_bytes(plan, silo, 0))
     return (
-        predict(plan, segments, lambda round_number: (least,)),
-        predict(plan, segments, lambda round_number: (most, BOTTLENECK)),
+        predict(plan, segments, lambda round_number: (least,), silo=silos[0]),
+        predict(
+            plan, segments, lambda round_number: (most, BOTTLENECK), silo=silos[-1]
+        ),
     )
 
 
@@ -125,10 +148,13 @@ def run_range(plan: RunPlan, segments: Segments) -> tuple[Exchange, Exchange]:
     Equal but where parts are dealt to an odd number of silos: by a coin the last one
     returns the encoder or the decoder.
     """
+    bare = total(
+        row
+        for silo in range(len(plan.silos))
+        for row in predict(plan, segments, lambda round_number: (), silo=silo)
+    )
     if not plan.update.is_dealt:
-        rows = predict(plan, segments) * len(plan.silos)
-        return total(rows), total(rows)
-    bare = total(predict(plan, segments, lambda round_number: ()) * len(plan.silos))
+        return bare, bare
     pairs, left = divmod(len(plan.silos), 2)
     least = most = 0
     for number in range(1, plan.num_rounds + 1):
@@ -137,28 +163,84 @@ def run_range(plan: RunPlan, segments: Segments) -> tuple[Exchange, Exchange]:
         least += pairs * sum(parts.values()) + left * (parts[BOTTLENECK] + min(sides))
         most += pairs * sum(parts.values()) + left * (parts[BOTTLENECK] + max(sides))
     return (
-        replace(bare, sent=bare.sent + least, vector=least),
-        replace(bare, sent=bare.sent + most, vector=most),
+        replace(bare, sent=bare.sent + least, vector=bare.vector + least),
+        replace(bare, sent=bare.sent + most, vector=bare.vector + most),
     )
 
 
-def _predict(plan: RunPlan, segments: Segments, own: Own) -> Iterator[Exchange]:
+def _predict(
+    plan: RunPlan, segments: Segments, own: Own, silo: int, statistics_bytes: int
+) -> Iterator[Exchange]:
     """Yield the exchanges of a run."""
     is_masked = plan.protection.method == "mask"
     every, notice = plan.protection.slots_per_setup, 0
-    for number in range(1, plan.num_rounds + 1):
+    if plan.calibration.asks_silos:
+        yield _auxiliary(plan, segments, silo)
+    last = plan.num_rounds + plan.evaluation.in_silos
+    for number in range(1, last + 1):
         if is_masked and (number - 1) % every == 0:
             yield from _setup(plan, notice)
-        vector = _vector_bytes(plan, segments, number, own)
-        if plan.update.broadcast_bits and number > 1:
-            yield _broadcast(plan, segments, number)
-        yield _ready(plan, segments, number, notice, vector)
+        if number > plan.num_rounds:
+            vector = WORD_BYTES * NUM_WORDS
+            yield _measure(plan, segments, notice, statistics_bytes)
+        else:
+            vector = _vector_bytes(plan, segments, number, own)
+            if plan.update.broadcast_bits and number > 1:
+                yield _broadcast(plan, segments, number)
+            yield _ready(plan, segments, number, notice, vector)
         if is_masked:
             yield from _slot(plan, number, vector)
             notice = _frame(plan, SecAggKind.SUM)
     if plan.update.broadcast_bits:
         yield _broadcast(plan, segments, 0)
     yield _end(plan, segments, notice)
+
+
+def _auxiliary(plan: RunPlan, segments: Segments, silo: int) -> Exchange:
+    """Return the exchange in which a silo gives its own model, or samples of it."""
+    label = plan.calibration.images
+    content = content_bytes(plan, silo, sum(length for _, length in segments))
+    reply = AuxiliaryReply(label=label, content=b"")
+    sent = OVERHEAD_BYTES + len(reply.to_body()) + content + _ledger(plan)
+    return Exchange(
+        round_number=0,
+        stage=AUXILIARY,
+        sent=sent,
+        received=OVERHEAD_BYTES + len(AuxiliaryRequest(label=label).to_body()),
+        auxiliary=content,
+    )
+
+
+def _ledger(plan: RunPlan) -> int:
+    """Return what the head of a privacy ledger adds to a reply, where there is one."""
+    if not plan.privacy.is_private:
+        return 0
+    ledger = LedgerNotice(size=1, head=_DIGEST, reply=b"")
+    return OVERHEAD_BYTES + len(ledger.to_body())
+
+
+def _measure(
+    plan: RunPlan, segments: Segments, notice: int, statistics_bytes: int
+) -> Exchange:
+    """Return the request to measure the finished model, and what answers it."""
+    request = MeasureRequest(
+        round_number=plan.num_rounds + 1,
+        attempt=1,
+        head=_HEAD,
+        average=b"",
+        statistics=b"",
+    )
+    is_masked = plan.protection.method == "mask"
+    vector = 0 if is_masked else WORD_BYTES * NUM_WORDS
+    fixed = OVERHEAD_BYTES + len(request.to_body()) + notice + statistics_bytes
+    return Exchange(
+        round_number=plan.num_rounds + 1,
+        stage=MEASURE,
+        sent=_frame(plan, SecAggKind.READY) if is_masked else OVERHEAD_BYTES + vector,
+        received=fixed + _model_bytes(segments),
+        vector=vector,
+        broadcast=_model_bytes(segments),
+    )
 
 
 def _setup(plan: RunPlan, notice: int) -> Iterator[Exchange]:
@@ -195,13 +277,10 @@ def _ready(
     )
     fixed = OVERHEAD_BYTES + len(request.to_body()) + notice
     sent = _frame(plan, SecAggKind.READY) if is_masked else OVERHEAD_BYTES + vector
-    if plan.privacy.is_private:
-        ledger = LedgerNotice(size=1, head=_DIGEST, reply=b"")
-        sent += OVERHEAD_BYTES + len(ledger.to_body())
     return Exchange(
         round_number=number,
         stage="ready",
-        sent=sent,
+        sent=sent + _ledger(plan),
         received=fixed + model + _range_bytes(plan, segments, number),
         vector=0 if is_masked else vector,
         broadcast=model,
@@ -211,11 +290,11 @@ def _ready(
 def _range_bytes(plan: RunPlan, segments: Segments, number: int) -> int:
     """Return the bytes of a round's grid (``protocol.grids``)."""
     lengths = [length for _, length in segments]
-    counts = [len(stretch) for stretch in _stretches(plan, segments)]
+    counts = [len(stretch) for stretch in stretches_of(plan, segments)]
     count = first_numbers(plan, lengths, counts).size
     if number > 1 and not (plan.update.rotation or plan.privacy.is_in_sum):
         count += len(segments)
-    return _FLOAT_BYTES * count
+    return FLOAT_BYTES * count
 
 
 def _slot(plan: RunPlan, number: int, vector: int) -> Iterator[Exchange]:
@@ -275,82 +354,23 @@ def _frame(plan: RunPlan, kind: SecAggKind) -> int:
     return max_frame_bytes(kind, plan.secagg_config())
 
 
-def _stretches(plan: RunPlan, segments: Segments) -> list[Segments]:
-    """Return the tensors of each stretch of the vector (``protocol.stretches``)."""
-    if not plan.update.is_dealt:
-        return [segments]
-    groups = itertools.groupby(segments, key=lambda segment: segment[0])
-    return [tuple(group) for _, group in groups]
-
-
 def _vector_bytes(plan: RunPlan, segments: Segments, number: int, own: Own) -> int:
     """Return the bytes of a silo's vector in a round: its own stretches in a row."""
     chosen = own(number) if plan.update.is_dealt else ()
     return sum(
         plan.vector_bytes(number, sum(length for _, length in stretch))
-        for stretch in _stretches(plan, segments)
+        for stretch in stretches_of(plan, segments)
         if not plan.update.is_dealt or stretch[0][0] in chosen
     )
 
 
 def _model_bytes(segments: Segments) -> int:
     """Return the bytes of the shared parameters as they are broadcast."""
-    return _FLOAT_BYTES * sum(length for _, length in segments)
+    return FLOAT_BYTES * sum(length for _, length in segments)
 
 
 # ------------------------------------------------------------------------ by part
 
-
-def vector_by_part(
-    plan: RunPlan, segments: Segments, round_number: int
-) -> dict[str, int]:
-    """Return how many bytes of a round's vector belong to each part.
-
-    Fields are packed across the border of two tensors: the word in which one ends
-    counts to it, so that the parts add up to the whole vector. What rotation pads is
-    "padding", the word of a secret weight "weight". Rotated fields are no part's own;
-    their number still is. Where parts are dealt, each has words, padding and weight of
-    its own, which count to it, and a silo sends some of them only.
-    """
-    if plan.update.is_dealt:
-        return {
-            stretch[0][0]: plan.vector_bytes(round_number, sum(n for _, n in stretch))
-            for stretch in _stretches(plan, segments)
-        }
-    per_word = 64 // plan.field_bits(round_number)
-    size = sum(length for _, length in segments)
-    padding = plan.update.num_values(size) - size
-    rows = [*segments, ("padding", padding)] if padding else [*segments]
-    parts = {part: 0 for part, _ in rows}
-    end = before = 0
-    for part, length in rows:
-        end += length
-        words = -(-end // per_word)
-        parts[part] += 8 * (words - before)
-        before = words
-    if plan.update.weights == "secret":
-        parts["weight"] = 8
-    return parts
-
-
-def broadcast_by_part(segments: Segments, broadcast_bits: int = 0) -> dict[str, int]:
-    """Return how many bytes of one broadcast belong to each part.
-
-    Args:
-        broadcast_bits: of a level of a quantised difference, which has a range for each
-            tensor besides; the byte in which a tensor ends counts to it. 0: float32.
-    """
-    parts = {part: 0 for part, _ in segments}
-    end = before = 0
-    for part, length in segments:
-        end += length * (broadcast_bits or 8 * _FLOAT_BYTES)
-        whole = -(-end // 8)
-        parts[part] += whole - before + (_FLOAT_BYTES if broadcast_bits else 0)
-        before = whole
-    return parts
-
-
-# ------------------------------------------------------------------------ counted
 
 _MODEL_PARTS: Mapping[int, tuple[int, tuple[int, ...]]] = {
     Kind.ROUND: (4, (1,)),

@@ -5,14 +5,12 @@ from collections.abc import Iterable, Iterator
 from protocol.plan import RunPlan
 from protocol.traffic import (
     Exchange,
-    Segments,
-    broadcast_by_part,
     by_round,
     predict_range,
     run_range,
     total,
-    vector_by_part,
 )
+from protocol.traffic_parts import Segments, broadcast_by_part, vector_by_part
 
 
 def traffic_lines(
@@ -28,10 +26,8 @@ def traffic_lines(
     yield "Bytes of a run in which no silo is lost and nothing is repeated, exactly:"
     yield f"  each silo: {_both(total(least), total(most))}"
     yield f"  all {len(plan.silos)} silos: {_both(*run_range(plan, segments))}"
-    if plan.calibration.asks_silos:
-        yield "  not in these numbers: the auxiliary images or models that silos give"
     if plan.evaluation.in_silos:
-        yield "  not in these numbers: the measurement in the silos at the end"
+        yield "  besides, each silo receives the file of reference statistics"
     if not per_round:
         return
     rounds = zip(by_round(least).items(), by_round(most).values(), strict=True)
@@ -48,9 +44,13 @@ def traffic_lines(
 
 def _both(least: Exchange, most: Exchange) -> str:
     """Return both directions with their purposes."""
+    auxiliary = ""
+    if most.auxiliary:
+        auxiliary = f", auxiliary {_span(least.auxiliary, most.auxiliary)}"
     return (
         f"{_span(least.sent, most.sent)} bytes up (vector "
-        f"{_span(least.vector, most.vector)}, protocol {least.protocol_up:,}), "
+        f"{_span(least.vector, most.vector)}{auxiliary}, protocol "
+        f"{least.protocol_up:,}), "
         f"{least.received:,} down (broadcast {least.broadcast:,}, protocol "
         f"{least.protocol_down:,})"
     )

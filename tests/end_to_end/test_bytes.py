@@ -10,7 +10,7 @@ from audits.evidence import load_evidence
 from audits.findings import Severity
 from diffusion.model import make_model
 from diffusion.parameters import part_lengths
-from protocol import records, traffic
+from protocol import records, traffic, traffic_parts
 from protocol.aggregation_settings import AggregationConfig
 from protocol.dealing import PARTS
 from protocol.model_records import Dealt
@@ -18,6 +18,9 @@ from protocol.settings import TrainingConfig
 from protocol.transcript import read_records
 from protocol.update_settings import ProtectionConfig, UpdateConfig
 from tests.end_to_end.conftest import make_harness, tiny_draft
+from tests.end_to_end.test_calibration import EVERY, PRIVACY, SAMPLES
+from tests.end_to_end.test_calibration import draft as calibrated_draft
+from tests.end_to_end.test_measurement import measured_draft
 from tests.end_to_end.test_noisy_runs import noisy_draft
 from tests.end_to_end.test_private_runs import private_draft
 
@@ -75,6 +78,19 @@ DRAFTS = {
             update=UpdateConfig(form="float32"),
         ),
     ),
+    "silos give samples": (
+        3,
+        calibrated_draft(SAMPLES, update=UpdateConfig(weights="declared")),
+    ),
+    "silos give models, privately": (3, calibrated_draft(EVERY, privacy=PRIVACY)),
+    "measured in the silos": (
+        4,
+        measured_draft(num_rounds=2, protection=masked(trust="semi-honest")),
+    ),
+    "measured in the clear": (
+        3,
+        measured_draft(protection=replace(PLAIN, min_cohort=2)),
+    ),
     "dp-sgd": (3, private_draft(num_rounds=1, update=UpdateConfig(value_bits=4))),
     "noise in the sum": (
         5,
@@ -101,14 +117,26 @@ def own_parts(made, silo):
 def predicted(made, silo):
     """Return the plan's prediction, by round and stage, as records count."""
     found = defaultdict(lambda: [0, 0, 0, 0])
-    own = own_parts(made, silo)
-    for row in traffic.predict(made.plan, segments_of(made.plan), own):
+    own, names = own_parts(made, silo), [party.name for party in made.plan.silos]
+    for row in traffic.predict(
+        made.plan,
+        segments_of(made.plan),
+        own,
+        silo=names.index(silo),
+        statistics_bytes=statistics_bytes(made),
+    ):
         place = found[row.round_number, row.stage]
         for index, count in enumerate(
             (row.sent, row.received, row.vector, row.broadcast)
         ):
             place[index] += count
     return dict(found)
+
+
+def statistics_bytes(made):
+    """Return the length of the file that silos are sent to measure with."""
+    reference = made.federation.reference
+    return reference.stat().st_size if reference.exists() else 0
 
 
 def segments_of(plan):
@@ -145,7 +173,8 @@ def test_predicted_is_counted_on_both_sides(tmp_path, name):
     assert least.sent <= sent <= most.sent
     assert (least == most) == (name != "usplit in the clear, odd")
     received = sum(len(request) for _, request, _ in made.wire)
-    assert least.received == received == most.received
+    sent_along = len(plan.silos) * statistics_bytes(made) * plan.evaluation.in_silos
+    assert least.received + sent_along == received == most.received + sent_along
     low, high = map(traffic.total, traffic.predict_range(plan, segments_of(plan)))
     for silo in range(num_silos):
         mine = sum(len(reply) for index, _, reply in made.wire if index == silo)
@@ -159,7 +188,7 @@ def test_parts_add_up():
     made = traffic_plan(draft, num_silos)
     segments = (("encoder", 5), ("decoder", 3), ("encoder", 10))
     for number in (1, 2):
-        parts = traffic.vector_by_part(made, segments, number)
+        parts = traffic_parts.vector_by_part(made, segments, number)
         assert sum(parts.values()) == made.vector_bytes(number, 18)
         # 18 values are padded to 4,096, six 10-bit fields in a word: 683 words.
         # The first five values end in word 1, eight in word 2, eighteen in word 3.
@@ -169,7 +198,7 @@ def test_parts_add_up():
             "padding": 8 * 680,
             "weight": 8,
         }
-    assert traffic.broadcast_by_part(segments) == {"encoder": 60, "decoder": 12}
+    assert traffic_parts.broadcast_by_part(segments) == {"encoder": 60, "decoder": 12}
 
 
 def traffic_plan(draft, num_silos):

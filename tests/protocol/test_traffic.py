@@ -2,7 +2,7 @@
 
 import pytest
 
-from protocol import traffic
+from protocol import traffic, traffic_parts
 from protocol.broadcast import difference_bytes
 from protocol.traffic_words import traffic_lines
 from protocol.update_settings import ProtectionConfig, UpdateConfig
@@ -31,7 +31,7 @@ def test_in_words():
 
 def test_differences_by_part():
     """Levels of 4 bits: 2.5, 6 and 7.5 bytes in all, and a range for each tensor."""
-    parts = traffic.broadcast_by_part(SEGMENTS, 4)
+    parts = traffic_parts.broadcast_by_part(SEGMENTS, 4)
     assert parts == {"encoder": 3 + 4, "bottleneck": 3 + 4, "decoder": 2 + 4}
     assert sum(parts.values()) == difference_bytes([n for _, n in SEGMENTS], 4)
 
