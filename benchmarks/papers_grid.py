@@ -79,7 +79,7 @@ def _transport() -> list[Cell]:
         Cell("udec, float32", "udec", changes=FLOAT),
         Cell("full, 8 bits, rotated", changes=EIGHT, exact=True),
         Cell("udec, 8 bits, rotated, down-link 8", "udec", changes={"update": down}),
-        Cell("full, 8 bits, rotated, down-link 8", changes={"update": down}),
+        Cell("full, down-link 8, 8 bits, rotated", changes={"update": down}),
         Cell("full, 4 bits, rotated", changes=_bits(4, rotation=True), exact=True),
         Cell(
             "full, 4 bits, rotated, error feedback",

@@ -47,7 +47,7 @@ from simulation.sources import load_pool
 
 FASHION = DATA / "fashion_mnist" / "fashion_mnist.npz"
 MOBILENET = DATA / "mobilenet_v2"
-NUM_SAMPLES: Mapping[Scale, int] = {"small": 1_000, "paper": 10_000}
+NUM_SAMPLES: Mapping[Scale, int] = {"small": 500, "paper": 10_000}
 SAMPLES_SEED = 20240611
 BLOCK = 250
 
@@ -255,6 +255,7 @@ def main() -> None:
     result = carry_out(cell, draft, folder, scale, device)
     result["seconds"] = round(time.monotonic() - began, 1)
     result["device"] = device
+    result["num_samples"] = NUM_SAMPLES[scale]
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"],
         cwd=ROOT,
