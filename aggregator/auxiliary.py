@@ -7,12 +7,12 @@ by their digest; a run that is resumed uses those.
 
 import hashlib
 import json
+import math
 import struct
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,7 @@ from crypto.encoding import BytesLike
 from crypto.errors import MalformedMessage
 from crypto.frame import OVERHEAD_BYTES
 from diffusion.checkpoint import Checkpoint
+from diffusion.config import UNetConfig
 from diffusion.errors import DiffusionError
 from diffusion.images import to_8_bit
 from diffusion.model import make_model
@@ -53,6 +54,8 @@ from protocol.plan import RunPlan
 IMAGES_FILE = "auxiliary.safetensors"
 _PIXELS, _ABOUT = "pixels", "about"
 Pixels = npt.NDArray[np.uint8]
+ARRAY_NAMES = ("images", "train", "train_images", "x_train")
+BYTE_RANGE = (0.0, 255.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,8 +147,7 @@ def load_images(folder: Path) -> LabelledImages | None:
 def public_images(plan: RunPlan, path: Path | None) -> LabelledImages:
     """Return the public images of a plan, from the aggregator's file.
 
-    The file is an .npz whose array ``images`` is 8-bit, ``[n, h, w]`` or
-    ``[n, h, w, c]``.
+    The file is an .npz as :func:`labelled_file` reads it, of values from 0 to 255.
 
     Raises:
         ConfigRejected: missing, another file than the plan's, or of another shape.
@@ -160,16 +162,8 @@ def public_images(plan: RunPlan, path: Path | None) -> LabelledImages:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != wanted:
         raise ConfigRejected(f"{path}: has SHA-256 {found}, the plan says {wanted}")
-    pixels = _read_npz(path)
-    model = plan.model
-    shape = (model.image_size, model.image_size, model.channels)
-    if pixels.shape[1:] != shape or not 1 <= len(pixels) <= MAX_IMAGES:
-        raise ConfigRejected(
-            f"{path}: holds images {pixels.shape}, the plan's model takes "
-            f"{shape}, 1 to {MAX_IMAGES:,} of them"
-        )
     name = plan.calibration.name
-    return LabelledImages(label="public", pixels=pixels, name=name, source=found)
+    return labelled_file(path, plan.model, BYTE_RANGE, name=name, source=found)
 
 
 def check_auxiliary(plan: RunPlan, path: Path | None) -> None:
@@ -182,21 +176,68 @@ def check_auxiliary(plan: RunPlan, path: Path | None) -> None:
         public_images(plan, path)
 
 
-def _read_npz(path: Path) -> Pixels:
-    """Return the array ``images`` of an .npz file, ``[n, h, w, c]``."""
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            pixels: Pixels = arrays["images"]
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+def labelled_file(
+    path: Path,
+    model: UNetConfig,
+    value_range: tuple[float, float],
+    *,
+    name: str,
+    source: str = "",
+) -> LabelledImages:
+    """Return the images of an .npz file that its operator says may be seen by all.
+
+    Args:
+        path: holds numbers ``[n, h, w]`` or ``[n, h, w, c]`` in one of
+            :data:`ARRAY_NAMES`; the aggregator decodes no picture.
+        model: what they are for: their channels and size must be its.
+        value_range: what is black and white; kept are 8 bits of it.
+        name: what the images are.
+        source: the SHA-256 of the file, where a plan says it.
+
+    Raises:
+        ConfigRejected: unreadable, of another shape, too many, or values outside the
+            range.
+    """
+    low, high = value_range
+    if not -math.inf < low < high < math.inf:
+        raise ConfigRejected("value range: must be two numbers, the smaller first")
+    pixels, array = _read_npz(path)
+    wanted = (model.image_size, model.image_size, model.channels)
+    fits = pixels.ndim == 4 and pixels.shape[1:] == wanted
+    if not fits or not 1 <= len(pixels) <= MAX_IMAGES:
         raise ConfigRejected(
-            f'{path}: is no .npz file with an array "images"'
-        ) from None
-    if pixels.dtype != np.uint8 or pixels.ndim not in (3, 4):
-        raise ConfigRejected(
-            f"{path}: images must be 8-bit [n, h, w] or [n, h, w, c], not "
-            f"{pixels.dtype} {pixels.shape}"
+            f"{path}: array {array} has shape {pixels.shape}, the plan's model takes "
+            f"(n, {', '.join(map(str, wanted))}), n from 1 to {MAX_IMAGES:,}"
         )
-    return pixels if pixels.ndim == 4 else pixels[..., None]
+    if pixels.dtype.kind not in "uif" or not (
+        low <= float(pixels.min()) and float(pixels.max()) <= high
+    ):
+        raise ConfigRejected(
+            f"{path}: array {array} holds values outside [{low:g}, {high:g}]"
+        )
+    if pixels.dtype != np.uint8 or value_range != BYTE_RANGE:
+        shares = (pixels.astype(np.float32) - low) / (high - low)
+        pixels = np.rint(255 * shares).astype(np.uint8)
+    return LabelledImages(label="public", pixels=pixels, name=name, source=source)
+
+
+def _read_npz(path: Path) -> tuple[npt.NDArray[Any], str]:
+    """Return the images of an .npz file with a channel axis, and their array's name."""
+    try:
+        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
+            name = next((each for each in ARRAY_NAMES if each in file), "")
+            pixels = np.asarray(file[name]) if name else None
+    except OSError as error:
+        reason = error.strerror or "cannot be read"
+        raise ConfigRejected(f"{path}: {reason}") from None
+    except Exception:
+        # A damaged archive raises whatever zipfile, zlib or numpy meet first.
+        raise ConfigRejected(f"{path}: is not a readable .npz file") from None
+    if pixels is None:
+        raise ConfigRejected(
+            f"{path}: holds none of the arrays {', '.join(ARRAY_NAMES)}"
+        )
+    return (pixels[..., np.newaxis] if pixels.ndim == 3 else pixels), name
 
 
 def sampled_images(

@@ -10,8 +10,8 @@ import dataclasses
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
+from aggregator.auxiliary import LabelledImages
 from aggregator.checkpoints import MODEL_FILE
 from aggregator.errors import ConfigRejected
 from aggregator.state import shared_layout
@@ -54,11 +54,10 @@ def load_finished(run: Path) -> Checkpoint:
 def complete_model(
     plan: RunPlan,
     run: Path,
-    images: Tensor,
+    images: LabelledImages,
     out: Path,
     config: WarmUpConfig,
     *,
-    name: str,
     device: torch.device,
 ) -> float:
     """Train what a run left in the silos; write a complete model; return the loss.
@@ -67,9 +66,8 @@ def complete_model(
     The same input gives the same parameters on the same machine.
 
     Args:
-        images: public ones, ``[n, c, h, w]`` in [-1, 1].
+        images: public ones; their name is noted in the result.
         out: written whole or not at all.
-        name: what the images are; it is noted in the result.
 
     Raises:
         ConfigRejected: ``out`` exists, nothing is missing, or the run is not over.
@@ -77,6 +75,9 @@ def complete_model(
     """
     if out.exists():
         raise ConfigRejected(f"{out}: exists; nothing was changed")
+    name = images.name
+    if images.label != "public":
+        raise ConfigRejected(f"{images.label}: only public images complete a model")
     if not (name.strip() and name.isprintable() and len(name) <= MAX_NAME_LENGTH):
         raise ConfigRejected(
             f"--name: must be 1 to {MAX_NAME_LENGTH} printable characters"
@@ -92,7 +93,7 @@ def complete_model(
         parameter.requires_grad_(parameter_name not in shared)
     loss = warm_up(
         network.to(device),
-        images,
+        images.tensor(),
         make_schedule(plan.schedule).to(device),
         config,
         torch.Generator().manual_seed(plan.seed_for("complete")),
@@ -100,7 +101,7 @@ def complete_model(
     notes = {
         **finished.notes,
         COMPLETED_ON: name,
-        "completed_with": f"{len(images)} images, {config.num_steps} steps",
+        "completed_with": f"{len(images.pixels)} images, {config.num_steps} steps",
     }
     parameters = {n: p.cpu() for n, p in parameters_of(network).items()}
     completed = dataclasses.replace(finished, parameters=parameters, notes=notes)

@@ -201,8 +201,8 @@ def complete(
     What the silos share stays as it is. The result can be sampled from here; it never
     saw the silos' own parts, and is no silo's model.
     """
+    from aggregator.auxiliary import labelled_file
     from aggregator.complete import COMPLETED_FILE, complete_model
-    from aggregator.public_images import load_public_images
     from diffusion.checkpoint import choose_device
     from diffusion.warm_up import WarmUpConfig
 
@@ -219,10 +219,9 @@ def complete(
     loss = complete_model(
         plan,
         run,
-        load_public_images(data, plan.model, value_range),
+        labelled_file(data, plan.model, value_range, name=name),
         target,
         config,
-        name=name,
         device=choose_device(device),
     )
     click.echo(f"{target}: trained for {steps:,} steps, loss {loss:.4g}")

@@ -120,6 +120,7 @@ def honest(config: CalibrationConfig) -> Script:
             sent_bytes=900,
             received_bytes=120,
             vector_bytes=0,
+            broadcast_bytes=0,
         )
         index = find(actions, AGGREGATOR, AuxiliaryImages)
         both = [(silo, sent(silo)), (silo, traffic)]
@@ -205,6 +206,7 @@ TRAFFIC = r.Traffic(
     sent_bytes=900,
     received_bytes=9,
     vector_bytes=0,
+    broadcast_bytes=0,
 )
 LIES = (
     Row(

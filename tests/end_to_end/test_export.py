@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
+from aggregator.auxiliary import LabelledImages, labelled_file
 from aggregator.complete import complete_model
 from aggregator.errors import ConfigRejected
 from aggregator.evaluation import evaluate, load_reference
 from aggregator.export import export_run
-from aggregator.public_images import load_public_images
 from aggregator.state import shared_layout
 from audits.audit import run_audit
 from audits.evidence import load_evidence
@@ -70,9 +70,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Harness:
     return made
 
 
-def images(count: int = 40) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(0)
-    return torch.rand((count, 1, 8, 8), generator=generator) * 2 - 1
+def images(name: str, count: int = 40) -> LabelledImages:
+    pixels = np.random.default_rng(0).integers(0, 256, (count, 8, 8, 1), np.uint8)
+    return LabelledImages(label="public", pixels=pixels, name=name)
 
 
 def test_an_export_loads_and_samples_as_the_run_does(
@@ -170,7 +170,7 @@ def test_completing_keeps_what_is_shared_and_trains_the_rest(
     first = tmp_path / "again.safetensors"
     for path in (first, out):
         complete_model(
-            udec.plan, run, images(), path, TRAINING, name="random noise", device=CPU
+            udec.plan, run, images("random noise"), path, TRAINING, device=CPU
         )
     made, before = load_checkpoint(out), load_checkpoint(run / "model.safetensors")
     again = load_checkpoint(first).parameters
@@ -198,7 +198,7 @@ def test_what_cannot_be_completed_is_refused(
 ) -> None:
     def attempt(made: Harness, path: Path, name: str = "noise") -> None:
         complete_model(
-            made.plan, run_folder(made), images(), path, TRAINING, name=name, device=CPU
+            made.plan, run_folder(made), images(name), path, TRAINING, device=CPU
         )
 
     with pytest.raises(ConfigRejected, match="nothing is missing"):
@@ -231,20 +231,23 @@ def test_images_that_do_not_fit_are_refused(
     path = tmp_path / "images.npz"
     np.savez(path, **arrays)  # type: ignore[arg-type]
     with pytest.raises(ConfigRejected, match=words):
-        load_public_images(path, tiny_draft().model, (0.0, 255.0))
+        labelled_file(path, tiny_draft().model, (0.0, 255.0), name="dots")
 
 
 def test_images_are_scaled_and_other_files_refused(tmp_path: Path) -> None:
     path = tmp_path / "images.npz"
     np.savez(path, images=np.array([[[0] * 8] * 4 + [[16] * 8] * 4], np.uint8))
-    loaded = load_public_images(path, tiny_draft().model, (0.0, 16.0))
+    made = labelled_file(path, tiny_draft().model, (0.0, 16.0), name="dots")
+    loaded = made.tensor()
     assert loaded.shape == (1, 1, 8, 8)
     assert loaded[0, 0, :, 0].tolist() == [-1.0] * 4 + [1.0] * 4
     path.write_bytes(b"no archive")
     with pytest.raises(ConfigRejected, match="not a readable"):
-        load_public_images(path, tiny_draft().model, (0.0, 16.0))
+        labelled_file(path, tiny_draft().model, (0.0, 16.0), name="dots")
     with pytest.raises(ConfigRejected, match="No such file"):
-        load_public_images(tmp_path / "none.npz", tiny_draft().model, (0.0, 16.0))
+        labelled_file(
+            tmp_path / "none.npz", tiny_draft().model, (0.0, 16.0), name="dots"
+        )
 
 
 def test_completing_on_digits_is_better_than_first_parts(
@@ -262,12 +265,12 @@ def test_completing_on_digits_is_better_than_first_parts(
     )
     made = harness(draft)
     made.run()
-    public = load_pool(SimulationConfig(num_silos=3), 1).dealt.batch(np.arange(200))
+    path, pool = tmp_path / "digits.npz", load_pool(SimulationConfig(num_silos=3), 1)
+    np.savez(path, images=pool.dealt.pixels[:200])
+    public = labelled_file(path, draft.model, (0.0, 16.0), name="digits")
     config = replace(TRAINING, num_steps=150, learning_rate=3e-3)
     out = tmp_path / "completed.safetensors"
-    complete_model(
-        made.plan, run_folder(made), public, out, config, name="digits", device=CPU
-    )
+    complete_model(made.plan, run_folder(made), public, out, config, device=CPU)
     reference = load_reference(draft.evaluation, made.federation.reference)
     first, completed = (
         evaluate(load_checkpoint(path), reference, seed=1, num_samples=100, device=CPU)
