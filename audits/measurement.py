@@ -8,7 +8,7 @@ from audits.findings import Finding, count, fail, passed, warn
 from audits.sums import place
 from protocol.measurement import MAX_DISTANCE, measurement_round
 from protocol.model_records import MeasuredInSilos, MeasurementSkipped
-from protocol.records import Finished, RoundOpened, Survivors
+from protocol.records import Finished, RoundOpened, Summed, Survivors
 
 OWN_WORD = "measured by the silos themselves (their own word)"
 
@@ -41,7 +41,9 @@ def check_measurement(accounts: Accounts) -> list[Finding]:
     account, first = made[0]
     record = first.record
     if isinstance(record, MeasurementSkipped):
-        reason = f"The silos measured nothing together: {record.reason}"
+        reason = f"No mean of the silos' measurements is told: {record.reason}"
+        if _is_summed(accounts):
+            reason += ". Their sum was opened all the same: the aggregator knows it"
         return [*found, warn("measurement", reason, place(account, first))]
     found += [_fail(account, first, why) for why in _wrong(accounts, record)]
     return found or [passed("measurement", f"{sentence(record)}.")]
@@ -94,6 +96,16 @@ def _wrong(accounts: Accounts, measured: MeasuredInSilos) -> Iterator[str]:
         p.record.round_number == number for a in everyone for p in a.all(RoundOpened)
     ):
         yield "a measurement that no record shows to have begun"
+
+
+def _is_summed(accounts: Accounts) -> bool:
+    """Return whether a record says that the sum of the measurements was opened."""
+    number = measurement_round(accounts.plan)
+    return any(
+        placed.record.round_number == number
+        for account in accounts.everyone
+        for placed in account.all(Summed)
+    )
 
 
 def _is_last(record: Survivors, sums: list[Survivors]) -> bool:

@@ -5,6 +5,7 @@ is called by that extractor's name.
 """
 
 import io
+import math
 import zipfile
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -193,23 +194,44 @@ def read_statistics(
 ) -> FeatureStatistics:
     """Return the statistics of a file's content, which may come from a stranger.
 
-    Guarantees: no array is larger than the content, so nothing is unpacked.
+    Guarantees: no array is larger than the content, so nothing is unpacked; whatever
+    the content is, nothing but these errors is raised.
 
     Raises:
         StatisticsRejected, CorruptFile: as :func:`load_statistics`.
     """
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as packed:
-            if sum(entry.file_size for entry in packed.infolist()) > len(content):
+            entries = packed.infolist()
+            is_plain = all(e.compress_type == zipfile.ZIP_STORED for e in entries)
+            if not is_plain or sum(e.file_size for e in entries) > len(content):
                 raise CorruptFile(f"{name} is compressed; save_statistics writes none")
+            for entry in entries:
+                _check_header(packed, entry)
         with np.load(io.BytesIO(content), allow_pickle=False) as file:
             loaded = _from_arrays({entry: file[entry] for entry in file.files})
-    except (ValueError, KeyError, TypeError, OSError, EOFError) as error:
-        raise CorruptFile(f"{name} holds no feature statistics") from error
+    except CorruptFile:
+        raise
     except zipfile.BadZipFile as error:
         raise CorruptFile(f"{name} is cut off or damaged") from error
+    except Exception as error:
+        # A stranger's file raises whatever the readers of zip and numpy meet first.
+        raise CorruptFile(f"{name} holds no feature statistics") from error
     check_same_extractor(empty_statistics(extractor), loaded)
     return loaded
+
+
+def _check_header(packed: zipfile.ZipFile, entry: zipfile.ZipInfo) -> None:
+    """Raise ``ValueError`` if an array claims to be larger than what is there of it.
+
+    numpy makes room for what the header says before it reads the values.
+    """
+    with packed.open(entry) as file:
+        if np.lib.format.read_magic(file) != (1, 0):
+            raise ValueError("another version of the format")
+        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+    if not dtype.itemsize or math.prod(shape) * dtype.itemsize > entry.file_size:
+        raise ValueError("an array that is larger than its entry")
 
 
 def _from_arrays(arrays: dict[str, npt.NDArray[np.generic]]) -> FeatureStatistics:
@@ -221,14 +243,16 @@ def _from_arrays(arrays: dict[str, npt.NDArray[np.generic]]) -> FeatureStatistic
     covariance = np.asarray(arrays["covariance"], dtype=np.float64)
     if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)) or count < 2:
         raise ValueError("shapes or count do not fit")
-    if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
+    with np.errstate(over="ignore"):
+        scatter = covariance * (count - 1)
+    if not (np.isfinite(mean).all() and np.isfinite(scatter).all()):
         raise ValueError("a value is not finite")
     return FeatureStatistics(
         extractor=str(arrays["extractor"]),
         extractor_digest=str(arrays["extractor_digest"]),
         count=count,
         mean=mean,
-        scatter=covariance * (count - 1),
+        scatter=scatter,
     )
 
 

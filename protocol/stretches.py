@@ -24,7 +24,10 @@ EVERYTHING = (0,)
 
 @dataclass(frozen=True)
 class Agreed:
-    """What a dealing follows from: a digest that no party could choose, and members."""
+    """What a dealing follows from: a digest that all agreed on before, and members.
+
+    Nobody sets it, but the aggregator may make setups until one suits it.
+    """
 
     digest: bytes
     members: tuple[int, ...]

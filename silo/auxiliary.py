@@ -22,7 +22,7 @@ from protocol.bodies import floats_to_bytes, join_body, split_body
 from protocol.calibration_settings import CalibrationConfig
 from protocol.encoding import from_table, to_table
 from protocol.errors import EncodingError, EnvelopeRejected
-from protocol.files import load_secret, save_secret, sync_folder
+from protocol.files import load_secret, save_bytes, save_secret, sync_folder
 from protocol.plan import PlanDraft, RunPlan
 from silo.entries import LedgerHead
 from silo.errors import PolicyViolation, StateBroken
@@ -31,6 +31,8 @@ from silo.resources import LocalResources
 from silo.training import Progress, TrainingState, train
 
 GIVEN_FILE = "auxiliary"
+OVER_FILE = "auxiliary-over"
+"""Stands in the run's folder once a round has begun: nothing is given any more."""
 BEFORE_ROUNDS = 0
 """The round to which ledger and progress count the pre-training."""
 
@@ -56,12 +58,19 @@ class AuxiliaryShare:
         private: PrivateRounds | None,
     ) -> None:
         self._plan, self._silo, self._path = plan, silo, folder / GIVEN_FILE
+        self._over = folder / OVER_FILE
         self._resources, self._private = resources, private
+        if self._over.exists():
+            self.destroy()
         if private is not None and self._path.exists():
             private.check_ledger(self._load()[0])
 
     def check(self, request: AuxiliaryRequest, asked_round: int) -> None:
         """Refuse what the plan does not say, and what comes too late.
+
+        Args:
+            asked_round: the last round that this process was asked for, or that was
+                trained.
 
         Raises:
             PolicyViolation: with the reason.
@@ -75,6 +84,8 @@ class AuxiliaryShare:
             raise PolicyViolation(
                 f"auxiliary images are given before round 1, not after {asked_round}"
             )
+        if self._over.exists():
+            raise PolicyViolation("auxiliary images are given before round 1")
 
     def reply(self) -> AuxiliaryReply:
         """Return what this silo gives; it is on disk when this returns.
@@ -90,6 +101,12 @@ class AuxiliaryShare:
             self._private.forget_partial()
         _, content = self._load()
         return AuxiliaryReply(label=self._plan.calibration.images, content=content)
+
+    def close(self) -> None:
+        """Give nothing any more, also after a crash; call it before a round trains."""
+        if self._plan.calibration.asks_silos and not self._over.exists():
+            save_bytes(self._over, b"")
+        self.destroy()
 
     def destroy(self) -> None:
         """Remove what was given: the aggregator has it, or went on without it."""

@@ -128,8 +128,8 @@ def _dealing_sentences(plan: RunPlan) -> list[str]:
     trained = "everything" if plan.training.train_unassigned else "these parts only"
     return [
         "Each round deals to every silo encoder or decoder, and to about half of them "
-        "the bottleneck as well, by a rule that nobody can steer; this silo trains "
-        f"{trained}."
+        "the bottleneck as well, by a rule that every party computes from the keys of "
+        f"the setup; this silo trains {trained}."
     ]
 
 
@@ -312,8 +312,13 @@ def _weights_sentence(update: UpdateConfig) -> str:
         "equal": "Weights: all silos count alike.",
         "declared": "Weights: the numbers that the plan declares, for all to read.",
         "secret": f"Weights: each silo's number of examples, at most "
-        f"{update.max_weight:,}; the aggregator learns their sum in each round, and so "
-        "exactly this silo's number if the silos of two rounds differ by this one.",
+        f"{update.max_weight:,}; the aggregator learns their sum in each "
+        + (
+            "group of each round, and so exactly this silo's number after a few rounds."
+            if update.is_dealt
+            else "round, and so exactly this silo's number if the silos of two rounds "
+            "differ by this one."
+        ),
     }[update.weights]
 
 

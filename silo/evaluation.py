@@ -1,9 +1,14 @@
 """The Fréchet distance of this silo's own finished model, measured once in a run.
 
 The distance itself stays in this silo, in a report for its operator; its two words
-(``protocol.measurement``) leave like an update. Order: check → measure → report → save
-the words (``fsync``) → transcript → reply. Asked again after a crash the silo answers
-from what it saved; for another model it refuses.
+(``protocol.measurement``) leave like an update. Order: check → note what is measured →
+measure → report → save the words (``fsync``) → transcript → reply. Asked again after a
+crash the silo answers from what it saved; for another model it refuses.
+
+Whether a silo answers may not depend on its own parts, or a refusal would tell of one
+silo what the sum hides. Whatever can be wrong with the request alone is refused before
+the note; from there on every model has a distance, if need be the largest that there
+is, and no other model is ever measured.
 """
 
 import hashlib
@@ -12,17 +17,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from crypto.secagg.upload import Upload
 from diffusion.checkpoint import Checkpoint
-from diffusion.evaluation import evaluate
+from diffusion.errors import DiffusionError
+from diffusion.evaluation import Evaluation, evaluate
 from diffusion.features import check_takes, load_extractor
-from diffusion.fid import read_statistics
+from diffusion.fid import FeatureStatistics, read_statistics
 from protocol.encoding import decode, encode, from_table, to_table
 from protocol.errors import EncodingError
 from protocol.files import save_bytes
 from protocol.measurement import (
+    MAX_DISTANCE,
     NUM_WORDS,
     MeasureRequest,
     check_measurement,
@@ -40,6 +48,8 @@ from silo.store import RunStore, TrainedRound
 logger = logging.getLogger(__name__)
 
 REPORT_FILE = "evaluation.json"
+BEGUN_FILE = "measuring"
+"""Holds the digest of the one request that this silo has begun to measure for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,11 +115,12 @@ class SiloEvaluation:
             EnvelopeRejected, PolicyViolation: with the reason.
         """
         check_measurement(request, self._plan)
+        begun = self._begun
+        if begun.exists() and begun.read_text() != request.model_digest().hex():
+            raise PolicyViolation("this silo has measured another model already")
         trained = self._store.load_trained()
         if trained is None or trained.round_number < self._number:
             return
-        if trained.model != request.model_digest().hex():
-            raise PolicyViolation("this silo has measured another model already")
         if not self._store.has_update(self._number):
             raise PolicyViolation("what this silo measured was revealed already")
 
@@ -125,23 +136,17 @@ class SiloEvaluation:
             ledger: the head of the privacy ledger, which does not change.
 
         Raises:
-            DiffusionError: the statistics are damaged or another extractor's, or the
-                model gives no images; nothing is stored then.
+            DiffusionError: the statistics are damaged or another extractor's; nothing
+                is stored then.
         """
         trained = self._store.load_trained()
         if trained is not None and trained.round_number == self._number:
             return
         content = bytes(request.statistics)
         reference = read_statistics(content, self._extractor, "the request")
-        result = evaluate(
-            model,
-            self._extractor,
-            reference,
-            seed=silo_seed(self._plan, self._silo),
-            num_samples=self._plan.evaluation.num_samples,
-            device=self._device,
-        )
         digest = request.model_digest().hex()
+        save_bytes(self._begun, digest.encode())
+        result = self._evaluate(model, reference)
         report = SiloReport(
             plan=self._plan.digest.hex(),
             silo=self._plan.silos[self._silo].name,
@@ -163,6 +168,38 @@ class SiloEvaluation:
             state,
             local,
         )
+
+    @property
+    def _begun(self) -> Path:
+        """The file of :data:`BEGUN_FILE`."""
+        return self._store.folder / BEGUN_FILE
+
+    def _evaluate(self, model: Checkpoint, reference: FeatureStatistics) -> Evaluation:
+        """Return how good a model is; the largest distance where none can be computed.
+
+        Samples may not be finite, and a stranger's statistics may overflow.
+        """
+        num_samples = self._plan.evaluation.num_samples
+        useless = Evaluation(
+            extractor=self._extractor.name,
+            frechet_distance=float(MAX_DISTANCE),
+            num_samples=num_samples,
+            class_shares=(),
+        )
+        try:
+            with np.errstate(all="ignore"):
+                result = evaluate(
+                    model,
+                    self._extractor,
+                    reference,
+                    seed=silo_seed(self._plan, self._silo),
+                    num_samples=num_samples,
+                    device=self._device,
+                )
+        except (DiffusionError, np.linalg.LinAlgError) as error:
+            logger.warning("measured as %d: %s", MAX_DISTANCE, error)
+            return useless
+        return result if result.frechet_distance < MAX_DISTANCE else useless
 
     def upload(self) -> Upload:
         """Return the two words, ready to be masked.

@@ -45,8 +45,9 @@ min_colluding = 1
 accept_semi_honest = false
 
 # Which auxiliary images the aggregator may train on after the mean, by their label:
-# "public", "aggregate", and, beyond what a plan's DP-SGD has trained, "silo-samples" or
-# "silo-models": these let a model of this silo's images alone leave, or its samples.
+# "public", "aggregate", "silo-samples" or "silo-models". The last two let a model of
+# this silo's images alone leave, or its samples; where max_epsilon is a number, and the
+# plan's DP-SGD has trained that model, they are permitted without being named.
 permitted_auxiliary_images = ["public", "aggregate"]
 
 # Whether a plan may let this silo measure its finished model, and sum up the Fréchet
@@ -136,17 +137,19 @@ def refusals(policy: Policy, plan: RunPlan) -> list[str]:
 def _auxiliary(policy: Policy, plan: RunPlan) -> list[str]:
     """Return why what auxiliary images would come from is not permitted.
 
-    What DP-SGD has trained may leave: epsilon speaks of it, too.
+    What DP-SGD has trained may leave where the policy limits epsilon, which speaks of
+    it, too. Without a limit any noise would do, however little it hides.
     """
     config = plan.calibration
     if not config.is_on or config.images in policy.permitted_auxiliary_images:
         return []
-    if config.asks_silos and plan.privacy.mechanism == "dp-sgd":
+    is_limited = math.isfinite(policy.max_epsilon)
+    if config.asks_silos and plan.privacy.mechanism == "dp-sgd" and is_limited:
         return []
     return [
         f'calibration.images is "{config.images}", this silo permits '
         f"{', '.join(policy.permitted_auxiliary_images) or 'none at all'}"
-        + (" without dp-sgd" if config.asks_silos else "")
+        + (" without dp-sgd and a max_epsilon" if config.asks_silos else "")
     ]
 
 

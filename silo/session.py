@@ -204,9 +204,9 @@ class SiloSession:
         dealing = self._dealing(request.round_number)
         if self._plan.update.is_dealt:
             self._evidence.dealt(self._place("ready", header), dealing)
+        self._auxiliary.close()
         with self._on_account(request.round_number):
             self._trainer.train_once(request, dealing.stretches_of(self._silo))
-        self._auxiliary.destroy()
         if not is_masked:
             reply, vector_bytes = self._send_plain(header, request.round_number)
             return self._with_ledger(header, reply), vector_bytes

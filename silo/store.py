@@ -11,8 +11,11 @@
         training.safetensors   Adam's moments, and the parts that stay local
         round.json             round number, model digest
       held.safetensors         the global model, where it comes as differences
+      auxiliary                what was given before round 1; secret, mode 0600
+      auxiliary-over           stands there from round 1 on (silo.auxiliary)
       residual                 what is added to the next update; secret, mode 0600
       finished                 the answer to END
+      measuring                for which request it measures, once (silo.evaluation)
       evaluation.json          what this silo measured (silo.evaluation)
       model.safetensors        the finished model, this silo's own
 

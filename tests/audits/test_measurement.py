@@ -87,6 +87,15 @@ def test_a_skipped_one_is_a_reservation(tmp_path: Path) -> None:
     assert not failed(found)
     (finding,) = [f for f in found if f.check == "measurement"]
     assert finding.severity == Severity.WARN
+    assert "sum was opened all the same" in finding.statement  # as the records say
+    unsummed = [
+        (party, item)
+        for party, item in measured_script(SKIPPED)
+        if not (isinstance(item, r.Summed) and item.round_number == NUMBER)
+    ]
+    found = findings(tmp_path / "other", unsummed)
+    (finding,) = [f for f in found if f.check == "measurement"]
+    assert "opened" not in finding.statement
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,6 @@
 import dataclasses
+import struct
+import zipfile
 
 import numpy as np
 import pytest
@@ -177,6 +179,7 @@ def test_a_cut_file_is_one_clear_line(tmp_path, kept):
         ("count", np.array(1)),
         ("mean", np.array([1.0, np.nan, 0.0])),
         ("covariance", np.zeros((2, 2))),
+        ("covariance", np.full((3, 3), 1e308)),
         ("extractor", None),
         ("mean", np.array([1.0, 2.0, 3.0], dtype=object)),  # a pickle
     ],
@@ -205,4 +208,56 @@ def test_a_compressed_file_is_not_unpacked(tmp_path):
         arrays = {name: file[name] for name in file.files}
     np.savez_compressed(path, **arrays | {"more": np.zeros(100_000)})
     with pytest.raises(CorruptFile, match="compressed"):
+        load_statistics(path, Extractor())
+
+
+def header(text: bytes) -> bytes:
+    """Return an entry of an .npz file that is nothing but its header."""
+    text += b" " * (-(len(text) + 11) % 64) + b"\n"
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text
+
+
+def claim(shape: str, dtype: str) -> bytes:
+    said = f"{{'descr': '{dtype}', 'fortran_order': False, 'shape': {shape}, }}"
+    return header(said.encode())
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        claim("(10000000000000,)", "<f8"),
+        claim("(1000000000000,)", "<U0"),
+        claim("(1000000000000,)", "|V0"),
+        claim("(1099511627776, 1099511627776)", "<f8"),
+        claim("(-5,)", "<f8"),
+        header(b"(" * 4000),
+        header(b"-" * 9000 + b"1"),
+        header(b"'''"),
+        b"",
+    ],
+    ids=lambda entry: repr(entry[10:60]),
+)
+def test_a_hostile_array_is_refused_before_there_is_room_for_it(tmp_path, entry):
+    path = tmp_path / "reference.npz"
+    save_statistics(path, statistics(features(20)))
+    with zipfile.ZipFile(path) as packed:
+        entries = {name: packed.read(name) for name in packed.namelist()}
+    with zipfile.ZipFile(path, "w") as packed:
+        for name, content in (entries | {"mean.npy": entry}).items():
+            packed.writestr(name, content)
+    with pytest.raises(CorruptFile, match=r"reference\.npz"):
+        load_statistics(path, Extractor())
+
+
+@pytest.mark.parametrize(("place", "value"), [(8, 1), (10, 99), (10, 12), (10, 14)])
+def test_an_encrypted_or_packed_entry_is_refused(tmp_path, place, value):
+    path = tmp_path / "reference.npz"
+    save_statistics(path, statistics(features(20)))
+    content = bytearray(path.read_bytes())
+    start = content.find(b"PK\x01\x02")
+    while start >= 0:
+        content[start + place] = value
+        start = content.find(b"PK\x01\x02", start + 4)
+    path.write_bytes(content)
+    with pytest.raises(CorruptFile, match=r"reference\.npz"):
         load_statistics(path, Extractor())

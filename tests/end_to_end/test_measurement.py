@@ -1,8 +1,10 @@
 """What silos measure on their own models: mean and spread arrive, nothing else."""
 
+import contextlib
 import dataclasses
+import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -27,9 +29,9 @@ from diffusion.parts import Part, part_of
 from protocol.aggregation_settings import EvaluationConfig
 from protocol.envelope import Kind, make_envelope
 from protocol.files import load_identity
-from protocol.measurement import MeasureRequest, silo_seed
+from protocol.measurement import MAX_DISTANCE, MeasureRequest, silo_seed
 from protocol.model_records import MeasuredInSilos, MeasurementSkipped
-from protocol.transcript import Head, read_records
+from protocol.transcript import Head, TranscriptWriter, read_records
 from protocol.update_settings import ProtectionConfig, UpdateConfig
 from silo.check import explain
 from silo.evaluation import SiloReport, load_report
@@ -100,16 +102,18 @@ def failures(harness: Harness) -> list[str]:
         ("udec", "mask", "malicious"),
         ("udec", "none", "malicious"),
         ("full", "mask", "semi-honest"),
+        ("usplit", "mask", "malicious"),
     ],
 )
 def test_mean_and_spread_are_those_of_the_silos_own_reports(
     harness: Make, selection: str, method: str, trust: str
 ) -> None:
     protection = ProtectionConfig(slots_per_setup=2, method=method, trust=trust)  # type: ignore[arg-type]
-    made = harness(measured_draft(selection, protection=protection))
+    num_silos = 6 if selection == "usplit" else 3
+    made = harness(measured_draft(selection, protection=protection), num_silos)
     made.run()
-    record = check_told(made, {"silo-1", "silo-2", "silo-3"})
-    assert len({r.frechet_distance for r in reports(made).values()}) == 3
+    record = check_told(made, {silo.name for silo in made.plan.silos})
+    assert len({r.frechet_distance for r in reports(made).values()}) == num_silos
     assert {r.reference for r in reports(made).values()} == {record.reference}
     assert not failures(made)
     check_measured_model(made)
@@ -264,6 +268,116 @@ def other_reference(made: Harness) -> bytes:
     path = made.federation.root / "other.npz"
     save_statistics(path, dataclasses.replace(loaded, mean=loaded.mean + 1))
     return path.read_bytes()
+
+
+@dataclasses.dataclass
+class Dishonest:
+    """An aggregator that asks one silo to measure what it likes, round after round."""
+
+    made: Harness
+
+    def __post_init__(self) -> None:
+        """Play the rounds of the run, honestly, up to the measurement."""
+
+        def fault(moment: str, kind: int, silo: int) -> bool:
+            if kind == Kind.MEASURE:
+                raise Crash
+            return False
+
+        with pytest.raises(Crash):
+            self.made.run(fault)
+        self.identity = load_identity(self.made.federation.aggregator.identity)
+        self.session = open_session(
+            self.made.federation, self.made.plan, "silo-1", lambda *seen: None
+        )
+
+    def ask(self, scale: float, **changes: np.ndarray) -> tuple[int, bytes]:
+        """Ask for a measurement of a crafted average, with crafted statistics."""
+        made, size = self.made, shared_layout(self.made.plan).size
+        average = np.random.default_rng(0).normal(size=size) * scale
+        folder = made.federation.aggregator.run(made.plan) / "transcript"
+        with contextlib.closing(
+            TranscriptWriter(
+                folder,
+                party="aggregator",
+                plan_digest=made.plan.digest,
+                identity=self.identity,
+            )
+        ) as transcript:
+            head = transcript.sign_head()
+        with np.load(made.federation.reference) as file:
+            arrays = {name: file[name] for name in file.files}
+        statistics = io.BytesIO()
+        np.savez(statistics, **(arrays | changes))
+        request = MeasureRequest(
+            round_number=made.plan.num_rounds + 1,
+            attempt=1,
+            head=head,
+            average=average.astype("<f4").tobytes(),
+            statistics=statistics.getvalue(),
+        )
+        setup = max(read_header(request).setup for _, request, _ in made.wire)
+        message = make_envelope(
+            made.plan,
+            self.identity,
+            Kind.MEASURE,
+            request.to_body(),
+            sender=AGGREGATOR,
+            setup=setup,
+            slot=0,
+        )
+        reply = bytes(self.session.handle(message))
+        return read_header(reply).kind, reply
+
+
+@pytest.fixture
+def dishonest(harness: Make) -> Iterator[Dishonest]:
+    protection = ProtectionConfig(slots_per_setup=2)  # the measurement has a new one
+    made = Dishonest(harness(measured_draft(protection=protection)))
+    yield made
+    made.session.close()
+
+
+DIMS = 64
+
+
+@pytest.mark.parametrize(
+    ("scale", "statistics"),
+    [
+        (1e20, {}),  # samples that are not finite
+        (1.0, {"covariance": np.full((DIMS, DIMS), 5e305)}),
+        (1.0, {"mean": np.full(DIMS, 1e200)}),
+        (1.0, {"mean": np.full(DIMS, 1e200), "covariance": 5e305 * np.eye(DIMS)}),
+    ],
+)
+def test_whether_a_silo_answers_tells_nothing_of_its_parts(
+    dishonest: Dishonest, scale: float, statistics: dict[str, np.ndarray]
+) -> None:
+    kind, reply = dishonest.ask(scale, **statistics)
+    assert kind == SecAggKind.READY, reply
+    assert reports(dishonest.made)["silo-1"].frechet_distance == MAX_DISTANCE
+    kind, reply = dishonest.ask(scale / 2, **statistics)
+    assert kind == Kind.REFUSED
+    assert b"another model already" in reply
+
+
+def test_a_measurement_that_was_begun_is_finished_or_none_is(
+    dishonest: Dishonest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind, reply = dishonest.ask(1.0, covariance=np.zeros((2, 2)))
+    assert (kind, b"no feature statistics" in reply) == (Kind.REFUSED, True)
+    with monkeypatch.context() as patch:
+        patch.setattr("silo.evaluation.evaluate", crash)
+        with pytest.raises(Crash):
+            dishonest.ask(1.0)
+    kind, reply = dishonest.ask(2.0)
+    assert (kind, b"another model already" in reply) == (Kind.REFUSED, True)
+    kind, _ = dishonest.ask(1.0)
+    assert kind == SecAggKind.READY
+
+
+def crash(*arguments: Any, **options: Any) -> None:
+    raise Crash
 
 
 def test_noise_inside_the_sum_is_neither_made_nor_charged_for_it(harness: Make) -> None:

@@ -6,6 +6,7 @@ import math
 import struct
 from collections import Counter
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -229,3 +230,19 @@ def test_the_members_needed_are_the_fewest(min_cohort):
 def test_no_members_have_no_groups(function, number):
     with pytest.raises(ValueError, match=f"at least 1, is {number}"):
         function(number)
+
+
+@pytest.mark.parametrize("num_silos", [6, 7, 10])
+def test_the_sums_of_a_few_rounds_give_every_weight(num_silos):
+    """What docs/methods.md warns of: weights that stay alike are no secret."""
+    rounds = []
+    for start in range(20):
+        digest, known = hashlib.sha256(b"%d" % start).digest(), []
+        for number in range(1, 20):
+            groups = deal(digest, number, range(num_silos))
+            known += [np.isin(range(num_silos), groups[part]) for part in PARTS]
+            if np.linalg.matrix_rank(np.array(known, float)) == num_silos:
+                rounds.append(number)
+                break
+    assert len(rounds) == 20
+    assert 3 <= np.median(rounds) <= 6

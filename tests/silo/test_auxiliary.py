@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import silo.auxiliary
+import silo.private_round
 from diffusion.model import make_model
 from diffusion.parameters import flatten, make_layout, parameters_of
 from diffusion.parts import SELECTIONS
@@ -19,10 +20,13 @@ from protocol.calibration_settings import CalibrationConfig
 from protocol.envelope import Kind, open_envelope
 from protocol.model_records import AuxiliarySent
 from protocol.plan import RunPlan
+from protocol.privacy_settings import PrivacyConfig
+from protocol.settings import TrainingConfig
 from silo.auxiliary import pre_training
 from silo.check import explain
 from silo.errors import PolicyViolation
 from silo.policy import Policy, refusals
+from silo.resources import LocalPrivacy
 from silo.training import TrainingState, train
 from tests.silo.conftest import CPU, Federation, tiny_images, tiny_plan
 
@@ -123,6 +127,48 @@ def test_nothing_is_given_or_kept_once_round_1_has_begun(asked: Asked) -> None:
     asked.refusal(asked.ask_auxiliary())
 
 
+def test_nothing_is_given_after_a_crash_in_the_middle_of_round_1(
+    tmp_path: Path, monkeypatch
+) -> None:
+    """The checkpoint of round 1 stays: without it the silo could not go on."""
+    privacy = PrivacyConfig(
+        mechanism="dp-sgd",
+        noise_multiplier=2.0,
+        delta=1e-5,
+        sample_rate=0.1,
+        spare_steps=3,
+    )
+    training = TrainingConfig(local_steps=4, examples_per_step=2, learning_rate=1e-3)
+
+    class Private(Asked):
+        def open(self, index: int, **changes):
+            ledgers = tmp_path / f"ledgers-{index}"
+            local = LocalPrivacy(ledgers=ledgers, checkpoint_steps=1)
+            return super().open(index, **({"privacy": local} | changes))
+
+    plan = tiny_plan(calibration=MODELS, training=training, privacy=privacy)
+    asked = Private(tmp_path / "run", plan)
+    asked.ask_auxiliary()
+    asked.play("envelopes").make_requests("ready")
+    folder, save = asked.store(0).folder, silo.private_round.save_partial
+
+    def save_and_die(path: Path, partial, *rest) -> None:
+        save(path, partial, *rest)
+        if partial.step == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(silo.private_round, "save_partial", save_and_die)
+        with pytest.raises(KeyboardInterrupt):
+            asked.ask(0, "ready")
+    asked.restart(0)
+    refusal = asked.refusal(asked.ask_auxiliary())
+    assert refusal.check == "auxiliary images are given before round 1"
+    assert not (folder / "auxiliary").exists()
+    open_envelope(plan, asked.ask(0, "ready"), sender=0, kinds=(Kind.LEDGER,))
+    asked.close()
+
+
 def test_damage_to_what_is_kept_is_refused_to_others_and_told_at_home(
     asked: Asked, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -156,7 +202,7 @@ def test_what_is_refused_by_policy() -> None:
     (reason,) = refusals(Policy(), plan)
     assert reason == (
         'calibration.images is "silo-models", this silo permits public, aggregate '
-        "without dp-sgd"
+        "without dp-sgd and a max_epsilon"
     )
     assert refusals(ALL, plan) == []
     only = Policy(permitted_auxiliary_images=("silo-models",))
@@ -169,13 +215,13 @@ def test_what_is_refused_by_policy() -> None:
 
 
 def test_what_dp_sgd_has_trained_may_leave() -> None:
-    from protocol.privacy_settings import PrivacyConfig
-
     privacy = PrivacyConfig(
         mechanism="dp-sgd", noise_multiplier=2.0, delta=1e-5, sample_rate=0.1
     )
     plan = replace(plan_with(MODELS), privacy=privacy)
-    assert refusals(Policy(), plan) == []
+    assert refusals(Policy(max_epsilon=20.0), plan) == []
+    (reason,) = refusals(Policy(), plan)  # any epsilon would do
+    assert reason.endswith("without dp-sgd and a max_epsilon")
     public = replace(
         MODELS, images="public", local_steps=0, num_images=0, name="x", sha256="ab" * 32
     )

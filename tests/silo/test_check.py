@@ -111,6 +111,12 @@ class TestExplain:
         plan = tiny_plan(update=UpdateConfig(**update))
         assert words in "\n".join(explain(plan, Policy()))
 
+    def test_says_that_secret_weights_do_not_stay_secret_where_parts_are_dealt(self):
+        update = UpdateConfig(selection="usplit", weights="secret", max_weight=2000)
+        text = "\n".join(explain(tiny_plan(6, update=update), Policy()))
+        assert "exactly this silo's number after a few rounds" in text
+        assert "nobody can steer" not in text
+
     def test_says_what_is_refused(self):
         lines = explain(tiny_plan(), Policy(max_epsilon=1.0, max_rounds=1))
         refused = [line for line in lines if line.startswith("REFUSED")]
