@@ -1,7 +1,7 @@
 """The grid of ``benchmarks/papers.py``: which runs there are, each a draft of a plan.
 
 Two scales. ``small`` is what two CPU cores finish: Fashion-MNIST at 14×14, a residual
-UNet of 164,161 parameters, 6,000 images, 12 rounds of one epoch. ``paper`` is
+UNet of 163,985 parameters, 6,000 images, 12 rounds of one epoch. ``paper`` is
 FedDiffuse's own setting, for a GPU: 28×28, its UNet of 2,996,315 parameters, 60,000
 images, 15 rounds of five epochs. Everything else is the same code.
 """
