@@ -6,6 +6,7 @@ the next start: what the checkpoint already holds is not done again, what the tr
 already says is not said twice.
 """
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +42,8 @@ from protocol.transcript import read_records
 from protocol.version import SOFTWARE
 
 Measured = model_records.MeasuredInSilos | model_records.MeasurementSkipped
+
+logger = logging.getLogger(__name__)
 
 MAX_END_BYTES = 1 << 13
 """The longest last word of a silo: the head of its transcript, in an envelope."""
@@ -323,6 +326,13 @@ def run_round(
     except Overflow as error:
         raise RoundAborted(str(error)) from None
     mean = means[0] if len(means) == 1 else np.concatenate(means)
+    if not mean.any():
+        logger.warning(
+            "round %d: the mean update is zero throughout; if silos do learn, the grid "
+            "is too coarse for them: more update.value_bits, a smaller clipping_norm, "
+            'or rounding "stochastic"',
+            number,
+        )
     return apply(plan, layout, with_error(layout, state), mean), total.survivors
 
 

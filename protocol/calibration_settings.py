@@ -139,9 +139,20 @@ def check_calibration(draft: HasCalibration) -> None:
         "complete model that it could train",
     )
     require(
+        not draft.model.num_classes or draft.training.label_dropout > 0,
+        f"{when} with training.label_dropout 0: auxiliary images have no labels, and "
+        "the model never learns what an image of no class looks like",
+    )
+    require(
         config.images != "aggregate" or config.source_round < draft.num_rounds,
         "calibration.source_round: must be before the last round, or nothing is "
         "trained on its samples",
+    )
+    measured = draft.num_rounds - config.source_round
+    require(
+        config.when != "slow-learning" or config.window < measured,
+        f"calibration.window: the rule needs window + 1 = {config.window + 1} rounds "
+        f"with an auxiliary loss, this run has {measured}: it could never fire",
     )
     require(
         not (config.asks_silos and draft.privacy.is_in_sum),

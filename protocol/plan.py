@@ -108,6 +108,11 @@ class PlanDraft:
             "see training.local_parts",
         )
         require(
+            training.local_parts == "trained" or not self.update.is_complete,
+            'training.local_parts: "frozen" has no effect with selection '
+            f'"{self.update.selection}": every part is federated',
+        )
+        require(
             training.train_unassigned or not self.privacy.is_private,
             "training.train_unassigned: must be true with dp-sgd: after a crash a "
             "silo goes on from the middle of a round, where another dealing may have "

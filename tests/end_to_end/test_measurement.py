@@ -122,6 +122,14 @@ def test_mean_and_spread_are_those_of_the_silos_own_reports(
         check_nothing_else_left(made)
 
 
+def test_what_is_measured_is_dealt_to_nobody(harness: Make) -> None:
+    """With USplit the parts of a round are dealt, the two words behind them are not."""
+    made = harness(measured_draft("usplit"), 6)
+    made.run()
+    check_told(made, {f"silo-{number}" for number in range(1, 7)})
+    assert not failures(made)
+
+
 def check_written(made: Harness, record: MeasuredInSilos) -> None:
     """Check that the report says what was measured, and on whose word."""
     root = made.federation.root

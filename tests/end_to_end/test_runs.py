@@ -1,8 +1,8 @@
 """Whole runs in one process: sums, parity, dropouts, selections, bytes, audit."""
 
+import dataclasses
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,20 +13,20 @@ import aggregator.rounds
 import silo.store
 import silo.trainer
 from aggregator.errors import CohortTooSmall
-from aggregator.state import RoundState, shared_layout
+from aggregator.state import RoundState, initial_state, shared_layout
 from audits.audit import run_audit
 from audits.evidence import load_evidence
 from audits.findings import Severity
 from crypto.frame import Kind as SecAggKind
 from crypto.frame import read_header
 from crypto.ring import unpack
-from diffusion.parameters import load_safetensors
+from diffusion.parameters import flatten, load_safetensors
 from protocol.envelope import Kind
-from protocol.plan import SiloParty
 from protocol.records import Dropped, Revealed, RoundLost, Traffic
 from protocol.settings import TrainingConfig
 from protocol.transcript import read_records
 from protocol.update_settings import ProtectionConfig, UpdateConfig
+from simulation.settings import PartitionConfig
 from tests.end_to_end.conftest import Harness, equal_parameters, tiny_draft
 
 Make = Callable[..., Harness]
@@ -211,21 +211,28 @@ def test_parts_that_are_not_selected_stay_in_the_silo(
     assert not torch.equal(local[0], local[1])
 
 
-def test_declared_weights_weigh_the_mean(harness: Make, tmp_path: Path) -> None:
-    draft = tiny_draft(
-        num_rounds=1,
-        update=UpdateConfig(rounding="nearest", weights="declared"),
-        protection=ProtectionConfig(method="none"),
-    )
-    made = harness(draft)
-    assert [silo.weight for silo in made.plan.silos] == [30.0, 30.0, 30.0]
-    assert made.plan.relative_weights() == (1.0, 1.0, 1.0)
-    heavy = SiloParty(name="x", identity_key="00" * 32, weight=60.0)
-    assert heavy.weight == 60.0
-    assert equal_parameters(
-        made.run(),
-        harness(tiny_draft(num_rounds=1)).run(),
-    )
+def test_declared_weights_weigh_the_mean(harness: Make) -> None:
+    """The masked sum of weighted integers is near the weighted mean in float64."""
+    skewed = PartitionConfig(kind="quantity-skew", concentration=2.0)
+    clear = ProtectionConfig(method="none")
+    drafts = [
+        tiny_draft(update=UpdateConfig(rounding="nearest", weights="declared")),
+        tiny_draft(
+            update=UpdateConfig(form="float32", weights="declared"), protection=clear
+        ),
+        tiny_draft(update=UpdateConfig(form="float32"), protection=clear),
+    ]
+    ends = []
+    for draft in drafts:
+        made = harness(dataclasses.replace(draft, num_rounds=1), partition=skewed)
+        layout = shared_layout(made.plan)
+        ends.append(flatten(made.run().parameters, layout))
+        if draft.update.weights == "declared":
+            assert len(set(made.plan.relative_weights())) == 3
+    first = flatten(initial_state(made.plan).parameters, layout)
+    moved = float(np.linalg.norm(ends[1] - first))
+    assert np.linalg.norm(ends[0] - ends[1]) < 1e-5 * moved
+    assert np.linalg.norm(ends[2] - ends[1]) > 0.05 * moved
 
 
 def test_every_byte_on_the_wire_is_in_both_transcripts(harness: Make) -> None:

@@ -55,11 +55,15 @@ def check_one_model(made: Harness, state: RoundState) -> None:
     assert len(ends) == 1
     average = flatten(state.average.parameters, layout)
     shared = flatten(state.parameters, layout)
+    first = initial_state(made.plan).parameters
     for party in made.plan.silos:
         folder = made.federation.silo(party.name).run(made.plan)
         model, _ = load_safetensors(folder / "model.safetensors")
         assert np.array_equal(flatten(model, layout), average)
-        if made.plan.update.broadcast_bits:
+        has_moved = not np.array_equal(shared, flatten(first, layout))
+        is_held = made.plan.update.broadcast_bits > 0 and has_moved
+        assert (folder / HELD_FILE).exists() == is_held
+        if (folder / HELD_FILE).exists():
             held, _ = load_safetensors(folder / HELD_FILE)
             assert np.array_equal(held["shared"].numpy(), shared)
     audit = run_audit(load_evidence(made.federation.root, None))

@@ -36,7 +36,16 @@ def draft(fields: dict[str, Any], more: dict[str, Any] | None = None) -> PlanDra
     return from_table(PlanDraft, draft_table(changes(fields, **(more or {}))))
 
 
-@pytest.mark.parametrize("fields", [PUBLIC, AGGREGATE, MODELS, SLOW])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        PUBLIC,
+        AGGREGATE,
+        MODELS,
+        SLOW | {"window": 2},
+        AGGREGATE | {"when": "slow-learning", "window": 1},
+    ],
+)
 def test_good_sections(fields: dict[str, Any]) -> None:
     assert draft(fields).calibration.is_on
 
@@ -88,6 +97,17 @@ def test_what_is_out_of_range_or_of_another_choice(
     [
         (MODELS, {"update.selection": "udec"}, "no complete model"),
         (AGGREGATE | {"source_round": 3}, {}, "before the last round"),
+        (
+            MODELS,
+            {
+                "model.num_classes": 10,
+                "model.dim": 16,
+                "training.label_dropout": 0.0,
+            },
+            "when: .*label_dropout 0",
+        ),
+        (SLOW | {"window": 3}, {}, "window: .* 4 rounds .* has 3: it could never fire"),
+        (AGGREGATE | {"when": "slow-learning", "window": 2}, {}, "3 rounds .* has 2"),
         (
             PUBLIC,
             {

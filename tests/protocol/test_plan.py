@@ -303,7 +303,6 @@ OTHER_VALUES = {
     "training.warm_up_fraction": 0.25,
     "training.optimizer_state": "fresh",
     "training.loss": "huber",
-    "training.local_parts": "frozen",
     "training.proximal_mu": 0.5,
     "model.num_classes": 10,
     "initial.origin": "run",
@@ -364,6 +363,7 @@ CALIBRATION = {
     "calibration.when": "slow-learning",
     "calibration.steps": 3,
     "calibration.learning_rate": 0.5,
+    "num_rounds": 9,
 }
 OF_SILOS = CALIBRATION | {
     "calibration.images": "silo-models",
@@ -402,6 +402,7 @@ IN_COMPANY = {
     "update.parts",
     "training.train_unassigned",
     "training.label_dropout",
+    "training.local_parts",
     "evaluation.sampler.guidance",
 }
 """Fields that can change only with several others."""

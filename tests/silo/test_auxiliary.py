@@ -244,6 +244,7 @@ def test_check_plan_tells_what_leaves_in_the_clear() -> None:
         images="aggregate",
         local_steps=0,
         source_round=1,
+        window=1,
     )
     text = " ".join(explain(plan_with(aggregate), Policy()))
     assert "After one round, when learning has become slow" in text

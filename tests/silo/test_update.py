@@ -204,7 +204,7 @@ def first(plan):
 class TestRotated:
     @pytest.mark.parametrize("length", [0.01, 0.5, 40.0])
     def test_against_the_slow_reference(self, global_, length):
-        """The clipped update, padded, rotated, in steps of 6 C / 64 / M."""
+        """The clipped update, padded, rotated, in steps of 5 C / 64 / M for 12 bits."""
         plan = plan_with(rotation=True, value_bits=12)
         layout, local = shared_layout(plan), moved(global_, 1, length)
         padded = plan.update.num_values(layout.size)
@@ -215,7 +215,7 @@ class TestRotated:
         vector = np.zeros(padded, np.float32)
         vector[: layout.size] = slow_update(plan, layout, local, global_)
         rotate(vector, SecretRandom(sign_seed(plan, 1)))
-        step = 6 / padded**0.5 / 2047
+        step = 5 / padded**0.5 / 2047
         levels = np.clip(np.rint(vector.astype(float) / step), -2047, 2047)
         assert (fields == levels + 2047).mean() > 0.99  # Ties may fall either way.
         assert np.abs(fields - (levels + 2047.0)).max() <= 1
