@@ -114,7 +114,7 @@ def _heterogeneous() -> list[Cell]:
                 changes={"training": {"proximal_mu": mu}},
                 **skew,
             )
-            for mu in (0.01, 0.1, 1.0)
+            for mu in (0.001, 0.01, 0.1)
         ),
         Cell("FedDDPM, label skew", changes={"calibration": FEDDDPM}, **skew),
         Cell("FedDDPM+, label skew", changes={"calibration": FEDDDPM_PLUS}, **skew),
