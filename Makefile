@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test check bench bench-secagg bench-privacy clean
+.PHONY: setup demo test check bench bench-secagg bench-privacy bench-papers clean
 setup: $(READY)
 
 $(READY): requirements.lock pyproject.toml
@@ -35,6 +35,10 @@ bench-secagg: $(READY)
 bench-privacy: $(READY)
 	$(BIN)/python -m benchmarks accounting dpsgd_speed engine_choice discrete_noise \
 		multiplicity private_federation central_images
+
+bench-papers: $(READY)
+	$(BIN)/python -m benchmarks papers_bytes papers
+	$(BIN)/python -m benchmarks.papers_table
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build *.egg-info

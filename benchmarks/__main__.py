@@ -19,6 +19,8 @@ BENCHMARKS = (
     "multiplicity",
     "private_federation",
     "central_images",
+    "papers_bytes",
+    "papers",
 )
 
 
