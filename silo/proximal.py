@@ -38,14 +38,6 @@ class ProximalTerm:
             if parameter.grad is not None:
                 parameter.grad.add_(parameter - start, alpha=self.mu)
 
-    @torch.no_grad()
-    def squared_distance(self) -> float:
-        """Return |theta - theta_t|^2 over the parameters of the term."""
-        return sum(
-            float((parameter - start).double().square().sum())
-            for parameter, start in self.pairs
-        )
-
 
 def proximal_term(
     model: nn.Module, names: Collection[str], mu: float
