@@ -23,6 +23,7 @@ from aggregator.errors import RoundAborted
 from aggregator.evaluation import Reference, evaluate
 from aggregator.exchanges import Exchanges, Stage
 from aggregator.measurement import measure_in_silos
+from aggregator.said import Measured, Said
 from aggregator.secure_sum import SecureSum
 from aggregator.slot_store import SlotStore
 from aggregator.state import RoundState, initial_state, shared_layout
@@ -38,10 +39,7 @@ from protocol.bodies import floats_to_bytes
 from protocol.envelope import EndReply, EndRequest, Kind, open_envelope
 from protocol.grids import round_grid
 from protocol.plan import RunPlan
-from protocol.transcript import read_records
 from protocol.version import SOFTWARE
-
-Measured = model_records.MeasuredInSilos | model_records.MeasurementSkipped
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +88,7 @@ class Run:
         self._initial = initial
         self._layout = shared_layout(self._plan)
         self._broadcaster = Broadcaster(exchanges, self._layout)
-        self._said = _Said.read(store, self._transcript.size)
+        self._said = Said.read(store, self._transcript.size)
         self._calibrator = Calibrator(
             exchanges,
             store.folder,
@@ -334,43 +332,3 @@ def run_round(
             number,
         )
     return apply(plan, layout, with_error(layout, state), mean), total.survivors
-
-
-@dataclass(frozen=True)
-class _Said:
-    """What the transcript of an interrupted run already says."""
-
-    closed: frozenset[int]
-    evaluated: frozenset[int]
-    excluded: frozenset[str]
-    calibrated: frozenset[int]
-    has_images: bool
-    is_measured: bool
-    is_finished: bool
-
-    @classmethod
-    def read(cls, store: CheckpointStore, size: int) -> "_Said":
-        """Read what became of rounds, silos, auxiliary images and the measurement."""
-        closed, evaluated, excluded, calibrated = set(), set(), set(), set()
-        has_images = is_measured = is_finished = False
-        for entry in read_records(store.transcript) if size else ():
-            if isinstance(entry.record, records.RoundClosed | records.RoundLost):
-                closed.add(entry.record.round_number)
-            elif isinstance(entry.record, model_records.Evaluated):
-                evaluated.add(entry.record.round_number)
-            elif isinstance(entry.record, records.SiloExcluded):
-                excluded.add(entry.record.silo)
-            elif isinstance(entry.record, model_records.Calibrated):
-                calibrated.add(entry.record.round_number)
-            has_images |= isinstance(entry.record, model_records.AuxiliaryImages)
-            is_measured |= isinstance(entry.record, Measured)
-            is_finished = isinstance(entry.record, records.Finished)
-        return cls(
-            closed=frozenset(closed),
-            evaluated=frozenset(evaluated),
-            excluded=frozenset(excluded),
-            calibrated=frozenset(calibrated),
-            has_images=has_images,
-            is_measured=is_measured,
-            is_finished=is_finished,
-        )

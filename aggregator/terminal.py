@@ -15,7 +15,8 @@ from rich.progress import (
 
 from aggregator.exchanges import Stage
 from aggregator.measurement import in_words
-from aggregator.rounds import Measured, Watcher
+from aggregator.rounds import Watcher
+from aggregator.said import Measured
 from aggregator.state import RoundState
 from diffusion.evaluation import Evaluation
 from protocol.model_records import Calibrated

@@ -11,6 +11,7 @@ PROTOCOL_VERSION = 1
 FRAME_SIGNATURE = b"cloister/1/frame-signature"
 PLAN = b"cloister/1/plan"
 TRANSCRIPT_HEAD = b"cloister/1/transcript-head"
+PROBE = b"cloister/1/probe"
 
 # Digests that chain the stages of one setup and slot (crypto/secagg/digests.py).
 SETUP_DIGEST = b"cloister/1/setup-digest"
@@ -24,6 +25,7 @@ SUM_DIGEST = b"cloister/1/sum-digest"
 # Digests of protocol messages (protocol/envelope.py).
 MODEL = b"cloister/1/model-digest"
 MEASUREMENT = b"cloister/1/measurement-digest"
+REFERENCE = b"cloister/1/reference-digest"
 
 # Public randomness of a round (protocol/grids.py).
 ROTATION_SIGNS = b"cloister/1/rotation-signs"
@@ -51,3 +53,7 @@ IMAGE_TAG = b"cloister/1/image-tag"
 PATIENT_TAG = b"cloister/1/patient-tag"
 SILO_TAG = b"cloister/1/silo-tag"
 TAG_KEY = b"cloister/1/tag-key"
+
+# Canaries (silo/canaries.py): what follows from their seed, and the commitment to it.
+CANARIES = b"cloister/1/canaries"
+CANARY_COMMITMENT = b"cloister/1/canary-commitment"

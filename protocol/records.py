@@ -13,6 +13,14 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal, TypeAlias, get_args
 
 from privacy.events import Event, NoisySum, SampledGaussian
+from protocol.audit_records import (
+    CanariesCommitted,
+    CanariesOpened,
+    HeadConflict,
+    ReferencePooled,
+    ReferenceSkipped,
+    Witnessed,
+)
 from protocol.model_records import (
     AuxiliaryImages,
     AuxiliarySent,
@@ -372,6 +380,12 @@ Record: TypeAlias = (
     | HeadSeen
     | SiloHead
     | Finished
+    | Witnessed
+    | HeadConflict
+    | CanariesCommitted
+    | CanariesOpened
+    | ReferencePooled
+    | ReferenceSkipped
 )
 
 RECORD_KINDS: dict[str, type[Record]] = {each.kind: each for each in get_args(Record)}

@@ -148,3 +148,16 @@ class NoisyRounds(PrivateRounds):
 def _finite(price: float) -> float | None:
     """Return a price; None for infinity, which no record can hold."""
     return price if math.isfinite(price) else None
+
+
+def make_mechanism(
+    plan: RunPlan, folder: Path, resources: LocalResources
+) -> PrivateRounds:
+    """Return a silo's part in the plan's privacy mechanism, on account.
+
+    Args:
+        folder: the run's own folder.
+    """
+    if plan.privacy.is_in_sum:
+        return NoisyRounds(plan, folder, resources)
+    return PrivateRounds(plan, plan.digest.hex(), folder, resources)

@@ -24,9 +24,7 @@ from protocol.envelope import (
     EndReply,
     EndRequest,
     Kind,
-    LedgerNotice,
     RoundRequest,
-    make_envelope,
     open_envelope,
 )
 from protocol.measurement import MEASURE, WORD_BITS, MeasureRequest
@@ -36,10 +34,11 @@ from silo.auxiliary import AuxiliaryShare
 from silo.errors import PolicyViolation
 from silo.evaluation import make_evaluation
 from silo.evidence import Evidence
-from silo.noisy_round import NoisyRounds
+from silo.noisy_round import make_mechanism
 from silo.policy import check_plan
 from silo.private_round import PrivateRounds
 from silo.refusals import Refusable, refusal_of
+from silo.replies import Replies
 from silo.resources import LocalResources
 from silo.secure_upload import SecureUpload
 from silo.stages import IN_SLOT, OUTSIDE_ROUNDS, STAGES, check_stage
@@ -66,7 +65,7 @@ class SiloSession:
         with ExitStack() as opened:
             self._private: PrivateRounds | None = None
             if plan.privacy.is_private:
-                self._private = _mechanism(plan, store, resources)
+                self._private = make_mechanism(plan, store.folder, resources)
                 opened.callback(self._private.close)
             self._trainer = RoundTrainer(
                 plan,
@@ -87,6 +86,7 @@ class SiloSession:
             self._held_round = 0
             if self._private is not None and trained is not None:
                 self._private.check_ledger(trained.ledger)
+            self._replies = Replies(plan, self._silo, self._identity, self._private)
             self._secure = SecureUpload(plan, store, self._identity, self._silo)
             opened.callback(self._secure.close)
             self._trainer.residual.settle(self._secure.latest_slot)
@@ -151,7 +151,7 @@ class SiloSession:
             return self._secure.share(request), 0
         if stage == "envelopes":
             self._secure.join(request)
-            return self._envelope(Kind.JOINED, b"", setup=header.setup), 0
+            return self._replies.envelope(Kind.JOINED, b"", setup=header.setup), 0
         if stage == "broadcast":
             return self._hold(Broadcast.from_body(body)), 0
         if stage == "ready":
@@ -174,7 +174,7 @@ class SiloSession:
         refusal = refusal_of(stage, error)
         self._evidence.refuse(self._round_number(stage), stage, refusal.check)
         place = {"setup": header.setup, "slot": header.slot} if header else {}
-        return self._envelope(Kind.REFUSED, refusal.to_body(), **place)
+        return self._replies.envelope(Kind.REFUSED, refusal.to_body(), **place)
 
     def _round_number(self, stage: str) -> int:
         """Return the round that a stage's records belong to, if any, else 0."""
@@ -209,9 +209,9 @@ class SiloSession:
             self._trainer.train_once(request, dealing.stretches_of(self._silo))
         if not is_masked:
             reply, vector_bytes = self._send_plain(header, request.round_number)
-            return self._with_ledger(header, reply), vector_bytes
+            return self._replies.with_ledger(header, reply), vector_bytes
         ready = self._secure.ready(header.slot, request.round_number, digest)
-        return self._with_ledger(header, ready), 0
+        return self._replies.with_ledger(header, ready), 0
 
     def _hold(self, message: Broadcast) -> bytes:
         """Move to the next global model; say which one this silo holds.
@@ -227,7 +227,7 @@ class SiloSession:
             held = self._trainer.held.take(message)
             if held == message.model:
                 self._evidence.hold(number, held)
-        return self._envelope(Kind.HELD, Held(model=held).to_body())
+        return self._replies.envelope(Kind.HELD, Held(model=held).to_body())
 
     def _dealing(self, round_number: int) -> Dealing:
         """Return which silos fill which stretch of a round's vector."""
@@ -267,9 +267,9 @@ class SiloSession:
         self._auxiliary.check(request, self._asked_round)
         with self._on_account(0):
             given = self._auxiliary.reply()
-        sent = self._envelope(Kind.AUXILIARY_SENT, given.to_body())
+        sent = self._replies.envelope(Kind.AUXILIARY_SENT, given.to_body())
         self._evidence.auxiliary(given.label, sent)
-        return self._with_ledger(header, sent)
+        return self._replies.with_ledger(header, sent)
 
     @contextmanager
     def _on_account(self, round_number: int) -> Iterator[None]:
@@ -297,18 +297,11 @@ class SiloSession:
     def _send_plain(self, header: Header, round_number: int) -> tuple[bytes, int]:
         """Return the packed vector in the clear, where the policy permits that."""
         body = self._upload(round_number).words.tobytes()
-        plain = self._envelope(Kind.PLAIN, body, setup=header.setup, slot=header.slot)
+        plain = self._replies.envelope(
+            Kind.PLAIN, body, setup=header.setup, slot=header.slot
+        )
         self._evidence.upload(self._place("ready", header), plain, "none")
         return plain, len(body)
-
-    def _with_ledger(self, header: Header, reply: bytes) -> bytes:
-        """Return a reply with the head of the privacy ledger, where there is one."""
-        if self._private is None:
-            return reply
-        head = self._private.head
-        notice = LedgerNotice(size=head.size, head=head.digest, reply=reply)
-        place = {"setup": header.setup, "slot": header.slot}
-        return self._envelope(Kind.LEDGER, notice.to_body(), **place)
 
     def _mask(self, header: Header, request: BytesLike) -> tuple[BytesLike, int]:
         """Let the update leave, masked."""
@@ -362,7 +355,7 @@ class SiloSession:
                 self._evidence.spend(self._private.record(number))
         digests = (request.model, self._trainer.held.digest_of(average))
         head = self._evidence.finish(request.round_number, *digests)
-        reply = self._envelope(Kind.END_SEEN, EndReply(head=head).to_body())
+        reply = self._replies.envelope(Kind.END_SEEN, EndReply(head=head).to_body())
         self._store.save_finished(reply)
         return reply
 
@@ -373,26 +366,3 @@ class SiloSession:
             "setup": header.setup,
             "slot": header.slot,
         }
-
-    def _envelope(
-        self, kind: int, body: bytes, *, setup: int = 0, slot: int = 0
-    ) -> bytes:
-        """Return a signed envelope of this silo."""
-        return make_envelope(
-            self._plan,
-            self._identity,
-            kind,
-            body,
-            sender=self._silo,
-            setup=setup,
-            slot=slot,
-        )
-
-
-def _mechanism(
-    plan: RunPlan, store: RunStore, resources: LocalResources
-) -> PrivateRounds:
-    """Return this silo's part in the plan's privacy mechanism, on account."""
-    if plan.privacy.is_in_sum:
-        return NoisyRounds(plan, store.folder, resources)
-    return PrivateRounds(plan, plan.digest.hex(), store.folder, resources)

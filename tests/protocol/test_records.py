@@ -31,6 +31,7 @@ EXAMPLES = {
     bool: True,
     float | None: 0.5,
     Literal["operating-system", "insecure-seed"]: "insecure-seed",
+    Literal["gradient", "input"]: "gradient",
     tuple[float, ...]: (0.5, 0.25),
     tuple[SampledGaussian, ...]: (GAUSSIAN,),
     tuple[NoisySum, ...]: (NOISE,),
