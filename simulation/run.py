@@ -10,7 +10,7 @@ from rich.console import Console
 from torch import Tensor
 
 from aggregator.checkpoints import CheckpointStore
-from aggregator.rounds import Measured
+from aggregator.said import Measured
 from aggregator.serve import RunSettings, run_plan
 from audits.audit import Audit, run_audit
 from audits.evidence import load_evidence
