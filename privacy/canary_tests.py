@@ -3,13 +3,17 @@
 Under the claim a gradient canary's score is ``B + N(0, s²)`` and something independent
 of both (other gradients at its coordinate), with B a sum of one coin of chance q for
 each step if it was included, else 0, and s² = Σ T σ² over the events, in units of the
-clipping norm. So two things can be tested that no lower bound sees at a large epsilon:
+clipping norm. So three things can be tested that no bound sees at a large epsilon:
 
-- **noise**: at most the share P(|N(0, 1)| <= 1) of scores lies within s of its mean.
+- **noise**: at most the share P(|N(0, 1)| <= w) of scores lies within w s of its mean.
   Whatever independent is added, a sum is no more concentrated than its noise (Anderson,
-  1955): an exact binomial test of too little noise, and no test of too much;
+  1955): an exact binomial test of too little noise, and no test of too much. The width
+  w = 1 sees noise that is too small everywhere, narrow ones noise that lacks somewhere;
 - **gap**: the means of the groups differ by Σ q T; tested on both sides, with the
-  larger of the claimed and the observed variance, by the central limit theorem.
+  larger of the claimed and the observed variance, by the central limit theorem;
+- **outliers**: if to every score of a canary that was not included a sum of such coins
+  is added, both groups have one law. So among the highest and the lowest are no more
+  included ones than lots would give: an exact permutation test, whatever else is there.
 
 The others refute the claimed epsilon, or the claimed curve, as in
 ``privacy.lower_bounds``; they know nothing of coordinates or noise.
@@ -22,6 +26,7 @@ from functools import lru_cache
 
 import numpy as np
 from scipy.special import bdtrc, erf, ndtr
+from scipy.stats import hypergeom
 
 from privacy.events import SampledGaussian
 from privacy.f_dp_audit import refutes_mu
@@ -36,13 +41,15 @@ from privacy.lower_bounds import (
     one_run_p_value,
 )
 
-TESTS = ("noise", "gap", "one-run", "one-run, f-DP", "Clopper–Pearson")
+TESTS = ("noise", "gap", "outliers", "one-run", "one-run, f-DP", "Clopper–Pearson")
 """Every test; each has an equal part of the chance of a false alarm."""
 
-CENTRAL_SHARE = float(erf(1 / math.sqrt(2)))
-"""P(|N(0, 1)| <= 1)."""
+WIDTHS = (1.0, 1 / 4, 1 / 16)
+"""In standard deviations of the noise: what counts as near the mean."""
+TAIL_SHARES = (1 / 32, 1 / 8)
+"""Shares of all canaries that are looked at as the highest, and as the lowest."""
 
-NUM_SIMULATIONS = 100
+NUM_SIMULATIONS = 50
 _SEED = 20_231_116
 
 
@@ -98,9 +105,9 @@ def refutations(
     """Return the tests that contradict a claim.
 
     Guarantees: where the claim holds, anything is returned at most at the rate
-    ``false_alarm``: exactly for noise and the one-run tests, to the accuracy of the
-    central limit theorem for the gap, and for Clopper–Pearson if canaries of one group
-    score independently and alike.
+    ``false_alarm``: exactly for noise, outliers and the one-run tests, to the accuracy
+    of the central limit theorem for the gap, and for Clopper–Pearson if canaries of one
+    group score independently and alike.
 
     Args:
         included, excluded: scores, at least two in each group.
@@ -112,6 +119,7 @@ def refutations(
     if claim.events:
         found += _noise(included, excluded, claim, each)
         found += _gap(included, excluded, claim, each)
+        found += _outliers(included, excluded, claim, each)
     m = included.size + excluded.size
     numbers = guess_numbers(m)
     guessed = [guess(included, excluded, number) for number in numbers]
@@ -123,12 +131,39 @@ def refutations(
 
 def noise_p_value(included: Scores, excluded: Scores, claim: CanaryClaim) -> float:
     """Return how likely so many scores near their mean are at most, under the claim."""
-    stddev = claim.noise_stddev
-    near = np.count_nonzero(np.abs(excluded) <= stddev)
-    near += np.count_nonzero(np.abs(included - claim.expected_gap) <= stddev)
-    total = included.size + excluded.size
-    # bdtrc(k, n, p) is the chance of more than k.
-    return float(bdtrc(near - 1, total, CENTRAL_SHARE)) if near else 1.0
+    centred = np.abs(np.concatenate([excluded, included - claim.expected_gap]))
+    p_values = [1.0]
+    for width in WIDTHS:
+        near = int(np.count_nonzero(centred <= width * claim.noise_stddev))
+        if near:  # bdtrc(k, n, p) is the chance of more than k.
+            share = float(erf(width / math.sqrt(2)))
+            p_values.append(float(bdtrc(near - 1, centred.size, share)))
+    return min(1.0, len(WIDTHS) * min(p_values))
+
+
+def outlier_p_value(included: Scores, excluded: Scores, claim: CanaryClaim) -> float:
+    """Return how likely so many included among the extremes are at most.
+
+    The lots come from a fixed seed: they are independent of the scores.
+    """
+    random = np.random.default_rng(_SEED)
+    others = excluded.copy()
+    for event in claim.events:
+        others += random.binomial(event.steps, event.sample_rate, others.size)
+    scores = np.concatenate([others, included])
+    is_included = np.repeat([False, True], [others.size, included.size])
+    p_values = [1.0]
+    for share in TAIL_SHARES:
+        number = int(share * scores.size)
+        # Equal scores count as if they were not included.
+        for end in (
+            np.lexsort((is_included, -scores)),
+            np.lexsort((is_included, scores)),
+        ):
+            seen = int(np.count_nonzero(is_included[end[:number]]))
+            chance = hypergeom.sf(seen - 1, scores.size, included.size, number)
+            p_values.append(float(chance))
+    return min(1.0, 2 * len(TAIL_SHARES) * min(p_values))
 
 
 def gap_deviation(included: Scores, excluded: Scores, claim: CanaryClaim) -> float:
@@ -174,6 +209,22 @@ def _gap(
             f"included canaries left {side} in what was released than claimed: a gap "
             f"of {gap:.4g} clipping norms where sample rate times steps is "
             f"{claim.expected_gap:.4g}, {abs(deviation):.3g} standard errors off",
+        )
+    ]
+
+
+def _outliers(
+    included: Scores, excluded: Scores, claim: CanaryClaim, each: float
+) -> list[Refutation]:
+    """Return what contradicts that a contribution is clipped, of a few canaries."""
+    p_value = outlier_p_value(included, excluded, claim)
+    if p_value > each:
+        return []
+    return [
+        Refutation(
+            "outliers",
+            "among the most extreme scores are more included canaries than sampling "
+            f"explains: some leave more than the clipping norm (p {p_value:.1g})",
         )
     ]
 
@@ -242,7 +293,8 @@ class Fault:
 
     Noise is multiplied by ``noise``; each drawn canary adds ``size`` clipping norms;
     ``unsampled`` ones are in every step; ``steps`` times as many steps are taken as
-    are counted.
+    are counted. Of one in ten canaries the contributions are ``loud`` times as large
+    as the others', or the noise is ``quiet`` times as large.
     """
 
     name: str
@@ -250,6 +302,8 @@ class Fault:
     size: float = 1.0
     unsampled: bool = False
     steps: int = 1
+    loud: float = 1.0
+    quiet: float = 1.0
 
 
 SOUND = Fault(name="as claimed")
@@ -261,6 +315,8 @@ FAULTS = (
     Fault(name="contributions clipped to twice the norm", size=2.0),
     Fault(name="in every step, not sampled", unsampled=True),
     Fault(name="half of the steps not counted", steps=2),
+    Fault(name="one canary in ten without noise", quiet=0.0),
+    Fault(name="one canary in ten with ten times its contribution", loud=10.0),
 )
 """Broken mechanisms of which the power is told."""
 
@@ -321,8 +377,12 @@ def simulated_scores(
     noise = fault.noise * math.sqrt(fault.steps) * claim.noise_stddev
     included = random.normal(0.0, noise, num_canaries - half)
     excluded = random.normal(0.0, noise, half)
+    included[: included.size // 10] *= fault.quiet
+    excluded[: half // 10] *= fault.quiet
+    sizes = np.full(included.size, fault.size)
+    sizes[: included.size // 10] *= fault.loud
     for event in claim.events:
         rate = 1.0 if fault.unsampled else event.sample_rate
         drawn = random.binomial(fault.steps * event.steps, rate, included.size)
-        included += fault.size * drawn
+        included += sizes * drawn
     return included, excluded

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from scipy.stats import binom, norm
+from scipy.stats import binom, hypergeom, norm
 
 from privacy.canary_tests import (
     FAULTS,
@@ -14,6 +14,7 @@ from privacy.canary_tests import (
     Fault,
     gap_deviation,
     noise_p_value,
+    outlier_p_value,
     power,
     refutations,
     simulated_scores,
@@ -46,19 +47,46 @@ class TestByHand:
 
     def test_noise_counts_the_scores_near_their_means(self):
         stddev, gap = TEN.noise_stddev, TEN.expected_gap
-        excluded = np.array([0.0, 0.9, -1.1, 2.0]) * stddev
-        included = gap + np.array([-0.99, 1.01, 0.5, 3.0]) * stddev
-        share = norm.cdf(1) - norm.cdf(-1)
-        expected = binom.sf(3, 8, share)  # four or more of eight
-        assert noise_p_value(included, excluded, TEN) == pytest.approx(expected)
+        excluded = np.array([0.0, 0.06, -1.1, 2.0]) * stddev
+        included = gap + np.array([-0.99, -0.01, 0.2, 3.0]) * stddev
+        # Five of eight within 1, four within 1/4, three within 1/16.
+        p_values = [
+            binom.sf(count - 1, 8, norm.cdf(width) - norm.cdf(-width))
+            for width, count in ((1, 5), (1 / 4, 4), (1 / 16, 3))
+        ]
+        found = noise_p_value(included, excluded, TEN)
+        assert found == pytest.approx(3 * min(p_values))
         far = np.full(4, 5.0) * stddev
         assert noise_p_value(gap + far, far, TEN) == 1.0
+
+    def test_outliers_by_counting(self):
+        every = SampledGaussian(
+            sample_rate=1.0, noise_multiplier=1.0, clipping_norm=1.0, steps=5
+        )
+        claim = CanaryClaim(epsilon=1.0, mu=0.3, delta=1e-5, events=(every,))
+        excluded = np.arange(32.0)
+        included = np.append(np.arange(28.0) + 5.5, [100, 101, 102, 103])
+        # The two highest of 64 are included (1/32), and six of eight (1/8), of which
+        # four are the loud ones; excluded scores are 5 higher by sampling.
+        order = np.sort(np.concatenate([excluded + 5, included]))[::-1][:8]
+        seen = int(np.isin(order, included).sum())
+        chances = [
+            hypergeom.sf(1, 64, 32, 2),
+            hypergeom.sf(seen - 1, 64, 32, 8),
+        ]
+        found = outlier_p_value(included, excluded, claim)
+        assert found == pytest.approx(4 * min(chances))
+        assert outlier_p_value(np.zeros(32) + 5, np.zeros(32), claim) == 1.0
 
     def test_the_gap_in_standard_errors(self):
         excluded = np.zeros(100)
         included = np.full(25, TEN.expected_gap + 1.0)
         noise = TEN.noise_stddev**2
         error = math.sqrt((noise + TEN.sampling_variance) / 25 + noise / 100)
+        assert gap_deviation(included, excluded, TEN) == pytest.approx(1 / error)
+        # What varies more than claimed is taken as it varies.
+        excluded = np.repeat([-1e4, 1e4], 50)
+        error = math.sqrt((noise + TEN.sampling_variance) / 25 + 1e8 / 99)
         assert gap_deviation(included, excluded, TEN) == pytest.approx(1 / error)
 
 
