@@ -18,7 +18,13 @@ from audits.accounts import Account, Accounts
 from audits.findings import Finding, fail, listing, settle, warn
 from audits.openings import broken, canaries_of, canary_events, opening, unopened
 from privacy.accounting import gaussian_mu
-from privacy.canary_tests import CanaryClaim, Power, power, refutations
+from privacy.canary_tests import (
+    NUM_SIMULATIONS,
+    CanaryClaim,
+    Power,
+    power,
+    refutations,
+)
 from privacy.events import SampledGaussian
 from privacy.gaussian_curve import gaussian_epsilon
 from privacy.lower_bounds import LowerBound, Scores, lower_bounds
@@ -279,7 +285,8 @@ def _evidence(analyses: tuple[CanaryAnalysis, ...]) -> Iterator[str]:
                 f"{one.fault} {one.caught:.0%}" for one in analysis.powers
             )
             yield (
-                f"{analysis.silo}: found in simulated runs with ideal scores: {caught}"
+                f"{analysis.silo}: found among {NUM_SIMULATIONS} simulated runs with "
+                f"ideal scores: {caught}"
             )
 
 
