@@ -8,6 +8,13 @@ computes the same canaries; nobody without it can tell which were included.
 
     commitment = H(CANARY_COMMITMENT, form, number of canaries, seed)
     stream(part) = AES-256 in counter mode under HKDF(seed, CANARIES, part)
+
+In step t an included gradient canary that is drawn adds ``sign · step_sign(t) · C`` at
+its coordinate, after the clip; its score grows by ``sign · step_sign(t)`` times what is
+released there, in units of C. The alternation takes out of the score what changes
+slowly: the silo's own gradients, which drift, and the pull of training against noise
+that lies in the model already. With one sign throughout, a run without any fault
+could show less noise than it added, and much more.
 """
 
 from dataclasses import dataclass
@@ -61,6 +68,11 @@ def canary_commitment(seed: bytes, num_canaries: int, form: CanaryForm) -> bytes
         raise ValueError(f"form: must be gradient or input, is {form!r:.40}")
     number = num_canaries.to_bytes(4, "big")
     return digest(labels.CANARY_COMMITMENT, form.encode(), number, seed)
+
+
+def step_sign(step: int) -> int:
+    """Return by what every canary is multiplied in a step: 1 and -1 in turn."""
+    return -1 if step % 2 else 1
 
 
 def canary_stream(seed: bytes, part: CanaryPart) -> SecretRandom:

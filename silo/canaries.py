@@ -5,9 +5,10 @@ sign, and 0 elsewhere. Those whose coin says so take part: each is drawn in ever
 with the mechanism's own rate, like any unit, and added to the clipped sum before the
 noise. What the mechanism releases at a canary's coordinate is its score::
 
-    score_j = sum over steps of sign_j (noised sum at its coordinate) / C
+    score_j = sum over steps t of sign_j s_t (noised sum at its coordinate) / C
 
-If it took part the score has mean q T, else 0, and standard deviation about sigma
+s_t is 1 and -1 in turn (``protocol.canaries``), in what is added as in the score. If
+the canary took part the score has mean q T, else 0, and standard deviation about sigma
 sqrt(T) over T steps: an attacker who knows all but the coins and the draws tells them
 apart as well as epsilon permits, and no better. Canaries are added after the clip: they
 say nothing about it (``silo self-test`` does).
@@ -23,7 +24,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from protocol.canaries import Canaries, draw_canaries
+from protocol.canaries import Canaries, draw_canaries, step_sign
 from silo.randomness import PrivateRandom
 
 Floats = npt.NDArray[np.float64]
@@ -49,6 +50,7 @@ class GradientCanaries:
         seed: 32 bytes; coins, coordinates and signs follow from it.
         sample_rate, clipping_norm: the mechanism's.
         random: draws who takes part in a step; secret, and not from the seed.
+        first_step: how many steps were scored before; of the signs in turn.
     """
 
     def __init__(
@@ -59,7 +61,9 @@ class GradientCanaries:
         sample_rate: float,
         clipping_norm: float,
         random: PrivateRandom,
+        first_step: int = 0,
     ) -> None:
+        self._step = first_step
         self._seed, self._num_canaries = seed, num_canaries
         self._sample_rate, self._clipping_norm = sample_rate, clipping_norm
         self._random = random
@@ -75,13 +79,17 @@ class GradientCanaries:
         places = self._placed(sums)
         included = places.included
         drawn = self._random.poisson_sample(len(included), self._sample_rate)
-        places.add(sums, included[drawn], self._clipping_norm)
+        size = self._clipping_norm * step_sign(self._step)
+        places.add(sums, included[drawn], size)
 
     def observe(self, gradients: Sequence[Tensor], divisor: float) -> None:
         """Add to the scores what a step released at the canaries' coordinates."""
         released = self._placed(gradients).signed(gradients)
-        self._scores += released * (divisor / self._clipping_norm)
+        self._scores += released * (
+            divisor / self._clipping_norm * step_sign(self._step)
+        )
         self._num_steps += 1
+        self._step += 1
 
     def take(self) -> Scored:
         """Return what the steps since the last call have added to the scores."""

@@ -139,6 +139,7 @@ class ScoredSteps:
             sample_rate=self._plan.privacy.sample_rate,
             clipping_norm=self._plan.privacy.clipping_norm,
             random=random,
+            first_step=kept.num_steps,
         )
 
     def keep(self, canaries: GradientCanaries) -> None:
