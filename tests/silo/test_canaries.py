@@ -1,4 +1,4 @@
-"""Gradient canaries: one step by hand, the law of the scores, and what stays as it was."""
+"""Gradient canaries: one step by hand, the law of the scores, what stays as it was."""
 
 from dataclasses import replace
 
@@ -168,10 +168,9 @@ def test_the_law_of_the_scores(sigma, is_right):
     scores, coins = planted.take().scores, draw_canaries(SEED, number, 3000).included
     inside, outside = scores[coins], scores[~coins]
     spread = np.sqrt((steps + steps * rate * (1 - rate)) / coins.sum())
-    means_fit = (
-        abs(inside.mean() - rate * steps) < 5 * spread
-        and abs(outside.mean()) < 5 * np.sqrt(steps / len(outside))
-    )
+    means_fit = abs(inside.mean() - rate * steps) < 5 * spread and abs(
+        outside.mean()
+    ) < 5 * np.sqrt(steps / len(outside))
     # The relative standard error of a variance of n normals is sqrt(2 / n).
     off = abs(outside.var() / steps - 1)
     assert (means_fit and off < 5 * np.sqrt(2 / len(outside))) == is_right
