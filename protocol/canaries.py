@@ -33,7 +33,7 @@ CanaryPart = Literal["included", "coordinates", "signs", "images"]
 
 CANARY_SEED_BYTES = 32
 COMMITMENT_BYTES = 32
-MAX_CANARIES = 1 << 20
+MAX_CANARIES = 100_000
 
 
 @dataclass(frozen=True)
