@@ -5,6 +5,7 @@ import stat
 
 import pytest
 
+import silo.private_round
 import silo.session
 from audits.audit import run_audit
 from audits.evidence import load_evidence
@@ -17,7 +18,12 @@ from protocol.privacy_settings import PrivacyConfig
 from protocol.transcript import read_records
 from silo.errors import ConfigRejected, StateBroken
 from tests.end_to_end.conftest import Harness
-from tests.end_to_end.test_private_runs import Killed, private_draft, run_folder
+from tests.end_to_end.test_private_runs import (
+    Killed,
+    diverged,
+    private_draft,
+    run_folder,
+)
 from tests.end_to_end.test_private_runs import records_of as records_of_kind
 
 SILO = "silo-1"
@@ -142,3 +148,23 @@ def test_a_plan_without_noise_refuses_gradient_canaries(harness):
     with pytest.raises(ConfigRejected, match="only where DP-SGD adds noise"):
         run.run()
     assert not (run_folder(run) / "transcript").exists()
+
+
+def test_a_training_that_failed_is_on_account_and_not_scored(harness, monkeypatch):
+    """No crash: the same process tries again, and the audit knows why steps lack."""
+    run = harness(private_draft(num_rounds=1))
+    plant(run, gradient=6)
+    real, failures_seen = silo.private_round.train_privately, []
+
+    def diverge(*arguments, **options):
+        if failures_seen or options["canaries"] is None:
+            return real(*arguments, **options)
+        failures_seen.append(options["round_number"])
+        return real(*arguments, **options | {"keep": diverged})
+
+    monkeypatch.setattr(silo.private_round, "train_privately", diverge)
+    run.run()
+    (opened,) = records_of_kind(run, SILO, CanariesOpened)
+    spent = records_of_kind(run, SILO, records.PrivacySpent)[-1]
+    assert (opened.num_steps, sum(event.steps for event in spent.events)) == (4, 8)
+    assert "canaries" not in {finding.check for finding in failures(run)}
