@@ -1,8 +1,8 @@
 """What gradient canaries add to a private step: CPU time on one thread.
 
 Steps with and without 1,000 canaries take turns; a row gives the median of the ratios
-of neighbours. The step of ``benchmarks/dpsgd_speed.py``: 16 images, 8 draws of each, the
-residual network of 1.5 million parameters at 28 × 28. ``release`` is its end alone:
+of neighbours. The step is that of ``benchmarks/dpsgd_speed.py``: 16 images, 8 draws of
+each, the residual network of 1.5 million parameters. ``release`` is its end alone:
 noise, division, Adam. Sample rate 0.05: some 25 canaries are drawn in a step.
 
 Results: ``benchmarks/results/canary_cost.json``.
