@@ -154,6 +154,6 @@ def faults(clipping_norm: float) -> Mapping[str, Fault]:
         "half-the-steps-uncounted": lambda: steps_uncounted(lambda count: count // 2),
         "half-the-canaries-without-noise": lambda: no_noise_at(MANY),
         "half-the-canaries-ten-times": lambda: too_loud(MANY_LOUD),
-        "leaked-without-noise": lambda: no_noise_at(FEW),
-        "leaked-ten-times": lambda: too_loud(FEW_LOUD),
+        "tenth-of-canaries-without-noise": lambda: no_noise_at(FEW),
+        "ten-canaries-ten-times": lambda: too_loud(FEW_LOUD),
     }
