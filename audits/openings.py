@@ -9,7 +9,14 @@ from privacy.events import SampledGaussian
 from protocol.audit_records import CanariesCommitted, CanariesOpened
 from protocol.canaries import CanaryForm, canary_commitment
 from protocol.model_records import AuxiliarySent
-from protocol.records import Finished, Masked, PrivacySpent, Record, RoundOpened
+from protocol.records import (
+    Finished,
+    Masked,
+    PrivacySpent,
+    Record,
+    Refused,
+    RoundOpened,
+)
 
 R = TypeVar("R", bound=CanariesCommitted | CanariesOpened)
 
@@ -94,11 +101,12 @@ def _misfits(committed: CanariesCommitted, opened: CanariesOpened) -> Iterator[s
 def _wrong_steps(account: Account, num_steps: int) -> Iterator[str]:
     """Yield where the steps that were scored are not those on account.
 
-    After a crash steps are on account that nobody scored; never the other way round.
+    After a crash, or a training that failed and was refused, steps are on account that
+    nobody scored; never the other way round.
     """
     events = canary_events(account)
     on_account = sum(event.steps for event in events)
-    missing_may_be = bool(account.resumed_rounds)
+    missing_may_be = bool(account.resumed_rounds or account.all(Refused))
     if not events:
         yield "there are no steps of DP-SGD on account that they could be in"
     elif num_steps > on_account or (num_steps < on_account and not missing_may_be):

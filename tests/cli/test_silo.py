@@ -118,6 +118,15 @@ class TestCheckPlan:
         assert "Not approved yet" in ended.out
         assert listing(plan.parent) == before
 
+    def test_says_what_canaries_cost(self, plan):
+        config = plan.parent / "silo" / "silo.toml"
+        text = config.read_text()
+        assert "gradient = 0" in text
+        config.write_text(text.replace("gradient = 0", "gradient = 100"))
+        ended = silo_command("check-plan", plan, "--dir", "silo")
+        assert ended.code == 0
+        assert "REFUSED: silo.toml, [canaries] gradient: only where DP-SGD" in ended.out
+
     def test_approves(self, plan):
         assert silo_command("check-plan", plan, "--approve", "--dir", "silo").code == 0
         folder = SiloFolder(plan.parent / "silo")
