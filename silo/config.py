@@ -27,6 +27,7 @@ APPROVED_FOLDER = "approved"
 JOURNALS_FOLDER = "journals"
 RUNS_FOLDER = "runs"
 LEDGERS_FOLDER = "ledgers"
+REFERENCES_FOLDER = "references"
 
 DEFAULT_CONFIG = """\
 # This silo's own matters. Paths are relative to this file's folder.
@@ -185,6 +186,11 @@ class SiloFolder:
     def ledgers(self) -> Path:
         """The privacy ledgers of all runs, each named as its run's folder is."""
         return self.root / LEDGERS_FOLDER
+
+    @property
+    def references(self) -> Path:
+        """Which images are in exact sums of features, of whatever run."""
+        return self.root / REFERENCES_FOLDER
 
 
 def _run_name(plan: RunPlan) -> str:

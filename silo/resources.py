@@ -37,7 +37,8 @@ class LocalResources:
 
     ``initial`` is the file of the parameters that a plan may begin with;
     ``inception_weights`` what a plan may measure with; ``privacy`` what a plan with a
-    privacy mechanism needs.
+    privacy mechanism needs. ``references`` is the folder that remembers whose images
+    are in exact sums of features; ``repeat_reference`` lets them enter another one.
     """
 
     identity: IdentityKey
@@ -48,3 +49,5 @@ class LocalResources:
     initial: Path | None = None
     inception_weights: Path | None = None
     privacy: LocalPrivacy = LocalPrivacy()
+    references: Path | None = None
+    repeat_reference: bool = False
