@@ -34,7 +34,7 @@ bench-secagg: $(READY)
 
 bench-privacy: $(READY)
 	$(BIN)/python -m benchmarks accounting dpsgd_speed engine_choice discrete_noise \
-		multiplicity private_federation central_images
+		multiplicity private_federation central_images reference
 
 bench-papers: $(READY)
 	$(BIN)/python -m benchmarks papers_bytes papers

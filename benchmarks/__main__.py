@@ -19,6 +19,7 @@ BENCHMARKS = (
     "multiplicity",
     "private_federation",
     "central_images",
+    "reference",
     "papers_bytes",
     "papers",
 )

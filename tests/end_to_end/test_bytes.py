@@ -93,7 +93,7 @@ DRAFTS = {
         3,
         measured_draft(protection=replace(PLAIN, min_cohort=2)),
     ),
-    "a reference of the silos": (3, pooled_draft(protection=masked())),
+    "a reference of the silos": (3, pooled_draft(num_rounds=2)),
     "a noisy reference": (3, noisy_reference_draft()),
     "dp-sgd": (3, private_draft(num_rounds=1, update=UpdateConfig(value_bits=4))),
     "noise in the sum": (

@@ -54,7 +54,7 @@ EVALUATION = EvaluationConfig(
     min_reference_count=16,
 )
 NOISED = dataclasses.replace(
-    EVALUATION, reference_noise_multiplier=0.5, reference_clipping=12.0
+    EVALUATION, reference_noise_multiplier=0.2, reference_clipping=40.0
 )
 PRIVACY = PrivacyConfig(
     mechanism="dp-sgd", delta=1e-3, noise_multiplier=2.0, sample_rate=0.1
@@ -62,11 +62,12 @@ PRIVACY = PrivacyConfig(
 
 
 def pooled_draft(**changes: Any) -> Any:
-    return tiny_draft(**({"evaluation": EVALUATION} | changes))
+    return tiny_draft(**({"num_rounds": 1, "evaluation": EVALUATION} | changes))
 
 
 def private_draft(evaluation: EvaluationConfig = NOISED, **changes: Any) -> Any:
     return tiny_draft(
+        num_rounds=1,
         evaluation=evaluation,
         privacy=dataclasses.replace(PRIVACY, **changes),
         training=TrainingConfig(local_steps=1, examples_per_step=4, learning_rate=1e-2),
@@ -143,7 +144,7 @@ def lose(silo: int, kind: int) -> Callable[[str, int, int], bool]:
 def test_it_is_the_pooled_statistics_to_six_decimals(harness: Make) -> None:
     evaluation = dataclasses.replace(EVALUATION, in_silos=True)
     uneven = PartitionConfig(kind="quantity-skew", concentration=30.0)
-    made = harness(pooled_draft(evaluation=evaluation), partition=uneven)
+    made = harness(pooled_draft(num_rounds=2, evaluation=evaluation), partition=uneven)
     sizes = {name: len(images_of(made, name)) for name in all_silos(made)}
     assert len(set(sizes.values())) > 1, "the silos are meant to be uneven"
     assert min(sizes.values()) >= EVALUATION.min_reference_count
@@ -160,7 +161,7 @@ def test_it_is_the_pooled_statistics_to_six_decimals(harness: Make) -> None:
 
 def test_a_silo_that_drops_out_is_not_in_it(harness: Make) -> None:
     protection = ProtectionConfig(slots_per_setup=2, trust="semi-honest")
-    made = harness(pooled_draft(protection=protection, num_rounds=1), num_silos=4)
+    made = harness(pooled_draft(protection=protection), num_silos=4)
     made.run(lose(2, SecAggKind.ACTIVE))
     check_exact(made, all_silos(made) - {"silo-3"})
     assert not failures(made)
@@ -170,7 +171,7 @@ def test_a_silo_that_drops_out_is_not_in_it(harness: Make) -> None:
 def test_without_enough_silos_a_published_reference_takes_its_place(
     harness: Make, has_published: bool
 ) -> None:
-    made = harness(pooled_draft(num_rounds=1))
+    made = harness(pooled_draft())
     if has_published:
         save_statistics(made.federation.reference, statistics_of(made, {"silo-1"}))
     made.run(lambda moment, kind, silo: kind == Kind.REFERENCE and silo == 1)
@@ -191,7 +192,7 @@ def test_without_enough_silos_a_published_reference_takes_its_place(
     ],
 )
 def test_after_a_crash_it_is_the_same(harness: Make, moment: str, kind: int) -> None:
-    made = harness(pooled_draft(num_rounds=1))
+    made = harness(pooled_draft())
 
     def fault(when: str, asked: int, silo: int) -> bool:
         if (when, asked, silo) == (moment, kind, 1):
@@ -227,7 +228,7 @@ def test_noise_is_on_account_and_in_the_sum(harness: Make) -> None:
     made.run()
     record, found = told(made), pooled_file(made)
     assert isinstance(record, ReferencePooled)
-    assert record.noise_multiplier == 0.5
+    assert record.noise_multiplier == 0.2
     exact = statistics_of(made, all_silos(made))
     assert 1e-3 < np.abs(found.mean - exact.mean).max() < 5.0
     assert np.linalg.eigvalsh(found.covariance).min() > -1e-9
@@ -375,10 +376,10 @@ def test_no_image_enters_a_second_exact_sum(
     may_repeat: bool,
     is_summed: bool,
 ) -> None:
-    made = harness(pooled_draft(num_rounds=1))
+    made = harness(pooled_draft())
     with pytest.raises(Crash):
         made.run(stop_at(SecAggKind.CONFIRMS))
-    other = again(made, tmp_path / "other", pooled_draft(num_rounds=1), changed=changed)
+    other = again(made, tmp_path / "other", pooled_draft(), changed=changed)
     if may_repeat:
         deliberately(monkeypatch)
     other.run()
@@ -405,7 +406,7 @@ def test_what_never_left_may_enter_another_sum(harness: Make, tmp_path: Path) ->
     made = harness(pooled_draft())
     with pytest.raises(Crash):
         made.run(stop_at(Kind.REFERENCE))
-    other = again(made, tmp_path / "other", pooled_draft(num_rounds=1))
+    other = again(made, tmp_path / "other", pooled_draft())
     other.run()
     assert isinstance(told(other), ReferencePooled)
 
@@ -414,7 +415,7 @@ def test_too_few_images_and_too_large_features_are_refused_without_a_word(
     harness: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     evaluation = dataclasses.replace(EVALUATION, min_reference_count=31)
-    made = harness(pooled_draft(evaluation=evaluation, num_rounds=1))
+    made = harness(pooled_draft(evaluation=evaluation))
     made.run()
     assert isinstance(told(made), ReferenceSkipped)
     refused = [r for *_, r in made.wire if read_header(r).kind == Kind.REFUSED]
@@ -423,6 +424,6 @@ def test_too_few_images_and_too_large_features_are_refused_without_a_word(
         b"its operator was told why" in r and b"30" not in r[20:-64] for r in refused
     )
     monkeypatch.setattr("silo.reference_share.MAX_FEATURE", 0.5)
-    made = harness(pooled_draft(num_rounds=1))
+    made = harness(pooled_draft())
     made.run()
     assert isinstance(told(made), ReferenceSkipped)

@@ -189,6 +189,7 @@ def test_a_request_that_the_plan_does_not_ask_for() -> None:
                 "evaluation.reference_clipping": 1.0,
                 "training.optimizer_state": "fresh",
                 "update.rounding": "stochastic",
+                "update.value_bits": 24,
             },
             'needs privacy.mechanism "dp-sgd"',
         ),
