@@ -34,7 +34,7 @@ bench-secagg: $(READY)
 
 bench-privacy: $(READY)
 	$(BIN)/python -m benchmarks accounting lower_bounds dpsgd_speed engine_choice \
-		discrete_noise multiplicity private_federation central_images
+		discrete_noise multiplicity private_federation central_images reference
 
 bench-audit-power: $(READY)
 	$(BIN)/python -m benchmarks audit_power

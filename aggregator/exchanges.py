@@ -19,6 +19,7 @@ from protocol.envelope import (
 )
 from protocol.errors import ProtocolError
 from protocol.plan import RunPlan
+from protocol.reference import REFERENCE
 from protocol.traffic import broadcast_bytes
 from protocol.transcript import TranscriptWriter
 from protocol.transport import Transport
@@ -29,7 +30,7 @@ MAX_REPLY_BYTES = 1 << 26
 """The longest reply of a stage that sets no limit of its own."""
 READY = "ready"
 """The stage at which silos have trained."""
-WITH_LEDGER = (READY, AUXILIARY)
+WITH_LEDGER = (READY, AUXILIARY, REFERENCE)
 """The stages that a silo's privacy ledger grows with."""
 ENVELOPES = "envelopes"
 """The stage at which a silo may accuse another: what it sealed does not open."""
@@ -152,6 +153,8 @@ class Exchanges:
         Only the answer to a training with a privacy mechanism has one, and must.
         """
         if stage.name not in WITH_LEDGER or not self.plan.privacy.is_private:
+            return reply
+        if stage.name == REFERENCE and not self.plan.evaluation.is_noised:
             return reply
         _, body = open_envelope(self.plan, reply, sender=silo, kinds=(Kind.LEDGER,))
         notice = LedgerNotice.from_body(body)

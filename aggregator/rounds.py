@@ -23,6 +23,12 @@ from aggregator.errors import RoundAborted
 from aggregator.evaluation import Reference, evaluate
 from aggregator.exchanges import Exchanges, Stage
 from aggregator.measurement import measure_in_silos
+from aggregator.reference import (
+    REFERENCE_FILE,
+    Pooled,
+    load_pooled,
+    pool_reference,
+)
 from aggregator.said import Measured, Said
 from aggregator.secure_sum import SecureSum
 from aggregator.slot_store import SlotStore
@@ -32,9 +38,11 @@ from crypto.encoding import BytesLike
 from crypto.secagg.parts import places
 from diffusion.checkpoint import Checkpoint
 from diffusion.evaluation import Evaluation
+from diffusion.features import FeatureExtractor
 from diffusion.parameters import ParameterLayout, flatten, parameters_digest
 from privacy.errors import Overflow
 from protocol import model_records, records
+from protocol.audit_records import ReferenceSkipped
 from protocol.bodies import floats_to_bytes
 from protocol.envelope import EndReply, EndRequest, Kind, open_envelope
 from protocol.grids import round_grid
@@ -55,6 +63,7 @@ class Watcher:
     on_lost: Callable[[int, str], None] = lambda round_number, reason: None
     on_evaluation: Callable[[int, Evaluation], None] = lambda number, result: None
     on_measured: Callable[[Measured], None] = lambda measured: None
+    on_pooled: Callable[[Pooled, bool], None] = lambda pooled, has_published: None
     on_calibrated: Callable[[model_records.Calibrated], None] = lambda record: None
 
 
@@ -63,6 +72,8 @@ class Run:
 
     Args:
         reference: what samples are measured against; None switches evaluation off.
+        extractor: what the silos' own reference is made with, where the plan asks for
+            one; ``reference`` takes its place if it fails. None leaves it out.
         initial: the file of the parameters that the plan begins with, if it names one.
         auxiliary: the file of public auxiliary images, if it names one.
 
@@ -76,6 +87,7 @@ class Run:
         store: CheckpointStore,
         *,
         reference: Reference | None,
+        extractor: FeatureExtractor | None = None,
         device: torch.device,
         watcher: Watcher,
         initial: Path | None = None,
@@ -85,7 +97,7 @@ class Run:
         self._exchanges, self._store = exchanges, store
         self._plan, self._transcript = exchanges.plan, exchanges.transcript
         self._reference, self._device, self._watcher = reference, device, watcher
-        self._initial = initial
+        self._initial, self._extractor = initial, extractor
         self._layout = shared_layout(self._plan)
         self._broadcaster = Broadcaster(exchanges, self._layout)
         self._said = Said.read(store, self._transcript.size)
@@ -132,6 +144,8 @@ class Run:
                 plan=self._plan.digest.hex(), party="aggregator", software=SOFTWARE
             )
         self._transcript.append(first)
+        if self._plan.evaluation.is_pooled:
+            self._reference = self._pooled_reference() or self._reference
         if state is None:
             first_state = initial_state(self._plan, self._initial)
             self._calibrator.prepare(first_state)
@@ -139,6 +153,20 @@ class Run:
         self._calibrator.prepare(state)
         self._evaluate(state)
         return state
+
+    def _pooled_reference(self) -> Reference | None:
+        """Return the federation's own reference, made once; None where it failed."""
+        path, said = self._store.folder / REFERENCE_FILE, self._said.pooled
+        pooled = said or pool_reference(
+            self._plan, self._extractor, self._summation, path
+        )
+        if said is None:
+            self._transcript.append(pooled)
+            self._transcript.sign_head()
+        self._watcher.on_pooled(pooled, self._reference is not None)
+        if self._extractor is None or isinstance(pooled, ReferenceSkipped):
+            return None
+        return load_pooled(path, self._extractor, pooled)
 
     def _next_state(self, state: RoundState) -> RoundState:
         """Return the state after one round; unchanged parameters when it was lost."""

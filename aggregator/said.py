@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from aggregator.checkpoints import CheckpointStore
 from protocol import model_records, records
+from protocol.audit_records import ReferencePooled, ReferenceSkipped
 from protocol.transcript import read_records
 
 Measured = model_records.MeasuredInSilos | model_records.MeasurementSkipped
@@ -11,7 +12,7 @@ Measured = model_records.MeasuredInSilos | model_records.MeasurementSkipped
 
 @dataclass(frozen=True)
 class Said:
-    """What became of rounds, silos, auxiliary images and the measurement."""
+    """What became of rounds, silos, auxiliary images, measurement and reference."""
 
     closed: frozenset[int]
     evaluated: frozenset[int]
@@ -20,12 +21,14 @@ class Said:
     has_images: bool
     is_measured: bool
     is_finished: bool
+    pooled: ReferencePooled | ReferenceSkipped | None = None
 
     @classmethod
     def read(cls, store: CheckpointStore, size: int) -> "Said":
         """Read it from the first ``size`` records, none for 0."""
         closed, evaluated, excluded, calibrated = set(), set(), set(), set()
         has_images = is_measured = is_finished = False
+        pooled: ReferencePooled | ReferenceSkipped | None = None
         for entry in read_records(store.transcript) if size else ():
             if isinstance(entry.record, records.RoundClosed | records.RoundLost):
                 closed.add(entry.record.round_number)
@@ -35,6 +38,8 @@ class Said:
                 excluded.add(entry.record.silo)
             elif isinstance(entry.record, model_records.Calibrated):
                 calibrated.add(entry.record.round_number)
+            elif isinstance(entry.record, ReferencePooled | ReferenceSkipped):
+                pooled = pooled or entry.record
             has_images |= isinstance(entry.record, model_records.AuxiliaryImages)
             is_measured |= isinstance(entry.record, Measured)
             is_finished = isinstance(entry.record, records.Finished)
@@ -46,4 +51,5 @@ class Said:
             has_images=has_images,
             is_measured=is_measured,
             is_finished=is_finished,
+            pooled=pooled,
         )

@@ -14,6 +14,7 @@ from aggregator.exchanges import Exchanges, Stage
 from aggregator.rounds import Run, Watcher
 from aggregator.state import RoundState
 from crypto.keys import IdentityKey
+from diffusion.features import FeatureExtractor, load_extractor
 from protocol.plan import RunPlan
 from protocol.transcript import TranscriptWriter
 from protocol.transport import Transport
@@ -23,7 +24,7 @@ from protocol.transport import Transport
 class RunSettings:
     """Local matters of a run: nothing that the silos need to know.
 
-    ``reference`` is the file of reference statistics; ``evaluate`` off leaves the
+    ``reference`` is a file of published statistics; ``evaluate`` off leaves the
     plan's evaluations out. ``weights`` is Inception's file, where the plan asks for it;
     ``initial`` that of the parameters which the run begins with; ``auxiliary`` that of
     public auxiliary images.
@@ -88,6 +89,7 @@ def run_plan(
             exchanges,
             store,
             reference=reference,
+            extractor=_pooling_extractor(plan, settings, reference),
             device=settings.device,
             watcher=settings.watcher,
             initial=settings.initial,
@@ -106,6 +108,8 @@ def check_evaluation(plan: RunPlan, settings: RunSettings) -> Reference | None:
     config = plan.evaluation
     if not config.is_asked_for or not settings.evaluate:
         return None
+    if settings.reference is None and config.is_pooled:
+        return None
     if settings.reference is None:
         field = "every_rounds" if config.every_rounds else "in_silos"
         raise ConfigRejected(
@@ -116,5 +120,26 @@ def check_evaluation(plan: RunPlan, settings: RunSettings) -> Reference | None:
         plan.evaluation,
         settings.reference,
         weights=settings.weights,
+        allow_download=settings.allow_download,
+    )
+
+
+def _pooling_extractor(
+    plan: RunPlan, settings: RunSettings, reference: Reference | None
+) -> FeatureExtractor | None:
+    """Load what the silos' own reference is made with, where the plan asks for one.
+
+    Raises:
+        DiffusionError: the weights cannot be used.
+    """
+    config = plan.evaluation
+    if not config.is_pooled or not settings.evaluate:
+        return None
+    if reference is not None:
+        return reference.extractor
+    return load_extractor(
+        config.extractor,
+        weights=settings.weights,
+        sha256=config.extractor_sha256 or None,
         allow_download=settings.allow_download,
     )

@@ -15,6 +15,8 @@ from rich.progress import (
 
 from aggregator.exchanges import Stage
 from aggregator.measurement import in_words
+from aggregator.reference import Pooled
+from aggregator.reference import in_words as reference_in_words
 from aggregator.rounds import Watcher
 from aggregator.said import Measured
 from aggregator.state import RoundState
@@ -56,6 +58,7 @@ class Terminal:
             on_lost=self.lost,
             on_evaluation=self.evaluated,
             on_measured=self.measured,
+            on_pooled=self.pooled,
             on_calibrated=self.calibrated,
         )
 
@@ -96,6 +99,10 @@ class Terminal:
     def measured(self, result: Measured) -> None:
         """Show what the silos measured, together."""
         self.say(in_words(result))
+
+    def pooled(self, record: Pooled, has_published: bool) -> None:
+        """Show what came of the silos' own reference."""
+        self.say(reference_in_words(record, has_published=has_published))
 
     def calibrated(self, record: Calibrated) -> None:
         """Show what training on auxiliary images did after a round."""

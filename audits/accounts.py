@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar, cast
 from protocol.audit_records import CanariesOpened
 from protocol.dealing import PARTS
 from protocol.measurement import measurement_round
-from protocol.model_records import MeasuredInSilos, MeasurementSkipped
+from protocol.model_records import Evaluated, MeasuredInSilos, MeasurementSkipped
 from protocol.plan import RunPlan
 from protocol.records import (
     Cohort,
@@ -26,11 +26,14 @@ from protocol.records import (
     Refused,
     Resumed,
     Revealed,
+    RoundClosed,
+    RoundLost,
     RoundOpened,
     Summed,
     Survivors,
     Traffic,
 )
+from protocol.reference import first_slot_round
 from protocol.transcript import Entry
 
 R = TypeVar("R")
@@ -55,6 +58,12 @@ IN_MEASUREMENT = (
     Traffic,
 )
 """Records that the measurement behind the last round may have, as one more round."""
+
+OF_ROUNDS = (Evaluated, RoundClosed, RoundLost)
+"""Records that no slot before round 1 has."""
+
+OF_SLOTS = (Cohort, Confirmed, Masked, Revealed, RoundOpened, Summed, Survivors)
+"""Records of slots; before round 1 there is one only for the silos' reference."""
 
 
 @dataclass(frozen=True)
@@ -152,15 +161,21 @@ class Account:
 
     @property
     def updates(self) -> list[Placed[Masked]]:
-        """The uploads of the rounds, without that of the measurement behind them."""
+        """The uploads of the rounds, without those before and behind them."""
         rounds = self.plan.num_rounds
-        return [p for p in self.all(Masked) if p.record.round_number <= rounds]
+        return [p for p in self.all(Masked) if 0 < p.record.round_number <= rounds]
 
     def _last_round_of(self, record: Record) -> int:
         """Return the highest round that a record may name; the measurement is one."""
         number = measurement_round(self.plan)
         is_in = isinstance(record, IN_MEASUREMENT)
         return number if number and is_in else self.plan.num_rounds
+
+    def _first_round_of(self, record: Record) -> int:
+        """Return the lowest round that a record may name; 0 belongs to no round."""
+        if isinstance(record, OF_SLOTS):
+            return first_slot_round(self.plan)
+        return 1 if isinstance(record, OF_ROUNDS) else 0
 
     def _add_traffic(self, record: Traffic) -> None:
         """Add the bytes of one stage to their sum."""
@@ -185,6 +200,8 @@ class Account:
                 return f"{name} is {value!r:.40}"
             if name == "round_number" and value > self._last_round_of(record):
                 return f"round {value} of {self.plan.num_rounds}"
+            if name == "round_number" and value < self._first_round_of(record):
+                return f"round {value}, before the first"
         for name in _silos(record):
             if name not in self._names:
                 return f"{name!r:.80} is no silo of the plan"

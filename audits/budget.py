@@ -46,6 +46,7 @@ from protocol.records import (
     LedgerSeen,
     PrivacySpent,
 )
+from protocol.reference_settings import reference_events, training_steps
 
 MAX_PRV_ERROR = 0.01
 """A second claim with a larger error would agree with anything."""
@@ -130,12 +131,13 @@ def _mechanism_of(plan: RunPlan, account: Account) -> Iterator[Finding]:
     yield from wrong_ledger(plan, account)
     most = steps_of_run(plan)
     before = pre_training_steps(plan) if account.all(AuxiliarySent) else 0
+    known = {wanted.times(1), *reference_events(plan)}
     uploads = {placed.record.round_number for placed in account.updates}
     for placed in account.all(PrivacySpent):
         spent, number = placed.record, placed.record.round_number
-        steps = sum(event.steps for event in spent.events)
+        steps = training_steps(plan, spent.events)
         for event in spent.events:
-            if event.times(1) != wanted.times(1):
+            if event.times(1) not in known:
                 yield fail(
                     "mechanism",
                     f"{account.party}, round {number}: ran {_words(event)}; the plan "

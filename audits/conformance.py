@@ -14,6 +14,7 @@ from audits.evidence import AGGREGATOR
 from audits.findings import Finding, count, fail, settle, warn
 from audits.held import check_held
 from audits.measurement import check_measurement
+from audits.reference import check_reference
 from audits.sums import check_sums, place
 from audits.uploads import check_uploads
 from protocol.records import (
@@ -41,6 +42,7 @@ def check_conformance(accounts: Accounts) -> list[Finding]:
         *_rounds(accounts),
         *_parameters(accounts),
         *check_measurement(accounts),
+        *check_reference(accounts),
         *_refusals(accounts),
     ]
 

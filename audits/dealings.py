@@ -16,6 +16,7 @@ from protocol.measurement import measurement_round
 from protocol.model_records import Dealt
 from protocol.plan import RunPlan
 from protocol.records import Masked, SetupOpened, Survivors
+from protocol.reference import REFERENCE_ROUND
 
 Groups = dict[str, tuple[str, ...]]
 
@@ -115,7 +116,8 @@ def _wrong_source(accounts: Accounts, record: Dealt) -> str | None:
 def _undealt(account: Account, known: set[SlotName]) -> Iterator[Finding]:
     """Yield the slots that were used though the party says nothing of a dealing.
 
-    In the slot of the measurement all silos fill the same two words; nothing is dealt.
+    In the slots of measurement and reference all silos fill the same words; nothing is
+    dealt.
     """
     if account.broken:
         return
@@ -126,7 +128,7 @@ def _undealt(account: Account, known: set[SlotName]) -> Iterator[Finding]:
     ]
     missing = {_slot(p.record): p for p in used if _slot(p.record) not in known}
     for (number, _, _), placed in missing.items():
-        if whole and number == whole:
+        if number == REFERENCE_ROUND or (whole and number == whole):
             continue
         yield fail(
             "dealing",

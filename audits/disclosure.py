@@ -15,7 +15,9 @@ STAGES: Mapping[str, str] = {
     "broadcast": "the digest of the global model that it holds",
     "ready": "readiness, and the digest of the model received",
     "measure": "readiness, and the digest of the model and reference to measure with",
-    "masked": "the masked update; in the measurement two masked numbers",
+    "reference": "readiness, and the digest of the extractor to sum up features with",
+    "masked": "the masked update; in the measurement two masked numbers, in the "
+    "reference masked sums of features",
     "confirm": "a signature under the list of survivors",
     "reveal": "shares that unmask the sum",
     "end": "acknowledgement of the end, with the head of the transcript",

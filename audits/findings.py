@@ -44,6 +44,7 @@ CHECKS: dict[str, str] = {
     "rounds": "Rounds ended in order, each one once",
     "parameters": "All parties ended with the same model",
     "measurement": "What the silos measured is told as the plan says",
+    "reference": "The silos' own reference was summed once, and is what was used",
     "auxiliary": "Auxiliary images came from where the plan says, as both ends agree",
     "calibration": "The aggregator trained after the mean when the plan says, no more",
     "refusals": "No silo refused a request",

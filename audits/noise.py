@@ -31,6 +31,7 @@ from protocol.noise_claim import (
 from protocol.noise_plan import min_survivors, prices, round_noise, run_noise
 from protocol.plan import RunPlan
 from protocol.records import NoiseSpent, RoundClosed, Survivors
+from protocol.reference import REFERENCE_ROUND
 
 CLAIM_TOLERANCE = 1e-3
 """How far a claim may be from the price recomputed, relatively."""
@@ -143,8 +144,8 @@ def _too_few(plan: RunPlan, account: Account) -> Iterator[Finding]:
         ),
     ]
     for number, silos in sums:
-        is_measurement = number > plan.num_rounds
-        if len(set(silos)) < least and not is_measurement:
+        is_round = REFERENCE_ROUND < number <= plan.num_rounds
+        if len(set(silos)) < least and is_round:
             yield fail(
                 "mechanism",
                 f"Round {number}: a sum of {count(len(set(silos)), 'silo')}, as "

@@ -80,10 +80,10 @@ def _dearest(
     plan: RunPlan, spent: PrivacySpent | NoiseSpent
 ) -> tuple[SampledGaussian | NoisySum, ...]:
     """Return the events of the whole run as planned, or those of the silo if more."""
-    planned = run_noise(plan) if plan.privacy.is_in_sum else run_events(plan)[0]
-    if sum(event.steps for event in spent.events) > planned.steps:
+    planned = (run_noise(plan),) if plan.privacy.is_in_sum else run_events(plan)
+    if sum(e.steps for e in spent.events) > sum(e.steps for e in planned):
         return spent.events
-    return (planned,)
+    return planned
 
 
 def _nothing(silo: str) -> Spending:

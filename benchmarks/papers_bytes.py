@@ -25,7 +25,7 @@ from benchmarks.results_file import Row, row, save
 from crypto.keys import IdentityKey
 from protocol.plan import RunPlan, SiloParty, make_plan
 from protocol.plan_files import load_draft
-from protocol.traffic import run_range
+from protocol.traffic_range import run_range
 from simulation.federation import make_federation
 from simulation.run import run_federation
 from simulation.settings import load_settings

@@ -52,6 +52,7 @@ class Kind(enum.IntEnum):
     AUXILIARY = 76
     AUXILIARY_SENT = 77
     MEASURE = 78
+    REFERENCE = 79
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,7 @@ from protocol import noise_plan
 from protocol.aggregation_settings import EvaluationConfig
 from protocol.calibration_settings import CalibrationConfig
 from protocol.privacy_settings import PrivacyConfig
+from protocol.reference_settings import reference_events
 from protocol.settings import InitialConfig, TrainingConfig
 from protocol.update_settings import UpdateConfig
 
@@ -41,6 +42,10 @@ class HasMechanism(Protocol):
     def calibration(self) -> CalibrationConfig:
         """What follows the mean."""
 
+    @property
+    def evaluation(self) -> EvaluationConfig:
+        """When a Fréchet distance is measured, and against what."""
+
 
 class HasReleases(HasMechanism, Protocol):
     """A plan or a draft, as far as it says what else is released."""
@@ -52,10 +57,6 @@ class HasReleases(HasMechanism, Protocol):
     @property
     def update(self) -> UpdateConfig:
         """What leaves a silo."""
-
-    @property
-    def evaluation(self) -> EvaluationConfig:
-        """When a Fréchet distance is measured."""
 
 
 def steps_per_round(plan: HasMechanism) -> int:
@@ -121,7 +122,7 @@ def round_release(plan: HasMechanism) -> Event:
 
 def run_events(plan: HasMechanism) -> tuple[Event, ...]:
     """Return all that a silo may release in a run, spare steps included."""
-    return (round_release(plan).times(steps_of_run(plan)),)
+    return (*reference_events(plan), round_release(plan).times(steps_of_run(plan)))
 
 
 def run_epsilon(plan: HasMechanism, delta: float) -> float:
@@ -170,6 +171,7 @@ def calibrated(plan: HasMechanism) -> PrivacyConfig:
         sample_rate=privacy.sample_rate,
         clipping_norm=privacy.clipping_norm,
         steps=steps_of_run(plan),
+        before=reference_events(plan),
     )
     return replace(privacy, noise_multiplier=multiplier)
 
@@ -182,11 +184,7 @@ def not_covered(plan: HasReleases) -> Iterator[str]:
         yield f"public auxiliary images: {plan.calibration.name}"
     if plan.update.weights == "declared":
         yield "the weights that the plan declares, if they were computed from data"
-    if plan.evaluation.is_asked_for:
-        yield (
-            "the reference statistics of the evaluation, and every Fréchet distance "
-            "measured against them"
-        )
+    yield from _uncovered_reference(plan.evaluation)
     if plan.initial.name and plan.initial.origin == "run":
         yield (
             f"what an earlier run released ({plan.initial.name}): priced in that run's "
@@ -198,3 +196,23 @@ def not_covered(plan: HasReleases) -> Iterator[str]:
     )
     yield "the time that a silo takes to train, and when it is absent"
     yield "how plans, clipping norms and learning rates were chosen by earlier trials"
+
+
+def _uncovered_reference(config: EvaluationConfig) -> Iterator[str]:
+    """Yield what epsilon says nothing about of what samples are measured against."""
+    if config.needs_published:
+        yield (
+            "the reference statistics of the evaluation, and every Fréchet distance "
+            "measured against them"
+        )
+    elif config.is_noised:
+        yield (
+            "a published file of reference statistics, if the silos' own sum fails and "
+            "the aggregator measures against such a file instead"
+        )
+    elif config.is_pooled:
+        yield (
+            "the exact feature statistics of all silos' images together, which the "
+            "aggregator learns (evaluation.reference_uncovered), and every Fréchet "
+            "distance measured against them"
+        )

@@ -32,6 +32,7 @@ from protocol.encoding import check_hex, encode, to_table
 from protocol.errors import PlanRejected
 from protocol.mechanism import calibrated
 from protocol.privacy_settings import PrivacyConfig
+from protocol.reference_settings import check_reference
 from protocol.settings import (
     MAX_SILOS,
     DeadlineConfig,
@@ -97,6 +98,7 @@ class PlanDraft:
             "evaluation.in_silos each silo measures its own",
         )
         self._check_dealing()
+        check_reference(self)
 
     def _check_dealing(self) -> None:
         """Refuse what does not go with parts that are dealt anew in each round."""

@@ -14,7 +14,7 @@ then count the same, stage by stage (docs/bytes.md).
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TypeAlias
 
 from crypto.encoding import BytesLike
@@ -28,18 +28,23 @@ from protocol.auxiliary import STAGE as AUXILIARY
 from protocol.auxiliary import AuxiliaryReply, AuxiliaryRequest, content_bytes
 from protocol.bodies import split_body
 from protocol.broadcast import Broadcast, Held, difference_bytes
-from protocol.dealing import BOTTLENECK, DECODER, ENCODER, PARTS
+from protocol.dealing import PARTS
 from protocol.envelope import EndReply, EndRequest, Kind, LedgerNotice, RoundRequest
 from protocol.errors import EnvelopeRejected
 from protocol.grids import first_numbers
 from protocol.measurement import MEASURE, NUM_WORDS, MeasureRequest
 from protocol.plan import RunPlan
+from protocol.reference import (
+    REFERENCE,
+    REFERENCE_ROUND,
+    ReferenceRequest,
+    first_slot_round,
+    reference_words,
+)
 from protocol.traffic_parts import (
     FLOAT_BYTES,
     Segments,
-    broadcast_by_part,
     stretches_of,
-    vector_by_part,
 )
 from protocol.transcript import HEAD_BYTES, Head
 
@@ -121,66 +126,23 @@ def predict(
     return tuple(_predict(plan, segments, own, silo, statistics_bytes))
 
 
-def predict_range(
-    plan: RunPlan, segments: Segments
-) -> tuple[tuple[Exchange, ...], tuple[Exchange, ...]]:
-    """Return the least and the most that one silo sends and receives.
-
-    They differ in what is sent only: where parts are dealt, and where silos give other
-    numbers of auxiliary samples.
-    """
-    sizes = broadcast_by_part(segments)
-    least, most = sorted((ENCODER, DECODER), key=lambda part: sizes.get(part, 0))
-    silos = list(range(len(plan.silos)))
-    if plan.calibration.asks_silos:
-        silos.sort(key=lambda silo: content_bytes(plan, silo, 0))
-    return (
-        predict(plan, segments, lambda round_number: (least,), silo=silos[0]),
-        predict(
-            plan, segments, lambda round_number: (most, BOTTLENECK), silo=silos[-1]
-        ),
-    )
-
-
-def run_range(plan: RunPlan, segments: Segments) -> tuple[Exchange, Exchange]:
-    """Return the least and the most that all silos together move in a run.
-
-    Equal but where parts are dealt to an odd number of silos: by a coin the last one
-    returns the encoder or the decoder.
-    """
-    bare = total(
-        row
-        for silo in range(len(plan.silos))
-        for row in predict(plan, segments, lambda round_number: (), silo=silo)
-    )
-    if not plan.update.is_dealt:
-        return bare, bare
-    pairs, left = divmod(len(plan.silos), 2)
-    least = most = 0
-    for number in range(1, plan.num_rounds + 1):
-        parts = vector_by_part(plan, segments, number)
-        sides = (parts[ENCODER], parts[DECODER])
-        least += pairs * sum(parts.values()) + left * (parts[BOTTLENECK] + min(sides))
-        most += pairs * sum(parts.values()) + left * (parts[BOTTLENECK] + max(sides))
-    return (
-        replace(bare, sent=bare.sent + least, vector=bare.vector + least),
-        replace(bare, sent=bare.sent + most, vector=bare.vector + most),
-    )
-
-
 def _predict(
     plan: RunPlan, segments: Segments, own: Own, silo: int, statistics_bytes: int
 ) -> Iterator[Exchange]:
     """Yield the exchanges of a run."""
     is_masked = plan.protection.method == "mask"
     every, notice = plan.protection.slots_per_setup, 0
+    first = first_slot_round(plan)
     if plan.calibration.asks_silos:
         yield _auxiliary(plan, segments, silo)
     last = plan.num_rounds + plan.evaluation.in_silos
-    for number in range(1, last + 1):
-        if is_masked and (number - 1) % every == 0:
+    for number in range(first, last + 1):
+        if is_masked and (number - first) % every == 0:
             yield from _setup(plan, notice)
-        if number > plan.num_rounds:
+        if number == REFERENCE_ROUND:
+            vector = WORD_BYTES * reference_words(plan)
+            yield _reference(plan, notice)
+        elif number > plan.num_rounds:
             vector = WORD_BYTES * NUM_WORDS
             yield _measure(plan, segments, notice, statistics_bytes)
         else:
@@ -217,6 +179,18 @@ def _ledger(plan: RunPlan) -> int:
         return 0
     ledger = LedgerNotice(size=1, head=_DIGEST, reply=b"")
     return OVERHEAD_BYTES + len(ledger.to_body())
+
+
+def _reference(plan: RunPlan, notice: int) -> Exchange:
+    """Return the request for the sums of a silo's features, and what answers it."""
+    request = ReferenceRequest(attempt=1, head=_HEAD, extractor_digest=_DIGEST)
+    sent = _frame(plan, SecAggKind.READY)
+    return Exchange(
+        round_number=REFERENCE_ROUND,
+        stage=REFERENCE,
+        sent=sent + (_ledger(plan) if plan.evaluation.is_noised else 0),
+        received=OVERHEAD_BYTES + len(request.to_body()) + notice,
+    )
 
 
 def _measure(

@@ -6,11 +6,10 @@ from protocol.plan import RunPlan
 from protocol.traffic import (
     Exchange,
     by_round,
-    predict_range,
-    run_range,
     total,
 )
 from protocol.traffic_parts import Segments, broadcast_by_part, vector_by_part
+from protocol.traffic_range import predict_range, run_range
 
 
 def traffic_lines(

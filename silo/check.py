@@ -10,6 +10,7 @@ from protocol.classes import class_sentences
 from protocol.mechanism import not_covered, run_epsilon, steps_of_run
 from protocol.noise_claim import plan_sentences, upward
 from protocol.plan import PlanDraft, RunPlan
+from protocol.reference import reference_sentences
 from protocol.stretches import largest_share
 from protocol.traffic_words import traffic_lines
 from protocol.update_settings import UpdateConfig
@@ -105,6 +106,7 @@ def explain(plan: RunPlan, policy: Policy) -> list[str]:
         _weights_sentence(update),
         _protection_sentence(plan),
         *_privacy_sentences(plan, policy),
+        *reference_sentences(plan),
         *_measurement_sentences(plan),
         *class_sentences(plan),
         _sums_sentence(plan),

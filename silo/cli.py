@@ -153,6 +153,12 @@ def check_plan_command(
     help="With dp-sgd, for debugging only: predictable sampling and noise. Nothing is "
     "private then, and the report fails.",
 )
+@click.option(
+    "--repeat-reference",
+    is_flag=True,
+    help="Let images enter an exact sum of features although another run's holds some "
+    "of them. DANGER: the difference of the sums may be this silo's own statistics.",
+)
 @click.option("--progress-lines", is_flag=True, hidden=True)
 @dir_option
 @data_option
@@ -166,6 +172,7 @@ def train(
     patience: float,
     new_ledger: bool,
     insecure_seed: int | None,
+    repeat_reference: bool,
     progress_lines: bool,
     folder: Path,
     data: Path | None,
@@ -204,6 +211,7 @@ def train(
             click.echo,
             new_ledger=new_ledger,
             insecure_seed=insecure_seed,
+            repeat_reference=repeat_reference,
             lines=progress_lines,
         )
 

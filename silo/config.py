@@ -27,6 +27,7 @@ APPROVED_FOLDER = "approved"
 JOURNALS_FOLDER = "journals"
 RUNS_FOLDER = "runs"
 LEDGERS_FOLDER = "ledgers"
+REFERENCES_FOLDER = "references"
 
 MAX_CANARIES = 10_000
 """Of each form: their scores are one line of a transcript."""
@@ -213,6 +214,11 @@ class SiloFolder:
     def ledgers(self) -> Path:
         """The privacy ledgers of all runs, each named as its run's folder is."""
         return self.root / LEDGERS_FOLDER
+
+    @property
+    def references(self) -> Path:
+        """Which images are in exact sums of features, of whatever run."""
+        return self.root / REFERENCES_FOLDER
 
 
 def _run_name(plan: RunPlan) -> str:

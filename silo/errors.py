@@ -4,6 +4,7 @@ SiloError
 ├── DataError         the silo's images cannot be used
 ├── ConfigRejected    the silo's own files are missing or malformed
 ├── PolicyViolation   a request that this silo refuses; ``check`` names what failed
+├── ReferenceRefused  its images are in another exact sum of features already
 └── StateBroken       the silo's saved state cannot be continued
 """
 
@@ -22,6 +23,10 @@ class ConfigRejected(SiloError):
 
 class PolicyViolation(SiloError):
     """A plan or request that this silo's operator does not permit."""
+
+
+class ReferenceRefused(SiloError):
+    """Images of this silo are in another run's exact sum of features."""
 
 
 class StateBroken(SiloError):

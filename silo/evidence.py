@@ -17,6 +17,7 @@ from protocol.envelope import RoundRequest
 from protocol.measurement import MeasureRequest
 from protocol.model_records import AuxiliarySent
 from protocol.plan import RunPlan
+from protocol.reference import ReferenceRequest
 from protocol.stretches import Dealing, dealt_record
 from protocol.traffic import broadcast_bytes
 from protocol.transcript import Head, TranscriptWriter, read_records
@@ -75,11 +76,11 @@ class Evidence:
     def enter_round(
         self,
         place: Place,
-        request: RoundRequest | MeasureRequest,
+        request: RoundRequest | MeasureRequest | ReferenceRequest,
         model: bytes,
         field_bits: int,
     ) -> None:
-        """Record which model a round, or the measurement, began with."""
+        """Record what a round, the measurement or the reference began with."""
         self._transcript.append(
             records.RoundOpened(
                 **place,

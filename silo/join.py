@@ -40,6 +40,7 @@ def resources_of(
     *,
     new_ledger: bool = False,
     insecure_seed: int | None = None,
+    repeat_reference: bool = False,
 ) -> LocalResources:
     """Return what a silo brings to a run, from its folder.
 
@@ -63,6 +64,8 @@ def resources_of(
             insecure_seed=insecure_seed,
             checkpoint_steps=config.compute.checkpoint_steps,
         ),
+        references=files.references,
+        repeat_reference=repeat_reference,
     )
 
 
@@ -76,6 +79,7 @@ def train_with_others(
     *,
     new_ledger: bool = False,
     insecure_seed: int | None = None,
+    repeat_reference: bool = False,
     lines: bool = False,
 ) -> None:
     """Take part in a run over local sockets, until it is over.
@@ -100,6 +104,7 @@ def train_with_others(
             display.training,
             new_ledger=new_ledger,
             insecure_seed=insecure_seed,
+            repeat_reference=repeat_reference,
         )
         session = SiloSession(plan, store, resources)
         try:

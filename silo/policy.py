@@ -55,6 +55,13 @@ permitted_auxiliary_images = ["public", "aggregate"]
 # and spread. The distance itself stays here.
 permit_measurement = true
 
+# Whether a plan may sum up EXACT statistics of this silo's images with those of the
+# other silos, to measure samples against: the aggregator then knows mean and covariance
+# of all silos' features, for which max_epsilon does not hold, and who knows an image
+# can test whether it is likely to be among them. With noise that epsilon counts
+# (evaluation.reference_noise_multiplier) they are permitted in any case.
+permit_reference = false
+
 # The longest run, in rounds.
 max_rounds = 10000
 """
@@ -75,6 +82,7 @@ class Policy:
     accept_semi_honest: bool = False
     permitted_auxiliary_images: tuple[str, ...] = ("public", "aggregate")
     permit_measurement: bool = True
+    permit_reference: bool = False
     max_rounds: int = 10_000
 
     def __post_init__(self) -> None:
@@ -125,6 +133,12 @@ def refusals(policy: Policy, plan: RunPlan) -> list[str]:
     if plan.evaluation.in_silos and not policy.permit_measurement:
         reasons.append(
             "evaluation.in_silos is set, this silo permits no measurement of its model"
+        )
+    is_exact = plan.evaluation.is_pooled and not plan.evaluation.is_noised
+    if is_exact and not policy.permit_reference:
+        reasons.append(
+            'evaluation.reference is "federation" without noise, this silo lets no '
+            "exact statistics of its images leave, even in a sum (permit_reference)"
         )
     if plan.num_rounds > policy.max_rounds:
         reasons.append(

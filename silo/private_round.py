@@ -22,6 +22,7 @@ from privacy.pricing import epsilon
 from protocol import records
 from protocol.mechanism import round_event, steps_of_run
 from protocol.plan import PlanDraft
+from protocol.reference_settings import reference_events
 from silo.account import PrivacyAccount
 from silo.canary_run import ScoredSteps
 from silo.central_images import release_central_images
@@ -35,7 +36,7 @@ from silo.prv import prv_epsilon
 from silo.randomness import PrivateRandom
 from silo.resources import LocalResources
 from silo.training import Progress, TrainingState
-from silo.units import units_of
+from silo.units import PrivacyUnits, units_of
 
 
 class PrivateRounds:
@@ -252,6 +253,20 @@ class PrivateRounds:
         account.close_round(round_number)
         return state
 
+    def release(
+        self, event: SampledGaussian, what: str
+    ) -> tuple[PrivacyUnits, PrivateRandom]:
+        """Charge a release outside of training; lend units and randomness for it.
+
+        The charge is on disk when this returns. Made anew after a crash, the release
+        is another one, and is charged again.
+
+        Raises:
+            BudgetExceeded: a limit would be passed; nothing was charged.
+        """
+        self._account.release(event, what)
+        return self._units, self._random
+
     def check_ledger(self, head: LedgerHead | None) -> None:
         """Refuse a ledger that lacks the head which a finished round remembers.
 
@@ -291,7 +306,7 @@ def _max_steps(plan: PlanDraft) -> int:
     """Return how many steps a run may take: one a round where noise is in the sum."""
     if plan.privacy.is_in_sum:
         return plan.num_rounds + plan.privacy.spare_steps
-    return steps_of_run(plan)
+    return steps_of_run(plan) + len(reference_events(plan))
 
 
 def check_delta(delta: float, num_units: int, unit: str) -> None:

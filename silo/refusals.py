@@ -7,7 +7,7 @@ from diffusion.errors import DiffusionError
 from privacy.errors import BudgetExceeded, NotFinite, PrivacyError
 from protocol.envelope import Refusal
 from protocol.errors import KeyFileRejected, ProtocolError
-from silo.errors import DataError, SiloError, StateBroken
+from silo.errors import DataError, ReferenceRefused, SiloError, StateBroken
 from silo.ledger import LedgerBroken
 from silo.overlap import AccountRefused
 from silo.partial import CheckpointOutdated
@@ -33,6 +33,7 @@ LocalTrouble = (
     TrainingDiverged,
     NotFinite,
     BudgetExceeded,
+    ReferenceRefused,
 )
 """Errors whose text names this silo's files, its limits, or depends on its data: it is
 for the operator alone."""

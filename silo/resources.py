@@ -37,7 +37,9 @@ class LocalResources:
 
     ``initial`` is the file of the parameters that a plan may begin with;
     ``inception_weights`` what a plan may measure with; ``privacy`` what a plan with a
-    privacy mechanism needs; ``canaries`` how many the silo plants.
+    privacy mechanism needs; ``canaries`` how many the silo plants. ``references`` is
+    the folder that remembers whose images are in exact sums of features;
+    ``repeat_reference`` lets them enter another one.
     """
 
     identity: IdentityKey
@@ -49,3 +51,5 @@ class LocalResources:
     inception_weights: Path | None = None
     privacy: LocalPrivacy = LocalPrivacy()
     canaries: CanaryConfig = CanaryConfig()
+    references: Path | None = None
+    repeat_reference: bool = False

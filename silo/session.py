@@ -29,6 +29,7 @@ from protocol.envelope import (
 )
 from protocol.measurement import MEASURE, WORD_BITS, MeasureRequest
 from protocol.plan import RunPlan
+from protocol.reference import REFERENCE, REFERENCE_ROUND, ReferenceRequest
 from protocol.stretches import Dealing, without_setup
 from silo.auxiliary import AuxiliaryShare
 from silo.canary_run import RunCanaries
@@ -38,6 +39,7 @@ from silo.evidence import Evidence
 from silo.noisy_round import make_mechanism
 from silo.policy import check_plan
 from silo.private_round import PrivateRounds
+from silo.reference_share import make_reference
 from silo.refusals import Refusable, refusal_of
 from silo.replies import Replies
 from silo.resources import LocalResources
@@ -83,6 +85,7 @@ class SiloSession:
                 private=self._private,
             )
             self._evaluation = make_evaluation(plan, self._silo, store, resources)
+            self._reference = make_reference(plan, store, resources, self._private)
             self._auxiliary = AuxiliaryShare(
                 plan, self._silo, store.folder, planted, self._private
             )
@@ -165,6 +168,8 @@ class SiloSession:
             return self._enter_round(header, RoundRequest.from_body(body))
         if stage == MEASURE:
             return self._measure(header, MeasureRequest.from_body(body))
+        if stage == REFERENCE:
+            return self._sum_features(header, ReferenceRequest.from_body(body)), 0
         if stage == "masked":
             return self._mask(header, request)
         if stage == "confirm":
@@ -263,8 +268,28 @@ class SiloSession:
             return self._send_plain(header, request.round_number)
         return self._secure.ready(header.slot, request.round_number, digest), 0
 
+    def _sum_features(self, header: Header, request: ReferenceRequest) -> bytes:
+        """Sum up this silo's features, unless that is done; say READY."""
+        if self._reference is None:
+            raise PolicyViolation("the plan asks for no reference of the silos")
+        self._reference.check(request, self._asked_round)
+        self._secure.check_setup(header.setup)
+        self._evidence.see_head(request.head, REFERENCE_ROUND)
+        self._close_slot(request.sum_notice)
+        digest, place = request.model_digest(), self._place(REFERENCE, header)
+        self._evidence.enter_round(place, request, digest, WORD_BITS)
+        if not self._reference.is_charged:
+            self._reference.sum_once(request)
+            return self._secure.ready(header.slot, REFERENCE_ROUND, digest)
+        with self._on_account(REFERENCE_ROUND):
+            self._reference.sum_once(request)
+        ready = self._secure.ready(header.slot, REFERENCE_ROUND, digest)
+        return self._replies.with_ledger(header, ready)
+
     def _upload(self, round_number: int) -> Upload:
-        """Return what leaves in a round: the update, or at last the measurement."""
+        """Return what leaves in a round: the update, or what stands around them."""
+        if self._reference is not None and round_number == REFERENCE_ROUND:
+            return self._reference.upload()
         if self._evaluation is not None and round_number > self._plan.num_rounds:
             return self._evaluation.upload()
         return self._trainer.update(round_number)
@@ -316,7 +341,7 @@ class SiloSession:
         if latest is None:
             raise PolicyViolation("masked before ready")
         number = latest.round_number
-        is_update = number <= self._plan.num_rounds
+        is_update = REFERENCE_ROUND < number <= self._plan.num_rounds
         parts = self._dealing(number).parts if is_update else None
         upload = self._upload(number)
         reply = self._secure.mask(request, upload, parts)

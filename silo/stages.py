@@ -4,6 +4,7 @@
 request    reply               what happens
 ========== =================== ==================================================
 AUXILIARY  AUXILIARY_SENT      this silo's own model, or samples of it
+REFERENCE  READY               sums of this silo's features, before round 1
 OPEN_SETUP ADVERTISE           fresh keys for the slots of a setup
 KEYS       SHARES              shares of the slot keys and seeds, sealed pairwise
 ENVELOPES  JOINED              what the other silos have sealed to this one is opened
@@ -18,7 +19,8 @@ BROADCAST  HELD                the differences to the next global model, where q
 END        END_SEEN            the run is over; nothing else is answered from now on
 ========== =================== ==================================================
 
-AUXILIARY is asked before round 1, where the plan says so.
+AUXILIARY and REFERENCE are asked before round 1, where the plan says so; ACTIVE and
+what follows it then serve REFERENCE as they serve a round.
 With ``trust = "semi-honest"`` SURVIVORS itself is answered with REVEAL. OPEN_SETUP,
 ROUND and END also bring SUM, the digest of the sum before.
 """
@@ -29,6 +31,7 @@ from crypto.frame import Kind as SecAggKind
 from protocol.envelope import Kind
 from protocol.measurement import MEASURE
 from protocol.plan import RunPlan
+from protocol.reference import REFERENCE
 from silo.errors import PolicyViolation
 
 STAGES: Mapping[int, str] = {
@@ -43,10 +46,11 @@ STAGES: Mapping[int, str] = {
     SecAggKind.CONFIRMS: "reveal",
     Kind.END: "end",
     Kind.AUXILIARY: "auxiliary",
+    Kind.REFERENCE: REFERENCE,
 }
 """What a silo may be asked, and the name of the stage."""
 
-OUTSIDE_ROUNDS = ("auxiliary", "setup", "shares", "envelopes", "end")
+OUTSIDE_ROUNDS = ("auxiliary", "setup", "shares", "envelopes", REFERENCE, "end")
 """Stages that belong to no round; their records carry round 0."""
 
 IN_SLOT = ("masked", "confirm", "reveal")

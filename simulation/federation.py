@@ -127,7 +127,7 @@ def make_federation(
             _copy(
                 Path(config.auxiliary), "auxiliary", [federation.aggregator.auxiliary]
             )
-        if plan.evaluation.is_asked_for:
+        if plan.evaluation.needs_published:
             save_reference(
                 federation.reference,
                 pool.held_out,
@@ -159,6 +159,7 @@ def _make_silo(
         permitted_protections=(plan.protection.method,),
         min_colluding=min(Policy().min_colluding, plan.protection.max_colluding),
         accept_semi_honest=plan.protection.trust == "semi-honest",
+        permit_reference=plan.evaluation.is_pooled,
         max_delta=max(Policy().max_delta, plan.privacy.delta),
         permitted_auxiliary_images=tuple(
             dict.fromkeys(

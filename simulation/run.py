@@ -94,7 +94,7 @@ def _train(
     display = Display(plan, console)
     settings = RunSettings(
         device=choose_device(device),
-        reference=federation.reference if plan.evaluation.is_asked_for else None,
+        reference=federation.reference if plan.evaluation.needs_published else None,
         weights=weights,
         initial=federation.aggregator.initial,
         auxiliary=federation.aggregator.auxiliary,

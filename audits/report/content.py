@@ -17,6 +17,7 @@ from audits.report.privacy import privacy_table
 from audits.report.samples import Samples
 from audits.report.verdict import headline, not_covered, sentences
 from audits.sums import least_survivors
+from protocol.audit_records import ReferencePooled, ReferenceSkipped
 from protocol.encoding import to_table
 from protocol.model_records import Evaluated, MeasuredInSilos, MeasurementSkipped
 from protocol.plan import RunPlan
@@ -228,6 +229,10 @@ def _gather(account: Account, rounds: defaultdict[int, Table]) -> None:
         rounds[measured.record.round_number]["outcome"] = "measured in the silos"
     for skipped in account.all(MeasurementSkipped):
         rounds[skipped.record.round_number]["outcome"] = "measurement skipped"
+    for pooled in account.all(ReferencePooled):
+        rounds[pooled.record.round_number]["outcome"] = "reference summed"
+    for missed in account.all(ReferenceSkipped):
+        rounds[missed.record.round_number]["outcome"] = "reference skipped"
     for dropped in account.all(Dropped):
         if dropped.record.round_number:
             row = rounds[dropped.record.round_number]

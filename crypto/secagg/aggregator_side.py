@@ -180,7 +180,7 @@ class AggregatorSide:
 
         Args:
             slot: above every slot opened before.
-            round_number: from 1.
+            round_number: from 0, which is what is summed before the first round.
             model_digest: 32 bytes, over the shared parameters that silos trained from.
             parts: of the vector, with their contributors; every silo computes the same.
 

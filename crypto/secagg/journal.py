@@ -38,6 +38,8 @@ NAME_BYTES = 32
 RECORD_BYTES = 13 + 2 * DIGEST_BYTES
 SECTOR_BYTES = 512
 """What a disk writes whole; of a record across two, the second may be missing."""
+NO_ROUND = -1
+"""Below every round: 0 is what is summed before the first one."""
 _JOURNAL_MODE = 0o600
 
 
@@ -104,7 +106,7 @@ class Journal:
         self._owner = owner
         self._promises: dict[tuple[int, int, Stage], Promise] = {}
         self._latest = (-1, -1)
-        self._closed_round = 0
+        self._closed_round = NO_ROUND
         self._descriptor: int | None = None
         if path is None:
             self._begin(os.urandom(NAME_BYTES))
@@ -132,7 +134,7 @@ class Journal:
 
     @property
     def closed_round(self) -> int:
-        """The highest round that no further slot serves; 0 for none."""
+        """The highest round that no further slot serves; ``NO_ROUND`` for none."""
         return self._closed_round
 
     @property

@@ -112,7 +112,7 @@ class SiloSide(SiloSetup):
 
         Args:
             slot: 0 to ``slots_per_setup`` - 1, above every slot used before.
-            round_number: from 1.
+            round_number: from 0, which is what is summed before the first round.
             model_digest: 32 bytes, over the shared parameters as received.
 
         Raises:

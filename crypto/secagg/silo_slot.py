@@ -54,7 +54,7 @@ def check_new_slot(
         raise ProtocolViolation(f"slot {slot} of a setup with {num_slots} slots")
     if slot not in state.secrets:
         raise ProtocolViolation(f"slot {slot} is spent: slots only go up")
-    if not 1 <= round_number < 1 << 32:
+    if not 0 <= round_number < 1 << 32:
         raise ProtocolViolation(f"round {round_number} does not exist")
 
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from crypto.errors import ProtocolViolation
 from crypto.secagg.config import SecAggConfig
+from crypto.secagg.journal import NO_ROUND
 from crypto.secagg.parts import Part, Parts, whole
 from tests.crypto.secagg.federation import MODEL, Federation
 
@@ -138,7 +139,7 @@ def federation(config: SecAggConfig, parts: Parts, setup: int = 1) -> Federation
 
 def nobody_has_revealed(f: Federation) -> bool:
     """Whether no silo has promised, let alone made, a REVEAL."""
-    return all(journal.closed_round == 0 for journal in f.journals)
+    return all(journal.closed_round == NO_ROUND for journal in f.journals)
 
 
 def play_and_check(f: Federation, lost: dict[str, set[int]]) -> str:

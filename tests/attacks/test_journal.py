@@ -9,6 +9,7 @@ import pytest
 from crypto.errors import MalformedMessage
 from crypto.secagg.journal import (
     NAME_BYTES,
+    NO_ROUND,
     RECORD_BYTES,
     Journal,
     Promise,
@@ -180,7 +181,7 @@ def test_a_torn_last_record_was_never_relied_on(tmp_path, left):
     assert promise.stage == Stage.REVEAL
     with Journal(path, OWNER) as journal:
         assert path.read_bytes() == kept
-        assert not journal.has(Stage.REVEAL, 1, 0) and journal.closed_round == 0
+        assert not journal.has(Stage.REVEAL, 1, 0) and journal.closed_round == NO_ROUND
         journal.promise(promise)
     assert path.read_bytes() == data
 

@@ -85,7 +85,8 @@ SPENT = [
     (0, 1, OTHER_MODEL, "another request"),
     (1, 1, MODEL, "revealed"),
     (1, 1, OTHER_MODEL, "revealed"),
-    (1, 0, MODEL, "does not exist"),
+    (1, 0, MODEL, "revealed"),
+    (1, -1, MODEL, "does not exist"),
     (3, 2, MODEL, "with 3 slots"),
     (-1, 2, MODEL, "with 3 slots"),
 ]

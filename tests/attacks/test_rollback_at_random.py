@@ -55,7 +55,7 @@ class Adversary:
         self.left: dict[str, dict[int, set[bytes]]] = defaultdict(
             lambda: defaultdict(set)
         )
-        self.latest_slot, self.closed_round = -1, 0
+        self.latest_slot, self.closed_round = -1, -1
         self.rounds: dict[int, int] = {}
 
     # -------------------------------------------------------------- requests

@@ -114,7 +114,8 @@ class Harness:
                     reference=self.federation.reference
                     if self.federation.reference.exists()
                     else None,
-                    evaluate=self.federation.reference.exists(),
+                    evaluate=self.federation.reference.exists()
+                    or self.plan.evaluation.is_pooled,
                     auxiliary=self.federation.aggregator.auxiliary,
                 ),
             )

@@ -10,7 +10,7 @@ from audits.evidence import load_evidence
 from audits.findings import Severity
 from diffusion.model import make_model
 from diffusion.parameters import part_lengths
-from protocol import records, traffic, traffic_parts
+from protocol import records, traffic, traffic_parts, traffic_range
 from protocol.aggregation_settings import AggregationConfig
 from protocol.dealing import PARTS
 from protocol.model_records import Dealt
@@ -23,6 +23,8 @@ from tests.end_to_end.test_calibration import draft as calibrated_draft
 from tests.end_to_end.test_measurement import measured_draft
 from tests.end_to_end.test_noisy_runs import noisy_draft
 from tests.end_to_end.test_private_runs import private_draft
+from tests.end_to_end.test_reference import pooled_draft
+from tests.end_to_end.test_reference import private_draft as noisy_reference_draft
 
 
 def masked(**changes):
@@ -91,6 +93,8 @@ DRAFTS = {
         3,
         measured_draft(protection=replace(PLAIN, min_cohort=2)),
     ),
+    "a reference of the silos": (3, pooled_draft(num_rounds=2)),
+    "a noisy reference": (3, noisy_reference_draft()),
     "dp-sgd": (3, private_draft(num_rounds=1, update=UpdateConfig(value_bits=4))),
     "noise in the sum": (
         5,
@@ -168,14 +172,14 @@ def test_predicted_is_counted_on_both_sides(tmp_path, name):
         own = made.federation.silo(silo.name).run(plan)
         assert counted(own, silo.name) == expected
         assert counted(made.federation.aggregator.run(plan), silo.name) == expected
-    least, most = traffic.run_range(plan, segments_of(plan))
+    least, most = traffic_range.run_range(plan, segments_of(plan))
     sent = sum(len(reply) for _, _, reply in made.wire)
     assert least.sent <= sent <= most.sent
     assert (least == most) == (name != "usplit in the clear, odd")
     received = sum(len(request) for _, request, _ in made.wire)
     sent_along = len(plan.silos) * statistics_bytes(made) * plan.evaluation.in_silos
     assert least.received + sent_along == received == most.received + sent_along
-    low, high = map(traffic.total, traffic.predict_range(plan, segments_of(plan)))
+    low, high = map(traffic.total, traffic_range.predict_range(plan, segments_of(plan)))
     for silo in range(num_silos):
         mine = sum(len(reply) for index, _, reply in made.wire if index == silo)
         assert low.sent <= mine <= high.sent

@@ -404,6 +404,11 @@ IN_COMPANY = {
     "training.label_dropout",
     "training.local_parts",
     "evaluation.sampler.guidance",
+    "evaluation.reference",
+    "evaluation.min_reference_count",
+    "evaluation.reference_noise_multiplier",
+    "evaluation.reference_clipping",
+    "evaluation.reference_uncovered",
 }
 """Fields that can change only with several others."""
 
