@@ -144,11 +144,11 @@ def roc(
     included and the rest about evenly spaced in their logarithm, the best TPR.
 
     Raises:
-        ValueError: fewer than two points, or as :func:`auc`.
+        ValueError: fewer than three points, or as :func:`auc`.
     """
     _check(members, held_out)
-    if max_points < 2:
-        raise ValueError("max_points: must be at least 2")
+    if max_points < 3:
+        raise ValueError("max_points: must be at least 3")
     count = len(held_out)
     spaced = np.geomspace(1, count, max_points - 1)
     allowed = sorted({0, count, *np.rint(spaced).astype(int).tolist()})

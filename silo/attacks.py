@@ -51,6 +51,8 @@ LOSS_BANDS = ((0.0, 0.1), (0.0, 0.3), (0.1, 0.5), (0.0, 1.0))
 TIMESTEP_SHARES = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4)
 """Shares of the schedule at which t may be; the papers' are 0.1 and 0.2."""
 BLOCK_IMAGES = 128
+TINY = 1e-12
+"""In the place of a mean of zero: a network that was never trained predicts zeros."""
 
 
 class ScoresNotFinite(SiloError):
@@ -232,10 +234,11 @@ def _pia(
     def attack(images: Tensor, labels: Tensor | None) -> Tensor:
         noise = predict(images, 0, labels)
         if is_normalised:
-            size = noise.abs().flatten(start_dim=1).mean(dim=1)
+            size = noise.abs().flatten(start_dim=1).mean(dim=1).clamp_min(TINY)
             noise = noise * (math.sqrt(2 / math.pi) / size).reshape(-1, 1, 1, 1)
         x_t = math.sqrt(ab) * images + math.sqrt(1.0 - ab) * noise
         change = (noise - predict(x_t, t, labels)).double()
-        return -torch.linalg.vector_norm(change, ord=4, dim=(1, 2, 3))
+        distance: Tensor = torch.linalg.vector_norm(change, ord=4, dim=(1, 2, 3))
+        return -distance
 
     return attack
