@@ -19,6 +19,7 @@ BENCHMARKS = (
     "multiplicity",
     "private_federation",
     "central_images",
+    "membership",
     "papers_bytes",
     "papers",
 )

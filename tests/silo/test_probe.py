@@ -293,7 +293,7 @@ def sides():
 def control(sides):
     torch.set_num_threads(1)
     plan = plan_of(schedule=ScheduleConfig(kind="cosine", num_timesteps=50))
-    config = ControlConfig(num_steps=120, seed=3, learning_rate=1e-2)
+    config = ControlConfig(num_steps=200, seed=3, learning_rate=1e-2)
     return train_control(
         plan, sides.images, config, device=CPU, observe=lambda progress: None
     )
