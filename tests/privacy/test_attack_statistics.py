@@ -59,7 +59,10 @@ class TestArea:
 
 
 class TestBootstrap:
-    @pytest.mark.parametrize(("shift", "area"), [(0.0, 0.5), (1.0, ndtr(0.5**0.5))])
+    @pytest.mark.parametrize(
+        ("shift", "area"),
+        [(0.0, 0.5), (1.0, ndtr(0.5**0.5)), (3.0, ndtr(3 * 0.5**0.5))],
+    )
     def test_it_covers_the_true_area(self, shift, area):
         generator, covered = np.random.default_rng(1), 0
         for _ in range(100):
@@ -67,6 +70,7 @@ class TestBootstrap:
             held_out = generator.normal(0, 1, 60)
             found = auc_interval(members, held_out, generator, num_resamples=199)
             covered += found.low <= area <= found.high
+            assert 0 <= found.low <= found.high <= 1
         assert 88 <= covered <= 99  # 95 expected; 2.2 is the standard deviation
 
     def test_a_smaller_confidence_is_narrower(self):
