@@ -1,5 +1,7 @@
 """Membership inference on Fashion-MNIST: without DP, with epsilon 10, and overfitted.
 
+Images are the means over blocks of 2×2 pixels, 14×14.
+
     python -m benchmarks.membership [--size small|full] [CELL …]
 
 Cells, each in a process of its own, kept below ``build/membership/`` and not measured
@@ -38,7 +40,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from aggregator.checkpoints import CheckpointStore
-from benchmarks.results_file import DATA, ROOT, Row, row, save
+from benchmarks.papers_worker import FASHION, images_file
+from benchmarks.results_file import ROOT, Row, row, save
 from diffusion.checkpoint import Checkpoint, load_checkpoint
 from diffusion.config import SamplerConfig, ScheduleConfig, UNetConfig
 from diffusion.loss import denoising_loss
@@ -66,7 +69,6 @@ from simulation.run import run_federation
 from simulation.settings import SimulationConfig, SourceConfig
 from simulation.sources import Pool, load_pool, subset
 
-FASHION = DATA / "fashion_mnist" / "fashion_mnist.npz"
 CPU = torch.device("cpu")
 CELLS = ("control", "plain", "epsilon-10", "gsa")
 NUM_SILOS, SEED, EPSILON, DELTA = 5, 11, 10.0, 1e-3
@@ -93,7 +95,7 @@ class Size:
 
 SIZES = {
     "small": Size(60, 2, 10, 32, 120, 1, 100),
-    "full": Size(200, 12, 50, 128, 1000, 3, 1000),
+    "full": Size(200, 12, 50, 64, 3000, 3, 1000),
 }
 
 
@@ -107,7 +109,7 @@ class Bench:
             num_silos=NUM_SILOS,
             num_images=NUM_SILOS * size.images_per_silo,
             transport="memory",
-            data=SourceConfig(source="npz", path=str(FASHION)),
+            data=SourceConfig(source="npz", path=str(images_file("small"))),
         )
         self.draft = PlanDraft(
             name="membership",
@@ -115,10 +117,10 @@ class Bench:
             seed=SEED,
             model=UNetConfig(
                 architecture="residual",
-                dim=8,
+                dim=16,
                 channels=1,
                 dim_mults=(1, 2),
-                image_size=28,
+                image_size=14,
             ),
             schedule=ScheduleConfig(kind="cosine", num_timesteps=1000),
             training=TrainingConfig(

@@ -26,6 +26,7 @@ from protocol.settings import TrainingConfig
 from protocol.transcript import TranscriptWriter
 from protocol.update_settings import ProtectionConfig, UpdateConfig
 from silo.attacks import ATTACKS
+from silo.attacks import settings as attack_settings
 from silo.config import DataConfig, SiloConfig, SiloFolder
 from silo.control import ControlConfig, load_or_train_control, train_control
 from silo.data import ImageSet
@@ -320,6 +321,15 @@ class TestControl:
             setting, untrained, sides, np.arange(16), np.arange(16), 0
         )
         assert 0.2 < auc(*scores) < 0.8
+
+    def test_the_best_setting_is_taken(self, control, sides, monkeypatch):
+        best = attack_settings("PIA", 50)[2]
+
+        def scores(setting, *rest):
+            return np.array([1.0, 3.0]), np.array([0.0, 2.0 if setting == best else 4])
+
+        monkeypatch.setattr(silo.probe_attacks, "attack_scores", scores)
+        assert tune("PIA", control, sides, np.arange(2), np.arange(2), 0) == best
 
     def test_the_target_is_not_asked_when_tuning(self, control, sides, monkeypatch):
         asked = []
