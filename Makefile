@@ -5,7 +5,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test check bench bench-secagg bench-privacy bench-audit-power bench-papers clean
+.PHONY: setup demo test check bench bench-secagg bench-privacy bench-audits \
+	bench-audit-power bench-membership bench-papers clean
+
 setup: $(READY)
 
 $(READY): requirements.lock pyproject.toml
@@ -42,6 +44,9 @@ bench-audit-power: $(READY)
 bench-papers: $(READY)
 	$(BIN)/python -m benchmarks papers_bytes papers
 	$(BIN)/python -m benchmarks.papers_table
+
+bench-membership: $(READY)
+	$(BIN)/python -m benchmarks membership
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build *.egg-info

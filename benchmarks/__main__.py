@@ -23,6 +23,7 @@ BENCHMARKS = (
     "canary_cost",
     "audit_power",
     "reference",
+    "membership",
     "papers_bytes",
     "papers",
 )

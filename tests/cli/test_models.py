@@ -10,6 +10,10 @@ import aggregator.cli
 import silo.cli
 import simulation.cli
 from diffusion.checkpoint import load_checkpoint
+from protocol.plan_files import load_plan
+from protocol.probe_report import NOT_PRIVATE, load_probe_of
+from simulation.settings import SimulationConfig
+from simulation.sources import load_pool
 from tests.cli.conftest import write_draft
 from tests.silo.conftest import Ended, run_command
 
@@ -73,6 +77,25 @@ def test_a_run_that_is_not_there_is_one_line(
 def test_nothing_was_measured_yet(tmp_path: Path) -> None:
     told = silo_command("evaluation", "--dir", tmp_path)
     assert told.out == "no run has measured this silo's model yet\n"
+
+
+def test_a_silo_probes_its_own_model(finished: Path, tmp_path: Path) -> None:
+    others, out = tmp_path / "others.npz", tmp_path / "probe.json"
+    pool = load_pool(SimulationConfig(), 0)
+    np.savez(others, images=pool.held_out.pixels[:20])
+    silo = ["--plan", finished / "plan.toml", "--dir", finished / "silos" / "silo-1"]
+    little = ["--members=16", "--samples=16", "--control-steps=2", "--device=cpu"]
+    probe = ["probe", *silo, *little, "--out", out]
+    done = silo_command(*probe, "--held-out", others)
+    assert done.code == 0, done.err
+    assert NOT_PRIVATE in done.out
+    report = load_probe_of(out, load_plan(finished / "plan.toml"))
+    assert {one.target for one in report.attacks} == {"own", "control"}
+    assert report.own_model
+    trained_on = finished / "silos" / "silo-1" / "data.npz"
+    again = silo_command(*probe, "--held-out", trained_on)
+    assert "30 of the held-out images are training images" in again.error
+    assert "give --held-out" in silo_command(*probe).error
 
 
 def test_a_model_is_completed_and_exported(finished: Path, tmp_path: Path) -> None:
