@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar, cast
 
+from protocol.audit_records import Connected
 from protocol.dealing import PARTS
 from protocol.measurement import measurement_round
 from protocol.model_records import MeasuredInSilos, MeasurementSkipped
@@ -30,6 +31,7 @@ from protocol.records import (
     Survivors,
     Traffic,
 )
+from protocol.tally import StageBytes, StageName, Tally
 from protocol.transcript import Entry
 
 R = TypeVar("R")
@@ -64,29 +66,6 @@ class Placed(Generic[R]):
     record: R
 
 
-@dataclass(frozen=True)
-class StageBytes:
-    """Bytes of one silo in one stage, as one transcript counts them."""
-
-    sent: int = 0
-    received: int = 0
-    vector: int = 0
-    broadcast: int = 0
-
-    def __add__(self, other: "StageBytes") -> "StageBytes":
-        """Return the sum, field by field."""
-        return StageBytes(
-            self.sent + other.sent,
-            self.received + other.received,
-            self.vector + other.vector,
-            self.broadcast + other.broadcast,
-        )
-
-
-StageName = tuple[int, str]
-"""Round number (0: outside rounds) and stage."""
-
-
 @dataclass
 class Account:
     """One party's account of a run.
@@ -101,7 +80,6 @@ class Account:
 
     party: str
     plan: RunPlan
-    traffic: dict[str, dict[StageName, StageBytes]] = field(default_factory=dict)
     impossible: list[Placed[str]] = field(default_factory=list)
     resumed_rounds: set[int] = field(default_factory=set)
     growth: list[tuple[str, int]] = field(default_factory=list)
@@ -111,6 +89,7 @@ class Account:
 
     def __post_init__(self) -> None:
         """Prepare the lists."""
+        self.tally = Tally(self.party)
         self._names = frozenset(silo.name for silo in self.plan.silos)
         self._by_kind: defaultdict[type, list[Placed[Any]]] = defaultdict(list)
 
@@ -123,17 +102,21 @@ class Account:
             return
         number = min(getattr(entry.record, "round_number", 0), self.plan.num_rounds)
         self.last_round = max(self.last_round, number)
-        if isinstance(entry.record, Traffic):
-            self._add_traffic(entry.record)
-        elif isinstance(entry.record, Resumed):
+        self.tally.add(entry.record)
+        if isinstance(entry.record, Resumed):
             self.resumed_rounds |= {0, self.last_round, self.last_round + 1}
-        else:
+        elif not isinstance(entry.record, (Traffic, Connected)):
             placed = Placed(entry.index, entry.record)
             self._by_kind[type(entry.record)].append(placed)
 
     @property
+    def traffic(self) -> Mapping[str, Mapping[StageName, StageBytes]]:
+        """The bytes of each silo, by round and stage."""
+        return self.tally.stages
+
+    @property
     def kinds(self) -> tuple[type, ...]:
-        """The kinds of records there are, but for traffic and restarts."""
+        """The kinds of records there are, but for traffic, connections and restarts."""
         return tuple(self._by_kind)
 
     def all(self, kind: type[R]) -> Sequence[Placed[R]]:
@@ -160,18 +143,6 @@ class Account:
         number = measurement_round(self.plan)
         is_in = isinstance(record, IN_MEASUREMENT)
         return number if number and is_in else self.plan.num_rounds
-
-    def _add_traffic(self, record: Traffic) -> None:
-        """Add the bytes of one stage to their sum."""
-        stages = self.traffic.setdefault(record.silo, {})
-        name = (record.round_number, record.stage)
-        more = StageBytes(
-            record.sent_bytes,
-            record.received_bytes,
-            record.vector_bytes,
-            record.broadcast_bytes,
-        )
-        stages[name] = stages.get(name, StageBytes()) + more
 
     def _impossible(self, record: Record) -> str:
         """Return what in a record cannot be, or nothing."""

@@ -47,6 +47,7 @@ CHECKS: dict[str, str] = {
     "auxiliary": "Auxiliary images came from where the plan says, as both ends agree",
     "calibration": "The aggregator trained after the mean when the plan says, no more",
     "refusals": "No silo refused a request",
+    "disclosures": "All that left the silos is described and accounted for",
     "traffic": "Silos and aggregator counted the same bytes",
     "privacy": "Differential privacy",
     "mechanism": "Every silo ran the mechanism of the plan, and counted its steps",

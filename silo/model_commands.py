@@ -1,5 +1,6 @@
-"""What a silo's operator does with its own finished models: sample, see how good."""
+"""What a silo's operator asks of its own runs: samples, how good, what has left."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,26 @@ def evaluation(folder: Path) -> None:
         click.echo(line)
 
 
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@dir_option
+def disclosures(as_json: bool, folder: Path) -> None:
+    """Say what has left this silo in all its runs: what, to whom, covered by what.
+
+    From its own transcripts, byte by byte. What leaves as a file (public key,
+    transcripts, reports, statistics) is given by its operator and not counted.
+    """
+    from silo.disclosures import explain_disclosed, runs_disclosed
+
+    files = SiloFolder(folder)
+    if as_json:
+        tables = [run.to_table() for run in runs_disclosed(files)]
+        click.echo(json.dumps({"runs": tables}, indent=1, ensure_ascii=False))
+        return
+    for line in explain_disclosed(files):
+        click.echo(line)
+
+
 def model_of_run(files: SiloFolder, name: str) -> Path:
     """Return the finished model of the one run whose folder begins with a name.
 
@@ -89,5 +110,5 @@ def model_of_run(files: SiloFolder, name: str) -> Path:
     return path
 
 
-MODEL_COMMANDS = (sample, evaluation)
+MODEL_COMMANDS = (sample, evaluation, disclosures)
 """What ``silo.cli`` adds to its own commands."""

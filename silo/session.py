@@ -31,6 +31,7 @@ from protocol.measurement import MEASURE, WORD_BITS, MeasureRequest
 from protocol.plan import RunPlan
 from protocol.stretches import Dealing, without_setup
 from silo.auxiliary import AuxiliaryShare
+from silo.disclosures import keep_plan
 from silo.errors import PolicyViolation
 from silo.evaluation import make_evaluation
 from silo.evidence import Evidence
@@ -59,6 +60,7 @@ class SiloSession:
     ) -> None:
         store.remove_leftovers()
         check_plan(resources.policy, plan)
+        keep_plan(store.folder, plan)
         self._plan, self._store = plan, store
         self._identity = resources.identity
         self._silo = plan.silo_index(resources.identity.public)
@@ -106,6 +108,10 @@ class SiloSession:
     def close(self) -> None:
         """Close transcript, journal and ledger."""
         self._opened.close()
+
+    def note_connection(self, sent_bytes: int, received_bytes: int) -> None:
+        """Record the handshake of a connection, before its answer leaves."""
+        self._evidence.connection(sent_bytes, received_bytes)
 
     def handle(self, request: BytesLike) -> BytesLike:
         """Answer one message of the aggregator.
