@@ -5,7 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test check bench bench-secagg bench-privacy bench-papers clean
+.PHONY: setup demo test check bench bench-secagg bench-privacy bench-papers \
+	bench-audits clean
 setup: $(READY)
 
 $(READY): requirements.lock pyproject.toml
@@ -39,6 +40,9 @@ bench-privacy: $(READY)
 bench-papers: $(READY)
 	$(BIN)/python -m benchmarks papers_bytes papers
 	$(BIN)/python -m benchmarks.papers_table
+
+bench-audits: $(READY)
+	$(BIN)/python -m benchmarks audits
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build *.egg-info

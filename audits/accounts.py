@@ -58,7 +58,7 @@ IN_MEASUREMENT = (
 """Records that the measurement behind the last round may have, as one more round."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Placed(Generic[R]):
     """A record with its index in the transcript."""
 

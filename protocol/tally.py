@@ -25,7 +25,7 @@ StageName = tuple[int, str]
 """Round number (0: outside rounds) and stage."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class StageBytes:
     """Bytes of one silo in one stage, as one transcript counts them.
 

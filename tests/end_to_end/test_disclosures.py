@@ -100,9 +100,7 @@ def test_refusals_and_what_was_never_a_request(harness):
         list(InMemory(sessions).exchange(asked, deadline_seconds=1, max_reply_bytes=0))
     for counted in sessions.values():
         counted.session.close()
-    for run, old, counted in zip(
-        ledgers(made), before, sessions.values(), strict=True
-    ):
+    for run, old, counted in zip(ledgers(made), before, sessions.values(), strict=True):
         assert counted.sent > 0
         assert run.sent_bytes == old + counted.sent
         (line,) = [line for line in run.lines if line.stage == "refusal"]

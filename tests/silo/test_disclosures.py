@@ -37,8 +37,7 @@ def tapped(sockets, tmp_path):
 
 def start_tapped(federation, taps, errors):
     return [
-        start_one(federation, index, tap.path, errors)
-        for index, tap in enumerate(taps)
+        start_one(federation, index, tap.path, errors) for index, tap in enumerate(taps)
     ]
 
 
@@ -107,20 +106,24 @@ def test_the_ledger_is_every_byte_on_the_wire(federation, sockets, tapped, is_cu
         assert tap.connections == 1 + 2 * (is_cut and index == 1)
 
 
-def test_an_answer_to_a_wrong_host_is_in_the_ledger(federation, sockets, monkeypatch):
-    """Who listens may hang up once it has the answer: it has left all the same."""
+def test_nothing_leaves_for_whoever_is_not_the_aggregator(
+    federation, sockets, monkeypatch
+):
+    """Another key's challenge is not answered."""
     monkeypatch.setattr(silo.service, "RETRY_SECONDS", 0.0)
     other = make_identities(7)[-1]
-    with LocalSockets(sockets, federation.plan, other, spool=Path()):
-        with pytest.raises(TransportFailed):  # Another key's challenge: no answer.
-            serve(
-                federation.sessions[0],
-                federation.plan,
-                federation.keys[0],
-                sockets,
-                spool=Path(),
-                patience_seconds=0.0,
-            )
+    with (
+        LocalSockets(sockets, federation.plan, other, spool=Path()),
+        pytest.raises(TransportFailed),
+    ):
+        serve(
+            federation.sessions[0],
+            federation.plan,
+            federation.keys[0],
+            sockets,
+            spool=Path(),
+            patience_seconds=0.0,
+        )
     _, run = ledger(federation, 0)
     assert run.sent_bytes == 0
 
