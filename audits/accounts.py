@@ -11,22 +11,40 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar, cast
 
+from audits.times import Clock
 from protocol.audit_records import Connected
 from protocol.dealing import PARTS
 from protocol.measurement import measurement_round
-from protocol.model_records import MeasuredInSilos, MeasurementSkipped
-from protocol.plan import RunPlan
+from protocol.model_records import (
+    AuxiliaryImages,
+    AuxiliarySent,
+    Calibrated,
+    Evaluated,
+    MeasuredInSilos,
+    MeasurementSkipped,
+    ModelHeld,
+)
+from protocol.plan import AGGREGATOR_NAME, RunPlan
 from protocol.records import (
     Cohort,
     Confirmed,
     Dropped,
     HeadSeen,
+    LedgerOpened,
+    LedgerSeen,
     Masked,
+    NoiseSpent,
+    PrivacySpent,
     Record,
     Refused,
     Resumed,
     Revealed,
+    RoundClosed,
+    RoundLost,
     RoundOpened,
+    SetupOpened,
+    SiloExcluded,
+    SiloHead,
     Summed,
     Survivors,
     Traffic,
@@ -56,6 +74,30 @@ IN_MEASUREMENT = (
     Traffic,
 )
 """Records that the measurement behind the last round may have, as one more round."""
+
+
+BY_AGGREGATOR = (
+    AuxiliaryImages,
+    Calibrated,
+    Cohort,
+    Dropped,
+    Evaluated,
+    LedgerSeen,
+    MeasuredInSilos,
+    MeasurementSkipped,
+    RoundClosed,
+    RoundLost,
+    SetupOpened,
+    SiloExcluded,
+    SiloHead,
+)
+"""Records that no honest silo writes."""
+
+BY_SILOS = (Connected, HeadSeen, LedgerOpened, NoiseSpent, PrivacySpent, Refused)
+"""Records that no honest aggregator writes."""
+
+OF_ITSELF = (AuxiliarySent, Masked, ModelHeld, Revealed, Traffic)
+"""Records in which a silo speaks of itself alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,13 +131,14 @@ class Account:
 
     def __post_init__(self) -> None:
         """Prepare the lists."""
-        self.tally = Tally(self.party)
+        self.tally, self.clock = Tally(self.party), Clock()
         self._names = frozenset(silo.name for silo in self.plan.silos)
         self._by_kind: defaultdict[type, list[Placed[Any]]] = defaultdict(list)
 
     def add(self, entry: Entry) -> None:
         """Take in the next record."""
         self.num_records = entry.index + 1
+        self.clock.add(entry)
         reason = self._impossible(entry.record)
         if reason:
             self.impossible.append(Placed(entry.index, reason))
@@ -146,6 +189,24 @@ class Account:
 
     def _impossible(self, record: Record) -> str:
         """Return what in a record cannot be, or nothing."""
+        return self._wrong_role(record) or self._wrong_field(record)
+
+    def _wrong_role(self, record: Record) -> str:
+        """Return why a record is not this party's to write, or nothing."""
+        if self.party == AGGREGATOR_NAME:
+            is_odd = isinstance(record, BY_SILOS)
+            return f"only a silo writes `{record.kind}`" if is_odd else ""
+        if isinstance(record, BY_AGGREGATOR):
+            return f"only the aggregator writes `{record.kind}`"
+        if isinstance(record, OF_ITSELF):
+            named = record.silos if isinstance(record, Revealed) else (record.silo,)
+            for name in named:
+                if name != self.party:
+                    return f"it is {self.party}'s transcript, and speaks for {name:.64}"
+        return ""
+
+    def _wrong_field(self, record: Record) -> str:
+        """Return which field of a record cannot be, or nothing."""
         for name, value in _fields(record):
             if isinstance(value, float) and not math.isfinite(value):
                 return f"{name} is not finite"

@@ -27,6 +27,7 @@ CHECKS: dict[str, str] = {
     "signatures": "Every head is signed by its party for this plan",
     "ending": "Each transcript reaches the end of the run",
     "plausible": "Names and numbers in records are possible under the plan",
+    "times": "The times in transcripts are times, and go forward",
     "heads-seen": "The aggregator showed the silos its one and only transcript",
     "silo-heads": "The silos kept the transcripts they told the aggregator of",
     "same-plan": "All parties followed the same plan",
