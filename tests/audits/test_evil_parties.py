@@ -202,7 +202,7 @@ FILES = (
         tamper=on_lines(
             AGGREGATOR,
             lambda lines: (
-                [lines[0].replace(b"cloister test", b"cloister best")] + lines[1:]
+                [lines[0].replace(b"cloister test", b"cloister best"), *lines[1:]]
             ),
         ),
     ),
