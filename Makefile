@@ -48,5 +48,8 @@ bench-papers: $(READY)
 bench-membership: $(READY)
 	$(BIN)/python -m benchmarks membership
 
+bench-audits: $(READY)
+	$(BIN)/python -m benchmarks audits
+
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build *.egg-info

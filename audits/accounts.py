@@ -11,17 +11,38 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar, cast
 
-from protocol.audit_records import CanariesOpened
+from audits.times import Clock
+from protocol.audit_records import (
+    CanariesCommitted,
+    CanariesOpened,
+    Connected,
+    HeadConflict,
+    ReferencePooled,
+    ReferenceSkipped,
+    Witnessed,
+)
 from protocol.dealing import PARTS
 from protocol.measurement import measurement_round
-from protocol.model_records import Evaluated, MeasuredInSilos, MeasurementSkipped
-from protocol.plan import RunPlan
+from protocol.model_records import (
+    AuxiliaryImages,
+    AuxiliarySent,
+    Calibrated,
+    Evaluated,
+    MeasuredInSilos,
+    MeasurementSkipped,
+    ModelHeld,
+)
+from protocol.plan import AGGREGATOR_NAME, RunPlan
 from protocol.records import (
     Cohort,
     Confirmed,
     Dropped,
     HeadSeen,
+    LedgerOpened,
+    LedgerSeen,
     Masked,
+    NoiseSpent,
+    PrivacySpent,
     Record,
     Refused,
     Resumed,
@@ -29,11 +50,15 @@ from protocol.records import (
     RoundClosed,
     RoundLost,
     RoundOpened,
+    SetupOpened,
+    SiloExcluded,
+    SiloHead,
     Summed,
     Survivors,
     Traffic,
 )
 from protocol.reference import first_slot_round
+from protocol.tally import StageBytes, StageName, Tally
 from protocol.transcript import Entry
 
 R = TypeVar("R")
@@ -66,35 +91,49 @@ OF_SLOTS = (Cohort, Confirmed, Masked, Revealed, RoundOpened, Summed, Survivors)
 """Records of slots; before round 1 there is one only for the silos' reference."""
 
 
-@dataclass(frozen=True)
+BY_AGGREGATOR = (
+    AuxiliaryImages,
+    Calibrated,
+    Cohort,
+    Dropped,
+    Evaluated,
+    LedgerSeen,
+    MeasuredInSilos,
+    MeasurementSkipped,
+    ReferencePooled,
+    ReferenceSkipped,
+    RoundClosed,
+    RoundLost,
+    SetupOpened,
+    SiloExcluded,
+    SiloHead,
+    Witnessed,
+)
+"""Records that no honest silo writes."""
+
+BY_SILOS = (
+    CanariesCommitted,
+    CanariesOpened,
+    Connected,
+    HeadConflict,
+    HeadSeen,
+    LedgerOpened,
+    NoiseSpent,
+    PrivacySpent,
+    Refused,
+)
+"""Records that no honest aggregator writes."""
+
+OF_ITSELF = (AuxiliarySent, Masked, ModelHeld, Revealed, Traffic)
+"""Records in which a silo speaks of itself alone."""
+
+
+@dataclass(frozen=True, slots=True)
 class Placed(Generic[R]):
     """A record with its index in the transcript."""
 
     index: int
     record: R
-
-
-@dataclass(frozen=True)
-class StageBytes:
-    """Bytes of one silo in one stage, as one transcript counts them."""
-
-    sent: int = 0
-    received: int = 0
-    vector: int = 0
-    broadcast: int = 0
-
-    def __add__(self, other: "StageBytes") -> "StageBytes":
-        """Return the sum, field by field."""
-        return StageBytes(
-            self.sent + other.sent,
-            self.received + other.received,
-            self.vector + other.vector,
-            self.broadcast + other.broadcast,
-        )
-
-
-StageName = tuple[int, str]
-"""Round number (0: outside rounds) and stage."""
 
 
 @dataclass
@@ -111,7 +150,6 @@ class Account:
 
     party: str
     plan: RunPlan
-    traffic: dict[str, dict[StageName, StageBytes]] = field(default_factory=dict)
     impossible: list[Placed[str]] = field(default_factory=list)
     resumed_rounds: set[int] = field(default_factory=set)
     growth: list[tuple[str, int]] = field(default_factory=list)
@@ -121,29 +159,35 @@ class Account:
 
     def __post_init__(self) -> None:
         """Prepare the lists."""
+        self.tally, self.clock = Tally(self.party), Clock()
         self._names = frozenset(silo.name for silo in self.plan.silos)
         self._by_kind: defaultdict[type, list[Placed[Any]]] = defaultdict(list)
 
     def add(self, entry: Entry) -> None:
         """Take in the next record."""
         self.num_records = entry.index + 1
+        self.clock.add(entry)
         reason = self._impossible(entry.record)
         if reason:
             self.impossible.append(Placed(entry.index, reason))
             return
         number = min(getattr(entry.record, "round_number", 0), self.plan.num_rounds)
         self.last_round = max(self.last_round, number)
-        if isinstance(entry.record, Traffic):
-            self._add_traffic(entry.record)
-        elif isinstance(entry.record, Resumed):
+        self.tally.add(entry.record)
+        if isinstance(entry.record, Resumed):
             self.resumed_rounds |= {0, self.last_round, self.last_round + 1}
-        else:
+        elif not isinstance(entry.record, (Traffic, Connected)):
             placed = Placed(entry.index, entry.record)
             self._by_kind[type(entry.record)].append(placed)
 
     @property
+    def traffic(self) -> Mapping[str, Mapping[StageName, StageBytes]]:
+        """The bytes of each silo, by round and stage."""
+        return self.tally.stages
+
+    @property
     def kinds(self) -> tuple[type, ...]:
-        """The kinds of records there are, but for traffic and restarts."""
+        """The kinds of records there are, but for traffic, connections and restarts."""
         return tuple(self._by_kind)
 
     def all(self, kind: type[R]) -> Sequence[Placed[R]]:
@@ -177,20 +221,26 @@ class Account:
             return first_slot_round(self.plan)
         return 1 if isinstance(record, OF_ROUNDS) else 0
 
-    def _add_traffic(self, record: Traffic) -> None:
-        """Add the bytes of one stage to their sum."""
-        stages = self.traffic.setdefault(record.silo, {})
-        name = (record.round_number, record.stage)
-        more = StageBytes(
-            record.sent_bytes,
-            record.received_bytes,
-            record.vector_bytes,
-            record.broadcast_bytes,
-        )
-        stages[name] = stages.get(name, StageBytes()) + more
-
     def _impossible(self, record: Record) -> str:
         """Return what in a record cannot be, or nothing."""
+        return self._wrong_role(record) or self._wrong_field(record)
+
+    def _wrong_role(self, record: Record) -> str:
+        """Return why a record is not this party's to write, or nothing."""
+        if self.party == AGGREGATOR_NAME:
+            is_odd = isinstance(record, BY_SILOS)
+            return f"only a silo writes `{record.kind}`" if is_odd else ""
+        if isinstance(record, BY_AGGREGATOR):
+            return f"only the aggregator writes `{record.kind}`"
+        if isinstance(record, OF_ITSELF):
+            named = record.silos if isinstance(record, Revealed) else (record.silo,)
+            for name in named:
+                if name != self.party:
+                    return f"it is {self.party}'s transcript, and speaks for {name:.64}"
+        return ""
+
+    def _wrong_field(self, record: Record) -> str:
+        """Return which field of a record cannot be, or nothing."""
         for name, value in _fields(record):
             if isinstance(value, float) and not math.isfinite(value):
                 return f"{name} is not finite"

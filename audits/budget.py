@@ -6,10 +6,10 @@ An event is a silo's word: a silo that ran another mechanism than it wrote down 
 found by its own self-test, not here.
 """
 
-import math
 from collections.abc import Iterator, Sequence
 
 from audits.accounts import Account, Accounts
+from audits.claims import CLAIM_TOLERANCE, wrong_claims
 from audits.findings import (
     CHECKS,
     Finding,
@@ -50,9 +50,6 @@ from protocol.reference_settings import reference_events, training_steps
 
 MAX_PRV_ERROR = 0.01
 """A second claim with a larger error would agree with anything."""
-
-CLAIM_TOLERANCE = 1e-3
-"""How far a claim may be from the price recomputed: another version's grid."""
 
 
 def check_budget(accounts: Accounts) -> list[Finding]:
@@ -191,30 +188,25 @@ def _epsilon(accounts: Accounts) -> list[Finding]:
 def _epsilon_of(plan: RunPlan, account: Account) -> Iterator[Finding]:
     """Yield where one silo's claims do not hold.
 
-    Claims grow with the events: all are compared with their own events, and the last
-    ones with those of the other accountant.
+    Claims grow with the events: all are compared with their own events
+    (``audits.claims``), and the last ones with those of the other accountant.
     """
     delta, target = plan.privacy.delta, plan.privacy.epsilon
-    for placed in account.all(PrivacySpent):
-        spent = placed.record
-        claims = (
-            ("", spent.events, spent.epsilon),
-            (
-                " with earlier runs",
-                (*spent.earlier, *spent.events),
-                spent.account_epsilon,
-            ),
-        )
-        for what, events, claim in claims:
-            price = epsilon(events, delta)
-            if not abs(claim - price) <= CLAIM_TOLERANCE * price < math.inf:
-                yield fail(
-                    "epsilon",
-                    f"{account.party}, round {spent.round_number}: claims epsilon "
-                    f"{claim:.5g}{what}; its events cost {price:.5g}.",
-                    party=account.party,
-                    round_number=spent.round_number,
-                )
+    records = [placed.record for placed in account.all(PrivacySpent)]
+    own = [(spent.events, spent.epsilon) for spent in records]
+    whole = [
+        ((*spent.earlier, *spent.events), spent.account_epsilon) for spent in records
+    ]
+    for what, claims in (("", own), (" with earlier runs", whole)):
+        for index, price in wrong_claims(claims, delta):
+            number = records[index].round_number
+            yield fail(
+                "epsilon",
+                f"{account.party}, round {number}: claims epsilon "
+                f"{claims[index][1]:.5g}{what}; its events cost {price:.5g}.",
+                party=account.party,
+                round_number=number,
+            )
     last = account.last(PrivacySpent)
     if last is None:
         return

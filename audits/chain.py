@@ -91,6 +91,7 @@ class _Heads:
         self.mismatch: int | None = None
         self.beyond = 0
         self.num_heads = 0
+        self.largest = 0
         self.unsigned: list[int] = []
         self.trouble = ""
         self._next = next(self._heads, None)
@@ -128,9 +129,10 @@ class _Heads:
                     party=party,
                 )
             )
-        if not self.num_heads and not self.trouble:
+        if not self.largest and not self.trouble:
+            over = "over any record" if self.num_heads else "at all"
             found.append(
-                fail("signatures", f"{party} signed no head at all.", party=party)
+                fail("signatures", f"{party} signed no head {over}.", party=party)
             )
         return found or [
             passed(
@@ -147,6 +149,7 @@ class _Heads:
         try:
             for head in read_heads(folder):
                 self.num_heads += 1
+                self.largest = max(self.largest, head.size)
                 yield head
         except TranscriptBroken as error:
             missing = not (folder / HEADS_FILE).is_file()

@@ -12,8 +12,12 @@ from rich.text import Text
 from audits.audit import Audit, run_audit
 from audits.errors import AuditError
 from audits.evidence import load_evidence
+from audits.extract import check_extract, load_extract, make_extract
 from audits.findings import CHECKS, Finding, Severity, count
 from audits.report.verdict import headline
+from protocol.errors import PlanRejected
+from protocol.files import save_bytes
+from protocol.plan_files import load_plan
 
 EXIT_FAILED = 1
 EXIT_UNREADABLE = 2
@@ -95,6 +99,65 @@ def report(
     for path in paths:
         click.echo(str(path))
     _conclude(audit)
+
+
+@main.command()
+@_run
+@click.argument("party")
+@click.argument("index", type=click.IntRange(0))
+@_plan
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    default=Path("extract.json"),
+    show_default=True,
+    help="Where to write.",
+)
+def extract(run: Path, party: str, index: int, plan: Path | None, out: Path) -> None:
+    """Write record INDEX of PARTY (a silo, or "aggregator") with its proof.
+
+    So one record can be shown to somebody without the rest of the transcript.
+    """
+    try:
+        made = make_extract(load_evidence(run, plan), party, index)
+        save_bytes(out, made.to_bytes())
+    except AuditError as error:
+        _refuse(str(error))
+    except OSError as error:
+        _refuse(f"{error.filename or out}: {error.strerror}")
+    click.echo(str(out))
+
+
+@main.command("check-extract")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option(
+    "--plan",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    required=True,
+    help="The run's plan, whose keys verify the extract.",
+)
+def check_extract_command(file: Path, plan: Path) -> None:
+    """Verify one record with its proof, from the keys of a plan alone.
+
+    Exit status: 0 when it holds, 1 when it does not, 2 when the plan cannot be read.
+    """
+    try:
+        known = load_plan(plan)
+    except PlanRejected as error:
+        _refuse(str(error))
+    try:
+        found = load_extract(file)
+        check_extract(found, known)
+    except AuditError as error:
+        click.echo(f"FAIL: {error}", err=True)
+        sys.exit(EXIT_FAILED)
+    click.echo(found.record)
+    click.echo(
+        f"PASS: record {found.index:,} of {found.head.party}, under its signed head "
+        f"over {found.head.size:,} records, in the run of plan {found.plan}."
+    )
 
 
 def _audit(run: Path, plan: Path | None) -> Audit:

@@ -33,6 +33,7 @@ def check_conformance(accounts: Accounts) -> list[Finding]:
     """Return the findings on how the run was carried out."""
     return [
         *_unplausible(accounts),
+        *_times(accounts),
         *_same_plan(accounts),
         *_same_model(accounts),
         *check_held(accounts),
@@ -60,6 +61,25 @@ def _unplausible(accounts: Accounts) -> list[Finding]:
     ]
     total = sum(account.num_records for account in accounts.everyone)
     return settle("plausible", found, f"{count(total, 'record')} are possible.")
+
+
+def _times(accounts: Accounts) -> list[Finding]:
+    """Check that the times in transcripts are times, and go forward."""
+    found = []
+    for account in accounts.everyone:
+        party, clock = account.party, account.clock
+        if clock.wrong:
+            index, text = clock.wrong
+            statement = f"{party}: record {index:,}: {text!r} is no time."
+            found.append(fail("times", statement, party=party))
+        if clock.back:
+            index, seconds = clock.back
+            statement = (
+                f"{party}: record {index:,} is {count(seconds, 'second')} earlier than "
+                "one before it: a clock was set back, or history was written later."
+            )
+            found.append(warn("times", statement, party=party))
+    return settle("times", found, "In each transcript the times go forward.")
 
 
 def _same_plan(accounts: Accounts) -> list[Finding]:

@@ -1,39 +1,37 @@
-"""What left each silo, in bytes: the ledger of every exchange, counted at both ends."""
+"""What left each silo: the ledger of every exchange, counted at both ends.
+
+What the bytes of a stage are, and which guarantee covers them, is the table of
+``protocol.disclosures``. Bytes that it does not describe are a FAIL.
+"""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from audits.accounts import Account, Accounts, StageBytes, StageName
+from audits.accounts import Account, Accounts
 from audits.findings import Finding, count, fail, settle, warn
-from protocol.records import Dropped, Finished
-
-STAGES: Mapping[str, str] = {
-    "auxiliary": "for auxiliary images, in the clear: its own model, or samples of it",
-    "setup": "fresh public keys, and commitments to mask seeds",
-    "shares": "shares of keys and seeds, each sealed for one other silo",
-    "envelopes": "word that the others' shares have arrived",
-    "broadcast": "the digest of the global model that it holds",
-    "ready": "readiness, and the digest of the model received",
-    "measure": "readiness, and the digest of the model and reference to measure with",
-    "reference": "readiness, and the digest of the extractor to sum up features with",
-    "masked": "the masked update; in the measurement two masked numbers, in the "
-    "reference masked sums of features",
-    "confirm": "a signature under the list of survivors",
-    "reveal": "shares that unmask the sum",
-    "end": "acknowledgement of the end, with the head of the transcript",
-}
-"""What a silo sends in each stage. All of it goes to the aggregator."""
+from protocol.auxiliary import STAGE as AUXILIARY
+from protocol.disclosures import UNREAD, Line, contents_of, in_order, ledger_lines
+from protocol.measurement import MEASURE
+from protocol.model_records import AuxiliarySent
+from protocol.plan import RunPlan
+from protocol.records import Dropped, Finished, Masked, Revealed
+from protocol.tally import CONNECTION, StageBytes, StageName
 
 MAX_PLACES = 8
 
 
 @dataclass(frozen=True)
 class Disclosure:
-    """What one silo sent and received: ``witness`` says whose count it is."""
+    """What one silo sent and received: ``witness`` says whose count it is.
+
+    ``lines`` are the ledger; ``epsilon`` is what the silo recorded as spent.
+    """
 
     silo: str
     witness: str
     stages: Mapping[StageName, StageBytes]
+    lines: tuple[Line, ...] = ()
+    epsilon: float | None = None
 
     @property
     def total(self) -> StageBytes:
@@ -43,13 +41,8 @@ class Disclosure:
     def by_stage(self) -> dict[str, StageBytes]:
         """Return the bytes of each stage over all rounds, in the stages' order."""
         found: dict[str, StageBytes] = {}
-        order = list(STAGES)
-        for _, stage in sorted(
-            self.stages, key=lambda name: (_rank(order, name[1]), name)
-        ):
-            found.setdefault(stage, StageBytes())
-        for (_, stage), bytes_ in self.stages.items():
-            found[stage] += bytes_
+        for (_, stage), bytes_ in in_order(self.stages):
+            found[stage] = found.get(stage, StageBytes()) + bytes_
         return found
 
     def by_round(self) -> dict[int, StageBytes]:
@@ -60,35 +53,143 @@ class Disclosure:
         return found
 
 
-def _rank(order: list[str], stage: str) -> int:
-    """Return the place of a stage in the order, unknown ones last."""
-    return order.index(stage) if stage in order else len(order)
-
-
-def describe_stage(stage: str, method: str) -> str:
-    """Return in plain words what a silo sends in a stage."""
-    if stage == "ready" and method == "none":
-        return "the update, in the clear"
-    if stage == "measure" and method == "none":
-        return "the distance of this silo's own model and its square, in the clear"
-    return STAGES.get(stage, f"messages of stage {stage}")
-
-
 def disclosures(accounts: Accounts) -> tuple[Disclosure, ...]:
     """Return what left each silo: its own count, or else the aggregator's."""
     found = []
     for party in accounts.plan.silos:
         silo = party.name
-        account = accounts.silos.get(silo)
+        own = accounts.silos.get(silo)
+        account = own
         if account is None or silo not in account.traffic:
             account = accounts.aggregator
         if account is not None:
             stages = account.traffic.get(silo, {})
-            found.append(Disclosure(silo, account.party, stages))
+            lines = ledger_lines(accounts.plan, stages)
+            epsilon = own.tally.epsilon if own else None
+            found.append(Disclosure(silo, account.party, stages, lines, epsilon))
     return tuple(found)
 
 
+# --------------------------------------------------------------------- completeness
+
+
+def check_ledger(accounts: Accounts) -> list[Finding]:
+    """Check that all that left is described, and that every upload is among it."""
+    found = [
+        finding
+        for account in accounts.everyone
+        for silo, stages in account.traffic.items()
+        for finding in (
+            *_undescribed(accounts.plan, account, silo, stages),
+            *_unaccounted(account, silo, stages),
+        )
+    ]
+    found += [
+        finding
+        for account in accounts.everyone
+        for silo in sorted(_senders(account) - set(account.traffic))
+        for finding in _unaccounted(account, silo, {})
+    ]
+    total = sum(each.total.sent for each in disclosures(accounts))
+    return settle(
+        "disclosures",
+        found,
+        f"All {count(total, 'byte')} that left the silos are described, and every "
+        "upload is among them.",
+    )
+
+
+def _undescribed(
+    plan: RunPlan, account: Account, silo: str, stages: Mapping[StageName, StageBytes]
+) -> Iterator[Finding]:
+    """Yield what left in a stage that a run of this plan does not have."""
+    for (number, stage), each in stages.items():
+        contents = contents_of(plan, stage, number)
+        told = each.sent - each.refusal
+        if stage == UNREAD or contents is None:
+            told -= told * _was_refused(account, silo, number, stage)
+        if (contents is None or stage == UNREAD) and told > 0:
+            yield fail(
+                "disclosures",
+                f"{account.party}: {count(told, 'byte')} of {silo} left in stage "
+                f"{stage!r:.80}, which nothing describes; a run of this plan has no "
+                "such stage.",
+                party=account.party,
+                round_number=number or None,
+            )
+        elif each.vector and (contents is None or contents.vector is None):
+            yield fail(
+                "disclosures",
+                f"{account.party}: a vector of {count(each.vector, 'byte')} of {silo} "
+                f"left in stage {stage!r:.80}, where the plan lets none leave.",
+                party=account.party,
+                round_number=number or None,
+            )
+
+
+def _was_refused(account: Account, silo: str, number: int, stage: str) -> bool:
+    """Return whether the aggregator left a silo out of a stage, as if it refused."""
+    return any(
+        placed.record.silo == silo
+        and (placed.record.round_number, placed.record.stage) == (number, stage)
+        for placed in account.all(Dropped)
+    )
+
+
+def _senders(account: Account) -> set[str]:
+    """Return the silos of which an account records that something left."""
+    uploads = {placed.record.silo for placed in account.all(Masked)}
+    return uploads | {placed.record.silo for placed in account.all(AuxiliarySent)}
+
+
+def _unaccounted(
+    account: Account, silo: str, stages: Mapping[StageName, StageBytes]
+) -> Iterator[Finding]:
+    """Yield uploads and reveals that a party recorded, and counted no bytes of."""
+    if account.broken:
+        return
+    open_round = 0 if account.last(Finished) else account.last_round
+    for index, number, stage, size in _recorded(account, silo):
+        if number in account.resumed_rounds or (open_round and number >= open_round):
+            continue  # It stopped between writing this down and sending it.
+        each = stages.get((number, stage), StageBytes())
+        if each.sent - each.refusal < size:
+            yield fail(
+                "disclosures",
+                f"{account.party}: record {index:,} says that "
+                f"{count(size, 'byte')} of {silo} left in stage {stage}; "
+                f"{each.sent - each.refusal:,} are counted.",
+                party=account.party,
+                round_number=number or None,
+            )
+
+
+def _recorded(account: Account, silo: str) -> Iterator[tuple[int, int, str, int]]:
+    """Yield what left by other records: index, round, stage, and least size."""
+    for masked in account.all(Masked):
+        upload = masked.record
+        if upload.silo == silo:
+            is_update = upload.round_number <= account.plan.num_rounds
+            plain = "ready" if is_update else MEASURE
+            stage = plain if upload.protection == "none" else "masked"
+            yield masked.index, upload.round_number, stage, upload.size_bytes
+    for sent in account.all(AuxiliarySent):
+        if sent.record.silo == silo:
+            yield sent.index, 0, AUXILIARY, sent.record.size_bytes
+    for revealed in account.all(Revealed):
+        if silo in revealed.record.silos:
+            yield revealed.index, revealed.record.round_number, "reveal", 1
+
+
+# ------------------------------------------------------------- the same at both ends
+
+
 def check_disclosure(accounts: Accounts) -> list[Finding]:
+    """Check what left the silos: that all of it is described, and counted alike."""
+    return [*check_ledger(accounts), *check_traffic(accounts)]
+
+
+def check_traffic(accounts: Accounts) -> list[Finding]:
     """Check that both ends of each exchange counted the same bytes."""
     aggregator = accounts.aggregator
     if aggregator is None or not accounts.silos:
@@ -107,7 +208,8 @@ def check_disclosure(accounts: Accounts) -> list[Finding]:
     total = sum(
         stage.sent
         for name, silo in accounts.silos.items()
-        for stage in silo.traffic.get(name, {}).values()
+        for (_, kind), stage in silo.traffic.get(name, {}).items()
+        if kind != CONNECTION
     )
     return settle(
         "traffic", found, f"Both ends counted the same {count(total, 'byte')} sent."
@@ -119,7 +221,7 @@ def _compare(silo: Account, aggregator: Account) -> Iterator[Finding]:
     own = silo.traffic.get(silo.party, {})
     theirs = aggregator.traffic.get(silo.party, {})
     excused = []
-    for name in sorted(set(own) | set(theirs)):
+    for name in sorted((set(own) | set(theirs)) - {(0, CONNECTION)}):
         here, there = own.get(name, StageBytes()), theirs.get(name, StageBytes())
         if any(
             each.vector > each.sent or each.broadcast > each.received

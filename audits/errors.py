@@ -2,6 +2,7 @@
 
 AuditError
 ├── UnreadableTranscript   plan or transcripts that cannot be found, read or told apart
+├── ExtractRejected        one record with its proof that cannot be made, or is wrong
 └── UnreadableSamples      a file of samples that is no PNG image, or too large
 """
 
@@ -12,6 +13,10 @@ class AuditError(Exception):
 
 class UnreadableTranscript(AuditError):
     """There is nothing to check: say what is wrong, where, and what to do."""
+
+
+class ExtractRejected(AuditError):
+    """A record cannot be shown alone, or what was shown does not hold."""
 
 
 class UnreadableSamples(AuditError):

@@ -109,9 +109,19 @@ def _load_plan(path: Path) -> RunPlan:
 
 
 def _folders(run: Path) -> Iterator[Path]:
-    """Yield the folders that hold either file of a transcript, in order of name."""
+    """Yield the folders that hold either file of a transcript, in order of name.
+
+    Raises:
+        UnreadableTranscript: a file is a link, which may lead anywhere, or a pipe or
+            device, which may never end.
+    """
     files = [*run.rglob(RECORDS_FILE), *run.rglob(HEADS_FILE)]
-    yield from sorted({file.parent for file in files if file.is_file()})
+    for file in files:
+        if file.is_symlink() or not file.is_file():
+            raise UnreadableTranscript(
+                f"{file}: is a link or no regular file; put a copy in its place"
+            )
+    yield from sorted({file.parent for file in files})
 
 
 def _identify(folder: Path, run: Path) -> Transcript:

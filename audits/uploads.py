@@ -159,6 +159,24 @@ def _uncounted(aggregator: Account) -> Iterator[Finding]:
                 )
 
 
+def _reused(account: Account) -> Iterator[Finding]:
+    """Yield uploads that one party records in two slots; a message names its own."""
+    first: dict[str, tuple[int, int]] = {}
+    for placed in account.all(Masked):
+        record = placed.record
+        slot = (record.setup, record.slot)
+        if first.setdefault(record.upload, slot) != slot:
+            yield fail(
+                "slots",
+                f"Round {record.round_number}: {account.party} records one message in "
+                f"two slots, {first[record.upload][1]} and {record.slot}; each message "
+                "names its own slot.",
+                f"record {placed.index:,} of {account.party}",
+                party=record.silo,
+                round_number=record.round_number,
+            )
+
+
 def _slots(accounts: Accounts) -> list[Finding]:
     """Check that no silo used a slot for two different messages."""
     if accounts.plan.protection.method == "none":
@@ -167,6 +185,7 @@ def _slots(accounts: Accounts) -> list[Finding]:
     used = 0
     for account in accounts.everyone:
         first: dict[tuple[str, int, int], Placed[Masked]] = {}
+        found += _reused(account)
         for placed in account.all(Masked):
             record = placed.record
             name = (record.silo, record.setup, record.slot)

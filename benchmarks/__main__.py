@@ -26,6 +26,7 @@ BENCHMARKS = (
     "membership",
     "papers_bytes",
     "papers",
+    "audits",
 )
 
 

@@ -104,3 +104,18 @@ class ReferenceSkipped:
     kind: ClassVar[str] = "reference-skipped"
     round_number: int
     reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Connected:
+    """A silo opened a connection to the aggregator and proved who it is.
+
+    The bytes are those of its answer and of the challenge, with their lengths;
+    ``frame_bytes`` go around every message that follows, in each direction.
+    """
+
+    kind: ClassVar[str] = "connected"
+    transport: str
+    sent_bytes: int
+    received_bytes: int
+    frame_bytes: int

@@ -10,8 +10,10 @@ names the field that is unknown, missing or of the wrong type.
 
 import dataclasses
 import difflib
+import functools
 import json
 import math
+import sys
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -21,6 +23,9 @@ from protocol.errors import EncodingError
 
 T = TypeVar("T")
 Table = Mapping[str, Any]
+
+SHARED_CHARACTERS = 256
+"""Texts up to this length are kept once in memory: records repeat names and digests."""
 
 
 def encode(value: object) -> bytes:
@@ -69,17 +74,30 @@ def to_table(value: object) -> Any:
     equal dataclasses have equal bytes.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        hints = typing.get_type_hints(type(value))
         return {
-            field.name: _to_item(hints[field.name], getattr(value, field.name))
-            for field in dataclasses.fields(value)
-            if field.init
+            name: _to_item(hint, getattr(value, name))
+            for name, (hint, _) in _fields_of(type(value)).items()
         }
     if isinstance(value, Mapping):
         return {str(name): to_table(item) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [to_table(item) for item in value]
     return value
+
+
+@functools.cache
+def _fields_of(kind: type) -> Mapping[str, tuple[Any, bool]]:
+    """Return the type of every field that a dataclass takes, and whether it must be."""
+    hints = typing.get_type_hints(kind)
+    return {
+        field.name: (
+            hints[field.name],
+            field.default is dataclasses.MISSING
+            and field.default_factory is dataclasses.MISSING,
+        )
+        for field in dataclasses.fields(kind)
+        if field.init
+    }
 
 
 def _to_item(hint: Any, value: object) -> Any:
@@ -116,25 +134,34 @@ def from_table(kind: type[T], table: object, where: str = "") -> T:
     """
     if not isinstance(table, Mapping):
         raise EncodingError(f"{where or 'input'}: must be a table, is {_kind(table)}")
-    hints = typing.get_type_hints(kind)
-    everything = dataclasses.fields(kind)  # type: ignore[arg-type]
-    fields = {field.name: field for field in everything if field.init}
+    fields = _fields_of(typing.cast("type", kind))
     values: dict[str, Any] = {}
     for name, item in table.items():
         if name not in fields:
             raise EncodingError(f"{_join(where, name)}: {_unknown(name, fields)}")
-        values[name] = _convert(hints[name], item, _join(where, name))
-    for name, field in fields.items():
-        optional = (
-            field.default is not dataclasses.MISSING
-            or field.default_factory is not dataclasses.MISSING
-        )
-        if name not in values and not optional:
+        hint = fields[name][0]
+        if hint is type(item) and hint in _PLAIN:
+            values[name] = _shared(item)
+        else:
+            values[name] = _convert(hint, item, _join(where, name))
+    for name, (_, is_needed) in fields.items():
+        if is_needed and name not in values:
             raise EncodingError(f"{_join(where, name)}: is missing")
     try:
         return kind(**values)
     except ValueError as error:
         raise EncodingError(f"{where + '.' if where else ''}{error}") from None
+
+
+_PLAIN = (str, int, bool)
+"""Types of which an item of the very type needs no conversion."""
+
+
+def _shared(item: Any) -> Any:
+    """Return an item; one object for all short texts that are equal."""
+    if type(item) is str and len(item) <= SHARED_CHARACTERS:
+        return sys.intern(item)
+    return item
 
 
 def _convert(hint: Any, item: object, where: str) -> Any:
@@ -206,7 +233,7 @@ def _convert_scalar(hint: Any, item: object, where: str) -> Any:
         raise EncodingError(f"{where}: must be {_NAMES[hint]}, is {_kind(item)}")
     if isinstance(item, float) and math.isnan(item):
         raise EncodingError(f"{where}: must be a number, is NaN")
-    return item
+    return _shared(item)
 
 
 _NAMES = {

@@ -6,6 +6,7 @@ before it knows the other, and an answer is of no use a second time.
 
 import os
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 from crypto.frame import AGGREGATOR, read_header
@@ -13,17 +14,25 @@ from crypto.keys import IdentityKey
 from protocol.envelope import Kind, make_envelope, open_envelope
 from protocol.errors import TransportFailed
 from protocol.plan import RunPlan
-from protocol.wire import receive_message, send_message
+from protocol.wire import PREFIX_BYTES, receive_message, send_message
 
 NONCE_BYTES = 32
 MAX_HANDSHAKE_BYTES = 1024
 HANDSHAKE_SECONDS = 10.0
 
 
-def connect(path: Path, plan: RunPlan, identity: IdentityKey) -> socket.socket:
+def connect(
+    path: Path,
+    plan: RunPlan,
+    identity: IdentityKey,
+    on_answer: Callable[[int, int], None] = lambda sent, received: None,
+) -> socket.socket:
     """Return a connection to the aggregator's socket, as the silo of this identity.
 
     The silo signs the aggregator's signed challenge, so that only it takes its place.
+
+    Args:
+        on_answer: is told the bytes of answer and challenge, before the answer leaves.
 
     Raises:
         OSError: nobody listens there.
@@ -39,6 +48,7 @@ def connect(path: Path, plan: RunPlan, identity: IdentityKey) -> socket.socket:
         )
         silo = plan.silo_index(identity.public)
         hello = make_envelope(plan, identity, Kind.HELLO, bytes(nonce), sender=silo)
+        on_answer(len(hello) + PREFIX_BYTES, len(challenge) + PREFIX_BYTES)
         send_message(connection, 0, hello)
         connection.settimeout(None)
     except BaseException:

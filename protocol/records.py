@@ -16,6 +16,7 @@ from privacy.events import Event, NoisySum, SampledGaussian
 from protocol.audit_records import (
     CanariesCommitted,
     CanariesOpened,
+    Connected,
     HeadConflict,
     ReferencePooled,
     ReferenceSkipped,
@@ -386,6 +387,7 @@ Record: TypeAlias = (
     | CanariesOpened
     | ReferencePooled
     | ReferenceSkipped
+    | Connected
 )
 
 RECORD_KINDS: dict[str, type[Record]] = {each.kind: each for each in get_args(Record)}

@@ -27,6 +27,8 @@ IN_MEMORY_BYTES = 1 << 20
 PIECE_BYTES = 1 << 18
 """The most that is read at once on its way to disk."""
 _PREFIX = struct.Struct(">QQ")
+PREFIX_BYTES = _PREFIX.size
+"""What goes before every payload."""
 
 
 def send_message(connection: socket.socket, number: int, payload: BytesLike) -> None:

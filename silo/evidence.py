@@ -12,7 +12,7 @@ from crypto.encoding import BytesLike
 from crypto.keys import IdentityKey
 from crypto.secagg.silo_state import SlotProgress
 from protocol import model_records, records
-from protocol.audit_records import CanariesCommitted, CanariesOpened
+from protocol.audit_records import CanariesCommitted, CanariesOpened, Connected
 from protocol.envelope import RoundRequest
 from protocol.measurement import MeasureRequest
 from protocol.model_records import AuxiliarySent
@@ -22,6 +22,7 @@ from protocol.stretches import Dealing, dealt_record
 from protocol.traffic import broadcast_bytes
 from protocol.transcript import Head, TranscriptWriter, read_records
 from protocol.version import SOFTWARE
+from protocol.wire import PREFIX_BYTES
 
 Place = Mapping[str, int]
 """Round number, setup and slot of a stage, by the names that records give them."""
@@ -211,6 +212,17 @@ class Evidence:
         """Record a refusal."""
         self._transcript.append(
             records.Refused(round_number=round_number, stage=stage, check=check)
+        )
+
+    def connection(self, sent_bytes: int, received_bytes: int) -> None:
+        """Record a handshake over a local socket, before its answer leaves."""
+        self._transcript.append(
+            Connected(
+                transport="local-socket",
+                sent_bytes=sent_bytes,
+                received_bytes=received_bytes,
+                frame_bytes=PREFIX_BYTES,
+            )
         )
 
     def exchange(

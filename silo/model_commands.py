@@ -1,5 +1,6 @@
-"""What a silo's operator does with its finished models: sample, measure, attack."""
+"""What an operator asks of a silo's runs: samples, how good, attacks, what left."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -187,6 +188,26 @@ def held_out_data(
     return replace(data, split=split)
 
 
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@dir_option
+def disclosures(as_json: bool, folder: Path) -> None:
+    """Say what has left this silo in all its runs: what, to whom, covered by what.
+
+    From its own transcripts, byte by byte. What leaves as a file (public key,
+    transcripts, reports, statistics) is given by its operator and not counted.
+    """
+    from silo.disclosures import explain_disclosed, runs_disclosed
+
+    files = SiloFolder(folder)
+    if as_json:
+        tables = [run.to_table() for run in runs_disclosed(files)]
+        click.echo(json.dumps({"runs": tables}, indent=1, ensure_ascii=False))
+        return
+    for line in explain_disclosed(files):
+        click.echo(line)
+
+
 def model_of_run(files: SiloFolder, name: str) -> Path:
     """Return the finished model of the one run whose folder begins with a name.
 
@@ -211,5 +232,5 @@ def model_of_run(files: SiloFolder, name: str) -> Path:
     return path
 
 
-MODEL_COMMANDS = (sample, evaluation, probe)
+MODEL_COMMANDS = (sample, evaluation, probe, disclosures)
 """What ``silo.cli`` adds to its own commands."""

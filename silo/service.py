@@ -45,7 +45,9 @@ def serve(
             again it continues from what is saved.
     """
     while not session.is_finished:
-        with _patient_connection(plan, identity, path, patience_seconds) as connection:
+        with _patient_connection(
+            plan, identity, path, patience_seconds, session.note_connection
+        ) as connection:
             announce("connected")
             while not session.is_finished and _answer_next(session, connection, spool):
                 pass
@@ -71,13 +73,17 @@ def _answer_next(session: SiloSession, connection: socket.socket, spool: Path) -
 
 
 def _patient_connection(
-    plan: RunPlan, identity: IdentityKey, path: Path, patience_seconds: float
+    plan: RunPlan,
+    identity: IdentityKey,
+    path: Path,
+    patience_seconds: float,
+    on_answer: Callable[[int, int], None],
 ) -> socket.socket:
     """Return a connection, tried again and again until patience ends."""
     deadline = time.monotonic() + patience_seconds
     while True:
         try:
-            return connect(path, plan, identity)
+            return connect(path, plan, identity, on_answer)
         except (OSError, ProtocolError, CryptoError) as error:
             if time.monotonic() > deadline:
                 raise TransportFailed(

@@ -11,7 +11,7 @@ the aggregator asked for in between.
 """
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 
 from crypto.encoding import BytesLike
 from crypto.frame import AGGREGATOR, Header, read_header
@@ -31,22 +31,12 @@ from protocol.measurement import MEASURE, WORD_BITS, MeasureRequest
 from protocol.plan import RunPlan
 from protocol.reference import REFERENCE, REFERENCE_ROUND, ReferenceRequest
 from protocol.stretches import Dealing, without_setup
-from silo.auxiliary import AuxiliaryShare
-from silo.canary_run import RunCanaries
 from silo.errors import PolicyViolation
-from silo.evaluation import make_evaluation
-from silo.evidence import Evidence
-from silo.noisy_round import make_mechanism
-from silo.policy import check_plan
-from silo.private_round import PrivateRounds
-from silo.reference_share import make_reference
 from silo.refusals import Refusable, refusal_of
-from silo.replies import Replies
 from silo.resources import LocalResources
-from silo.secure_upload import SecureUpload
+from silo.run_parts import open_parts
 from silo.stages import IN_SLOT, OUTSIDE_ROUNDS, STAGES, check_stage
 from silo.store import RunStore
-from silo.trainer import RoundTrainer
 
 
 class SiloSession:
@@ -60,53 +50,16 @@ class SiloSession:
     def __init__(
         self, plan: RunPlan, store: RunStore, resources: LocalResources
     ) -> None:
-        store.remove_leftovers()
-        check_plan(resources.policy, plan)
-        self._plan, self._store = plan, store
-        self._identity = resources.identity
-        self._silo = plan.silo_index(resources.identity.public)
-        self._canaries = RunCanaries(plan, store, resources)
-        planted = self._canaries.planted()
-        with ExitStack() as opened:
-            self._private: PrivateRounds | None = None
-            if plan.privacy.is_private:
-                self._private = make_mechanism(
-                    plan, store.folder, planted, self._canaries.gradient
-                )
-                opened.callback(self._private.close)
-            self._trainer = RoundTrainer(
-                plan,
-                self._silo,
-                store,
-                planted.images,
-                resources.device,
-                resources.observe,
-                initial=resources.initial,
-                private=self._private,
-            )
-            self._evaluation = make_evaluation(plan, self._silo, store, resources)
-            self._reference = make_reference(plan, store, resources, self._private)
-            self._auxiliary = AuxiliaryShare(
-                plan, self._silo, store.folder, planted, self._private
-            )
-            trained = store.load_trained()
-            self._asked_round = trained.round_number if trained else 0
-            self._held_round = 0
-            if self._private is not None and trained is not None:
-                self._private.check_ledger(trained.ledger)
-            self._replies = Replies(plan, self._silo, self._identity, self._private)
-            self._secure = SecureUpload(plan, store, self._identity, self._silo)
-            opened.callback(self._secure.close)
-            self._trainer.residual.settle(self._secure.latest_slot)
-            self._evidence = Evidence(
-                store.transcript, plan, self._silo, resources.identity
-            )
-            opened.callback(self._evidence.close)
-            if self._private is not None and not self.is_finished:
-                self._evidence.open_ledger(self._private.opened())
-            if not self.is_finished:
-                self._canaries.commit(self._evidence)
-            self._opened = opened.pop_all()
+        parts = open_parts(plan, store, resources)
+        self._plan, self._store, self._silo = plan, store, parts.silo
+        self._trainer, self._evaluation = parts.trainer, parts.evaluation
+        self._reference, self._auxiliary = parts.reference, parts.auxiliary
+        self._private, self._canaries = parts.private, parts.canaries
+        self._secure, self._replies = parts.secure, parts.replies
+        self._evidence, self._opened = parts.evidence, parts.opened
+        trained = store.load_trained()
+        self._asked_round = trained.round_number if trained else 0
+        self._held_round = 0
 
     @property
     def is_finished(self) -> bool:
@@ -116,6 +69,10 @@ class SiloSession:
     def close(self) -> None:
         """Close transcript, journal and ledger."""
         self._opened.close()
+
+    def note_connection(self, sent_bytes: int, received_bytes: int) -> None:
+        """Record the handshake of a connection, before its answer leaves."""
+        self._evidence.connection(sent_bytes, received_bytes)
 
     def handle(self, request: BytesLike) -> BytesLike:
         """Answer one message of the aggregator.

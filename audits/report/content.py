@@ -6,9 +6,9 @@ HTML and Markdown show this table and add nothing; docs/audits.md describes it.
 from collections import defaultdict
 from typing import Any
 
-from audits.accounts import Account, StageBytes
+from audits.accounts import Account
 from audits.audit import Audit
-from audits.disclosure import Disclosure, describe_stage
+from audits.disclosure import Disclosure
 from audits.evidence import AGGREGATOR
 from audits.findings import CHECKS, Severity
 from audits.measurement import sentence as measurement_sentence
@@ -18,6 +18,7 @@ from audits.report.samples import Samples
 from audits.report.verdict import headline, not_covered, sentences
 from audits.sums import least_survivors
 from protocol.audit_records import ReferencePooled, ReferenceSkipped
+from protocol.disclosures import ledger_line
 from protocol.encoding import to_table
 from protocol.model_records import Evaluated, MeasuredInSilos, MeasurementSkipped
 from protocol.plan import RunPlan
@@ -32,6 +33,7 @@ from protocol.records import (
     RoundOpened,
     Survivors,
 )
+from protocol.tally import StageBytes
 from protocol.update_settings import UpdateConfig
 from protocol.version import SOFTWARE
 
@@ -56,9 +58,7 @@ def make_content(audit: Audit, samples: Samples | None) -> Table:
         "privacy": privacy_table(audit),
         "calibration": calibration_table(audit),
         "rounds": _rounds(audit),
-        "disclosures": [
-            _disclosure(each, plan.protection.method) for each in audit.disclosures
-        ],
+        "disclosures": [_disclosure(each, plan) for each in audit.disclosures],
         "evaluations": _evaluations(audit.accounts.aggregator),
         "measurement": _measurement(audit.accounts.aggregator),
         "transcripts": [_transcript(account) for account in audit.accounts.everyone],
@@ -240,14 +240,17 @@ def _gather(account: Account, rounds: defaultdict[int, Table]) -> None:
             row.setdefault("dropped", []).append(item)
 
 
-def _disclosure(disclosure: Disclosure, method: str) -> Table:
-    """Return what left one silo, by stage and by round."""
+def _disclosure(disclosure: Disclosure, plan: RunPlan) -> Table:
+    """Return what left one silo, line by line, by stage and by round."""
     return {
         "silo": disclosure.silo,
         "counted_by": disclosure.witness,
         **_bytes(disclosure.total),
+        "ledger": [
+            ledger_line(line, plan, disclosure.epsilon) for line in disclosure.lines
+        ],
         "stages": [
-            {"stage": stage, "content": describe_stage(stage, method), **_bytes(each)}
+            {"stage": stage, "content": _content(disclosure, stage), **_bytes(each)}
             for stage, each in disclosure.by_stage().items()
         ],
         "rounds": [
@@ -255,6 +258,16 @@ def _disclosure(disclosure: Disclosure, method: str) -> Table:
             for number, each in disclosure.by_round().items()
         ],
     }
+
+
+def _content(disclosure: Disclosure, stage: str) -> str:
+    """Return in plain words what a silo sends in a stage, the vector first."""
+    said = [
+        line.content.what if line.content else f"not described: stage {stage}"
+        for line in disclosure.lines
+        if line.stage == stage
+    ]
+    return "; ".join(said) or "refusals"
 
 
 def _bytes(each: StageBytes) -> Table:

@@ -470,8 +470,9 @@ def private(missing: int = 0) -> Script:
                 round_number=0, silo=party, size=2, head=mine.ledger_head
             )
             given = sent(party)
-            actions += [(party, mine), (party, given)]
-            actions += [(AGGREGATOR, seen), (AGGREGATOR, given)]
+            bytes_ = replace(TRAFFIC, silo=party)
+            actions += [(party, mine), (party, given), (party, bytes_)]
+            actions += [(AGGREGATOR, seen), (AGGREGATOR, given), (AGGREGATOR, bytes_)]
     for number in range(1, 4):
         actions = before(actions, r.RoundClosed, number, trained(number, MODELS))
     return before(actions, r.SetupOpened, None, images(MODELS))

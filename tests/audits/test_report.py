@@ -182,7 +182,9 @@ def test_a_plain_run_says_that_updates_were_readable(tmp_path: Path) -> None:
     assert "could read every silo's update" in said(content)
     assert "updates in the clear" in said(content)
     ready = content["disclosures"][0]["stages"][0]
-    assert ready["content"] == "the update, in the clear"
+    assert ready["content"].startswith("its update, in the clear; header")
+    update = content["disclosures"][0]["ledger"][0]
+    assert (update["form"], update["covered_by"]) == ("plain", ["none"])
 
 
 def test_hostile_texts_stay_texts(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from protocol.settings import TrainingConfig
 from protocol.transcript import read_records
 from protocol.update_settings import ProtectionConfig, UpdateConfig
 from tests.end_to_end.conftest import make_harness, tiny_draft
+from tests.end_to_end.ledgers import check_ledgers
 from tests.end_to_end.test_calibration import EVERY, PRIVACY, SAMPLES
 from tests.end_to_end.test_calibration import draft as calibrated_draft
 from tests.end_to_end.test_measurement import measured_draft
@@ -184,7 +185,9 @@ def test_predicted_is_counted_on_both_sides(tmp_path, name):
         mine = sum(len(reply) for index, _, reply in made.wire if index == silo)
         assert low.sent <= mine <= high.sent
     audit = run_audit(load_evidence(made.federation.root, None))
-    assert "traffic" not in {f.check for f in audit.with_severity(Severity.FAIL)}
+    failed = {f.check for f in audit.with_severity(Severity.FAIL)}
+    assert failed.isdisjoint({"traffic", "disclosures"})
+    check_ledgers(made)
 
 
 def test_parts_add_up():
