@@ -2,7 +2,8 @@
 
 AuditError
 ├── UnreadableTranscript   plan or transcripts that cannot be found, read or told apart
-└── UnreadableSamples      a file of samples that is no PNG image, or too large
+├── UnreadableSamples      a file of samples that is no PNG image, or too large
+└── UnreadableExtra        a probe, rehearsal or power table that cannot be used
 """
 
 
@@ -16,3 +17,7 @@ class UnreadableTranscript(AuditError):
 
 class UnreadableSamples(AuditError):
     """The file of samples cannot be shown in a report."""
+
+
+class UnreadableExtra(AuditError):
+    """A file that a report was to show cannot be used: say which, and why."""
