@@ -21,7 +21,7 @@ MODELS = {
     "control": "the overfitted control",
 }
 SIGNIFICANCE = 0.05
-"""Chance, at most, that attacks within the ceiling are said to beat it, all together."""
+"""Chance, at most, that any attack within the ceiling is said to beat it."""
 
 
 def membership_table(

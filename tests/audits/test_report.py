@@ -1,4 +1,3 @@
-import base64
 import json
 import re
 from dataclasses import replace
@@ -10,8 +9,10 @@ import pytest
 from audits.audit import run_audit
 from audits.errors import UnreadableSamples
 from audits.evidence import load_evidence
-from audits.report.content import _plan_in_brief, make_content
+from audits.report.content import make_content
+from audits.report.inputs import Inputs
 from audits.report.page import MAX_ROUNDS_SHOWN, render_html, shorten, write_report
+from audits.report.plan_words import plan_in_brief
 from audits.report.samples import MAX_SAMPLES_BYTES, load_samples
 from audits.report.units import format_bytes, format_share
 from protocol import records as r
@@ -25,11 +26,8 @@ from tests.audits.evidence_builder import (
     script,
     write_run,
 )
+from tests.audits.report_inputs import PIXEL
 
-PIXEL = base64.b64decode(
-    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJ"
-    "RU5ErkJggg=="
-)
 VOID = {"meta", "img", "br", "hr", "link", "path", "use", "rect", "circle", "line"}
 
 
@@ -68,7 +66,7 @@ class Page(HTMLParser):
 
 def content_of(run: Path, actions: Script, **options: str) -> dict:
     write_run(run, make_parties(**options), actions)
-    return make_content(run_audit(load_evidence(run)), None)
+    return make_content(run_audit(load_evidence(run)))
 
 
 def said(content: dict) -> str:
@@ -87,7 +85,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def files(run: Path) -> dict[str, str]:
     audit = run_audit(load_evidence(run))
     samples = load_samples(run / "samples.png")
-    paths = write_report(audit, samples, run / "out")
+    paths = write_report(audit, Inputs(samples=samples), run / "out")
     return {path.suffix: path.read_text() for path in paths}
 
 
@@ -190,14 +188,14 @@ def test_hostile_texts_stay_texts(tmp_path: Path) -> None:
     lie = change(AGGREGATOR, r.Evaluated, 3, extractor=evil + "$\\frac{")
     software = change("cork", r.Opened, software=evil)
     content = content_of(tmp_path, software(lie(script())))
-    text = render_html(content, None)
+    text = render_html(content)
     assert evil not in text and "&lt;script&gt;" in text
     Page(text)
 
 
 def test_a_report_needs_no_evaluation_and_no_samples(tmp_path: Path) -> None:
     actions = [(p, i) for p, i in script() if not isinstance(i, r.Evaluated)]
-    text = render_html(content_of(tmp_path, actions), None)
+    text = render_html(content_of(tmp_path, actions))
     assert "No Fréchet distance was recorded." in text
     assert "<img" not in text
     Page(text)
@@ -248,5 +246,5 @@ def test_bytes_and_shares_in_words() -> None:
 def test_colluding_silos_are_counted_in_good_english(number, words):
     protection = ProtectionConfig(max_colluding=number, min_cohort=number + 2)
     plan = replace(make_parties().plan, protection=protection)
-    rows = dict(_plan_in_brief(plan))
+    rows = dict(plan_in_brief(plan))
     assert words in rows["Protection"]

@@ -85,8 +85,8 @@ def _draw_memory(row: Mapping[str, Any], index: int) -> Drawing:
     axes.grid(axis="x", visible=False)
     near = row["nearer_to_training"]
     said = (
-        f"{near['count']:,} of {near['total']:,} samples are nearer to a training image "
-        "than to any held-out one; left of the dashed line."
+        f"{near['count']:,} of {near['total']:,} samples are nearer to a training "
+        "image than to any held-out one; left of the dashed line."
     )
     title = f"Nearest images of {short(row['silo'])} to samples of {row['model']}"
     return finish(figure, f"memory-{index}", title, said)

@@ -236,8 +236,8 @@ def memorisation(content: Content) -> Iterator[Block]:
         return
     yield Paragraph(
         "Each sample's nearest training image, beside its nearest held-out one. A "
-        "model that memorised nothing is nearer to either equally often; a copy is nearer to "
-        "a training image than a third of the distance to the second nearest."
+        "model that memorised nothing is nearer to either equally often; a copy is "
+        "nearer to a training image than a third of the distance to the second nearest."
     )
     yield Figures(tuple(f"memory-{index}" for index in range(len(table))))
     yield rows(
