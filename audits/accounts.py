@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar, cast
 
+from protocol.audit_records import CanariesOpened
 from protocol.dealing import PARTS
 from protocol.measurement import measurement_round
 from protocol.model_records import MeasuredInSilos, MeasurementSkipped
@@ -178,7 +179,9 @@ class Account:
         for name, value in _fields(record):
             if isinstance(value, float) and not math.isfinite(value):
                 return f"{name} is not finite"
-            if isinstance(value, (int, float)) and not 0 <= value < MAX_NUMBER:
+            if isinstance(value, (int, float)) and not (
+                _least(record, name) <= value < MAX_NUMBER
+            ):
                 return f"{name} is {value!r:.40}"
             if name == "round_number" and value > self._last_round_of(record):
                 return f"round {value} of {self.plan.num_rounds}"
@@ -186,6 +189,11 @@ class Account:
             if name not in self._names:
                 return f"{name!r:.80} is no silo of the plan"
         return ""
+
+
+def _least(record: Record, name: str) -> float:
+    """Return the least value of a number: 0, but for scores, which may be negative."""
+    return -MAX_NUMBER if isinstance(record, CanariesOpened) and name == "scores" else 0
 
 
 def _fields(record: Record) -> Iterator[tuple[str, Any]]:

@@ -10,6 +10,7 @@ from audits.disclosure import Disclosure, check_disclosure, disclosures
 from audits.evidence import Evidence
 from audits.findings import Finding, Severity, worst
 from audits.integrity import check_integrity
+from audits.membership import check_canaries
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Audit:
 
 def run_audit(evidence: Evidence) -> Audit:
     """Return the audit of a run's evidence: integrity, conformance,
-    disclosure, budget.
+    disclosure, budget, canaries.
 
     Guarantees: deterministic; reads each transcript's records once and its bytes once
     more; nothing is written. A failed check is a finding, never an exception.
@@ -43,5 +44,6 @@ def run_audit(evidence: Evidence) -> Audit:
     findings += check_calibration(accounts)
     findings += check_disclosure(accounts)
     findings += check_budget(accounts)
+    findings += check_canaries(accounts)
     findings = withhold(findings)
     return Audit(evidence, accounts, tuple(findings), disclosures(accounts))

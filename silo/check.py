@@ -9,10 +9,12 @@ from protocol.broadcast import down_bytes
 from protocol.classes import class_sentences
 from protocol.mechanism import not_covered, run_epsilon, steps_of_run
 from protocol.noise_claim import plan_sentences, upward
-from protocol.plan import RunPlan
+from protocol.plan import PlanDraft, RunPlan
 from protocol.stretches import largest_share
 from protocol.traffic_words import traffic_lines
 from protocol.update_settings import UpdateConfig
+from silo.canary_plan import canary_sentences
+from silo.config import CanaryConfig
 from silo.policy import Policy, refusals
 
 
@@ -40,6 +42,12 @@ def count_parameters(
         tuple(stretch.size for stretch in selected.stretches),
         selected_layout(network, "full").size,
     )
+
+
+def count_trained(plan: PlanDraft) -> int:
+    """Return how many parameters a silo trains."""
+    stretches, everything = count_parameters(plan.model, plan.update)
+    return sum(stretches) if plan.training.local_parts == "frozen" else everything
 
 
 def what_would_leave(plan: RunPlan) -> Leaving:
@@ -107,6 +115,13 @@ def explain(plan: RunPlan, policy: Policy) -> list[str]:
     else:
         lines.append("This silo's policy permits the plan.")
     return lines
+
+
+def canary_lines(plan: RunPlan, config: CanaryConfig) -> list[str]:
+    """Return what the canaries that this silo plants cost, if it plants any."""
+    if config == CanaryConfig():
+        return []
+    return list(canary_sentences(plan, config, count_trained(plan)))
 
 
 def _at_most(update: UpdateConfig) -> str:

@@ -20,6 +20,7 @@ from protocol.plan import PlanDraft
 from protocol.plan_files import load_draft, load_plan
 from silo.config import (
     DEFAULT_CONFIG,
+    CanaryConfig,
     ComputeConfig,
     DataConfig,
     SiloConfig,
@@ -100,12 +101,18 @@ def check_plan_command(
     plan_path: Path, approve: bool, rounds: bool, folder: Path
 ) -> None:
     """Say what PLAN would let leave, at what privacy cost, and what is refused."""
-    from silo.check import bytes_lines, explain
+    from silo.check import bytes_lines, canary_lines, explain
 
     plan, files = load_plan(plan_path), SiloFolder(folder)
     plan.silo_index(load_identity(files.identity).public)
     policy = load_policy(files)
-    for line in (*explain(plan, policy), *bytes_lines(plan, per_round=rounds)):
+    canaries = load_config(files).canaries if files.config.exists() else CanaryConfig()
+    planted = canary_lines(plan, canaries)
+    for line in (
+        *explain(plan, policy),
+        *planted,
+        *bytes_lines(plan, per_round=rounds),
+    ):
         click.echo(line)
     if reasons := refusals(policy, plan):
         raise PolicyViolation(f"this silo refuses the plan: {reasons[0]}")
@@ -233,7 +240,7 @@ def _config(
             value_range=config.data.value_range,
             patients=config.data.patients,
         )
-    return SiloConfig(data=source, compute=compute)
+    return SiloConfig(data=source, compute=compute, canaries=config.canaries)
 
 
 @cli.command("self-test")

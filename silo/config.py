@@ -28,6 +28,9 @@ JOURNALS_FOLDER = "journals"
 RUNS_FOLDER = "runs"
 LEDGERS_FOLDER = "ledgers"
 
+MAX_CANARIES = 10_000
+"""Of each form: their scores are one line of a transcript."""
+
 DEFAULT_CONFIG = """\
 # This silo's own matters. Paths are relative to this file's folder.
 
@@ -53,6 +56,12 @@ device = "auto"      # auto, cuda or cpu
 threads = 0          # CPU threads; 0: all cores
 checkpoint_steps = 50  # private steps between two checkpoints of a round
 inception_weights = ""  # where a plan measures with Inception; "": torch hub's cache
+
+[canaries]
+# Planted examples that let an auditor measure what a run gives away (docs/canaries.md).
+# Their scores are published in this silo's transcript at the end of each run.
+gradient = 0  # with dp-sgd: 1000 is a good number
+images = 0    # images of noise among this silo's own: weak, and they change training
 """
 
 
@@ -126,11 +135,30 @@ class ComputeConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CanaryConfig:
+    """How many canaries this silo plants in each of its runs; 0 for none.
+
+    ``gradient`` ones are added to the sums of DP-SGD; ``images`` are put among the
+    silo's own.
+    """
+
+    gradient: int = 0
+    images: int = 0
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        for name, number in (("gradient", self.gradient), ("images", self.images)):
+            if not 0 <= number <= MAX_CANARIES:
+                raise ValueError(f"{name}: must be 0 to {MAX_CANARIES:,}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class SiloConfig:
     """The content of ``silo.toml``."""
 
     data: DataConfig = DataConfig()
     compute: ComputeConfig = ComputeConfig()
+    canaries: CanaryConfig = CanaryConfig()
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ al., 2023, algorithm 1.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -41,6 +42,16 @@ class NotPrivate(SiloError):
     """The model cannot be trained with DP-SGD; names the module."""
 
 
+class Planted(Protocol):
+    """What is added to each sum as a unit's clipped gradient is, and looks on."""
+
+    def plant(self, sums: Sequence[Tensor]) -> None:
+        """Add to the sum of each parameter, after the clip and before the noise."""
+
+    def observe(self, gradients: Sequence[Tensor], divisor: float) -> None:
+        """Look at a step's released gradients: the noised sums over a divisor."""
+
+
 class PrivateOptimizer(DPOptimizer):  # type: ignore[misc]
     """Clips per-unit gradients, adds them up, adds noise once, and takes a step.
 
@@ -62,6 +73,8 @@ class PrivateOptimizer(DPOptimizer):  # type: ignore[misc]
         after_noise: is called with the parameters whose ``grad`` is clipped, noised
             and divided, before the step: the place for terms that do not depend on
             the data of a unit, such as a proximal one.
+        canaries: are added to each sum and see what becomes of it; without them a step
+            is the same to the last bit.
     """
 
     def __init__(
@@ -73,6 +86,7 @@ class PrivateOptimizer(DPOptimizer):  # type: ignore[misc]
         expected_batch_size: int,
         random: PrivateRandom,
         after_noise: Callable[[Sequence[nn.Parameter]], None] | None = None,
+        canaries: Planted | None = None,
     ) -> None:
         if not 0 < clipping_norm < np.inf:
             raise ValueError("clipping_norm: must be positive and finite")
@@ -87,6 +101,7 @@ class PrivateOptimizer(DPOptimizer):  # type: ignore[misc]
             expected_batch_size=expected_batch_size,
         )
         self._random, self._after_noise = random, after_noise
+        self._canaries = canaries
         self._scratch: list[Tensor] = []
 
     @torch.no_grad()
@@ -137,6 +152,8 @@ class PrivateOptimizer(DPOptimizer):  # type: ignore[misc]
 
     def add_noise(self) -> None:
         """Put the sum with Gaussian noise of stddev sigma C into ``grad``."""
+        if self._canaries is not None:
+            self._canaries.plant([parameter.summed_grad for parameter in self.params])
         noise_stddev = self.noise_multiplier * self.max_grad_norm
         for parameter in self.params:
             values = parameter.summed_grad.cpu()
@@ -147,6 +164,9 @@ class PrivateOptimizer(DPOptimizer):  # type: ignore[misc]
     def pre_step(self, closure: Callable[[], float] | None = None) -> bool | None:
         """Clip, add noise, divide, count; then what ``after_noise`` adds."""
         is_ready: bool | None = super().pre_step(closure)
+        if is_ready and self._canaries is not None:
+            released = [parameter.grad for parameter in self.params]
+            self._canaries.observe(released, self.expected_batch_size)
         if is_ready and self._after_noise is not None:
             self._after_noise(self.params)
         return is_ready

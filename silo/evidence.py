@@ -12,13 +12,14 @@ from crypto.encoding import BytesLike
 from crypto.keys import IdentityKey
 from crypto.secagg.silo_state import SlotProgress
 from protocol import model_records, records
+from protocol.audit_records import CanariesCommitted, CanariesOpened
 from protocol.envelope import RoundRequest
 from protocol.measurement import MeasureRequest
 from protocol.model_records import AuxiliarySent
 from protocol.plan import RunPlan
 from protocol.stretches import Dealing, dealt_record
 from protocol.traffic import broadcast_bytes
-from protocol.transcript import Head, TranscriptWriter
+from protocol.transcript import Head, TranscriptWriter, read_records
 from protocol.version import SOFTWARE
 
 Place = Mapping[str, int]
@@ -35,7 +36,7 @@ class Evidence:
     def __init__(
         self, folder: Path, plan: RunPlan, silo: int, identity: IdentityKey
     ) -> None:
-        self._plan, self._name = plan, plan.silos[silo].name
+        self._plan, self._name, self._folder = plan, plan.silos[silo].name, folder
         self._transcript = TranscriptWriter(
             folder, party=self._name, plan_digest=plan.digest, identity=identity
         )
@@ -135,6 +136,20 @@ class Evidence:
     def open_ledger(self, opened: records.LedgerOpened) -> None:
         """Record which privacy ledger this silo keeps for the run."""
         self._transcript.append(opened)
+
+    def has_canaries(self, kind: str, form: str) -> bool:
+        """Return whether there is a record of this kind on canaries of this form."""
+        return any(
+            isinstance(entry.record, (CanariesCommitted, CanariesOpened))
+            and (entry.record.kind, entry.record.form) == (kind, form)
+            for entry in read_records(self._folder)
+        )
+
+    def canaries(self, record: CanariesCommitted | CanariesOpened) -> None:
+        """Record a commitment or an opening, once; it is on disk on return."""
+        if not self.has_canaries(record.kind, record.form):
+            self._transcript.append(record)
+        self._transcript.sync()
 
     def spend(self, spent: records.PrivacySpent | records.NoiseSpent) -> None:
         """Record what the mechanism has released; it is on disk when this returns."""

@@ -55,6 +55,7 @@ def resources_of(
         observe=observe,
         initial=files.initial,
         inception_weights=files.root / inception if inception else None,
+        canaries=config.canaries,
         privacy=LocalPrivacy(
             ledgers=files.ledgers,
             limit=account_limit(policy),

@@ -24,6 +24,7 @@ from protocol import records
 from protocol.grids import RoundGrid
 from protocol.noise_plan import round_noise
 from protocol.plan import RunPlan
+from silo.canary_run import ScoredSteps
 from silo.noisy_update import make_noisy_update
 from silo.one_step import gradient_sum
 from silo.private_round import PrivateRounds
@@ -151,13 +152,17 @@ def _finite(price: float) -> float | None:
 
 
 def make_mechanism(
-    plan: RunPlan, folder: Path, resources: LocalResources
+    plan: RunPlan,
+    folder: Path,
+    resources: LocalResources,
+    canaries: ScoredSteps | None = None,
 ) -> PrivateRounds:
     """Return a silo's part in the plan's privacy mechanism, on account.
 
     Args:
         folder: the run's own folder.
+        canaries: are in the steps of DP-SGD, where the plan has them.
     """
     if plan.privacy.is_in_sum:
         return NoisyRounds(plan, folder, resources)
-    return PrivateRounds(plan, plan.digest.hex(), folder, resources)
+    return PrivateRounds(plan, plan.digest.hex(), folder, resources, canaries)

@@ -23,6 +23,7 @@ from protocol import records
 from protocol.mechanism import round_event, steps_of_run
 from protocol.plan import PlanDraft
 from silo.account import PrivacyAccount
+from silo.canary_run import ScoredSteps
 from silo.central_images import release_central_images
 from silo.entries import LedgerHead
 from silo.errors import ConfigRejected, DataError
@@ -43,6 +44,7 @@ class PrivateRounds:
     Args:
         digest: of the plan, hexadecimal; the ledger names it.
         folder: the run's own folder; the ledger has its name.
+        canaries: take part in the steps, and are scored.
 
     Raises:
         ConfigRejected: there is no folder for ledgers.
@@ -58,7 +60,9 @@ class PrivateRounds:
         digest: str,
         folder: Path,
         resources: LocalResources,
+        canaries: ScoredSteps | None = None,
     ) -> None:
+        self._canaries = canaries
         privacy, local = plan.privacy, resources.privacy
         if local.ledgers is None:
             raise ConfigRejected("a plan with a mechanism needs a ledger's folder")
@@ -204,8 +208,12 @@ class PrivateRounds:
             load_parameters(model, checkpoint.parameters)
             state = TrainingState(checkpoint.moments)
 
+        planted = self._canaries.begin(self._random) if self._canaries else None
+
         def keep(kept: Kept) -> None:
             head = account.take(kept.noised_steps)
+            if self._canaries is not None and planted is not None:
+                self._canaries.keep(planted)
             partial = PartialRound(
                 round_number=round_number, model=model_hex, step=kept.step, ledger=head
             )
@@ -239,6 +247,7 @@ class PrivateRounds:
                 keep=keep,
                 checkpoint_steps=local.privacy.checkpoint_steps,
                 after_noise=_after_noise(proximal),
+                canaries=planted,
             )
         account.close_round(round_number)
         return state

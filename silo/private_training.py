@@ -19,7 +19,13 @@ from diffusion.schedule import Schedule
 from protocol.mechanism import steps_per_round
 from protocol.plan import PlanDraft
 from silo.data import ImageSet
-from silo.dpsgd import NoisedSteps, PrivateOptimizer, check_independence, validate
+from silo.dpsgd import (
+    NoisedSteps,
+    Planted,
+    PrivateOptimizer,
+    check_independence,
+    validate,
+)
 from silo.errors import DataError
 from silo.per_example import Draws, GradientEngine, Objective, default_engine
 from silo.randomness import PrivateRandom
@@ -79,6 +85,7 @@ def train_privately(
     checkpoint_steps: int,
     engine: GradientEngine | None = None,
     after_noise: Callable[[Sequence[nn.Parameter]], None] | None = None,
+    canaries: Planted | None = None,
 ) -> TrainingState:
     """Train a model in place for one round of DP-SGD; return what the silo keeps.
 
@@ -97,7 +104,7 @@ def train_privately(
         keep: is called whenever the number of steps done is a multiple of
             ``checkpoint_steps``, and after the last one.
         engine: how gradients are computed; the fastest for the device by default.
-        after_noise: as in :class:`~silo.dpsgd.PrivateOptimizer`.
+        after_noise, canaries: as in :class:`~silo.dpsgd.PrivateOptimizer`.
 
     Raises:
         DataError: there are no images.
@@ -127,6 +134,7 @@ def train_privately(
         expected_batch_size=plan.training.examples_per_step,
         random=random,
         after_noise=after_noise,
+        canaries=canaries,
     )
     noised_steps = NoisedSteps()
     optimizer.attach_step_hook(noised_steps)

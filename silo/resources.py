@@ -8,7 +8,7 @@ import torch
 
 from crypto.keys import IdentityKey
 from privacy.accounting import Budget
-from silo.config import ComputeConfig
+from silo.config import CanaryConfig, ComputeConfig
 from silo.data import ImageSet
 from silo.policy import Policy
 from silo.training import Progress
@@ -37,7 +37,7 @@ class LocalResources:
 
     ``initial`` is the file of the parameters that a plan may begin with;
     ``inception_weights`` what a plan may measure with; ``privacy`` what a plan with a
-    privacy mechanism needs.
+    privacy mechanism needs; ``canaries`` how many the silo plants.
     """
 
     identity: IdentityKey
@@ -48,3 +48,4 @@ class LocalResources:
     initial: Path | None = None
     inception_weights: Path | None = None
     privacy: LocalPrivacy = LocalPrivacy()
+    canaries: CanaryConfig = CanaryConfig()

@@ -31,6 +31,7 @@ from protocol.measurement import MEASURE, WORD_BITS, MeasureRequest
 from protocol.plan import RunPlan
 from protocol.stretches import Dealing, without_setup
 from silo.auxiliary import AuxiliaryShare
+from silo.canary_run import RunCanaries
 from silo.errors import PolicyViolation
 from silo.evaluation import make_evaluation
 from silo.evidence import Evidence
@@ -62,16 +63,20 @@ class SiloSession:
         self._plan, self._store = plan, store
         self._identity = resources.identity
         self._silo = plan.silo_index(resources.identity.public)
+        self._canaries = RunCanaries(plan, store, resources)
+        planted = self._canaries.planted()
         with ExitStack() as opened:
             self._private: PrivateRounds | None = None
             if plan.privacy.is_private:
-                self._private = make_mechanism(plan, store.folder, resources)
+                self._private = make_mechanism(
+                    plan, store.folder, planted, self._canaries.gradient
+                )
                 opened.callback(self._private.close)
             self._trainer = RoundTrainer(
                 plan,
                 self._silo,
                 store,
-                resources.images,
+                planted.images,
                 resources.device,
                 resources.observe,
                 initial=resources.initial,
@@ -79,7 +84,7 @@ class SiloSession:
             )
             self._evaluation = make_evaluation(plan, self._silo, store, resources)
             self._auxiliary = AuxiliaryShare(
-                plan, self._silo, store.folder, resources, self._private
+                plan, self._silo, store.folder, planted, self._private
             )
             trained = store.load_trained()
             self._asked_round = trained.round_number if trained else 0
@@ -96,6 +101,8 @@ class SiloSession:
             opened.callback(self._evidence.close)
             if self._private is not None and not self.is_finished:
                 self._evidence.open_ledger(self._private.opened())
+            if not self.is_finished:
+                self._canaries.commit(self._evidence)
             self._opened = opened.pop_all()
 
     @property
@@ -345,6 +352,7 @@ class SiloSession:
             return last_reply
         self._close_slot(request.sum_notice)
         self._trainer.save_model(average)
+        self._canaries.open(self._evidence, self._trainer.finished_model(average))
         self._trainer.residual.forget()
         self._auxiliary.destroy()
         if self._private is not None:
