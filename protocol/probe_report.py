@@ -17,11 +17,18 @@ from crypto.signatures import sign, verify
 from protocol.encoding import decode, encode, from_table, to_table
 from protocol.errors import EncodingError, ProtocolError
 from protocol.files import save_bytes
+from protocol.plan import RunPlan
+from protocol.settings import require
 
 Target = Literal["global", "own", "control"]
 """The last global model, this silo's own, or one overfitted on purpose."""
 
 MAX_REPORT_BYTES = 1 << 24
+MAX_CURVE_POINTS = 200
+POWERFUL_AUC = 0.8
+"""Where no attack reaches this on the control, the other results say nothing."""
+NOT_PRIVATE = "membership results on real images are not differentially private"
+"""What is said wherever such results are shown."""
 
 
 class ProbeRejected(ProtocolError):
@@ -36,6 +43,15 @@ class Share:
     total: int
     low: float
     high: float
+
+    def __post_init__(self) -> None:
+        """Check that it is a share, inside its interval."""
+        require(0 <= self.count <= self.total > 0, "count: must be 0 to total")
+        value = self.count / self.total
+        require(
+            0 <= self.low <= value <= self.high <= 1,
+            "low, high: must enclose the share, in [0, 1]",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +82,30 @@ class AttackResult:
     ceiling_epsilon: float = 0.0
     ceiling_delta: float = 0.0
 
+    def __post_init__(self) -> None:
+        """Check that the figures can be of one curve."""
+        require(
+            len(self.at_fpr) == len(self.tpr_at) == len(self.false_positives_at),
+            "at_fpr, tpr_at, false_positives_at: must be of one length",
+        )
+        require(
+            len(self.roc_fpr) == len(self.roc_tpr) <= MAX_CURVE_POINTS,
+            f"roc_fpr, roc_tpr: must be of one length, at most {MAX_CURVE_POINTS}",
+        )
+        for name in ("roc_fpr", "roc_tpr"):
+            curve = (0.0, *getattr(self, name), 1.0)
+            require(
+                list(curve) == sorted(curve), f"{name}: must ascend from 0 on up to 1"
+            )
+        require(
+            0 <= self.auc_low <= self.auc <= self.auc_high <= 1,
+            "auc: must lie in its interval, and that in [0, 1]",
+        )
+        require(
+            self.ceiling_epsilon >= 0 and 0 <= self.ceiling_delta <= 1,
+            "ceiling_epsilon, ceiling_delta: must be a guarantee",
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Memorisation:
@@ -74,26 +114,47 @@ class Memorisation:
     ``nearer_to_training`` of the samples are nearer to a training image than to any
     held-out one (one half if nothing is memorised); ``copies`` are nearer to it than a
     third of the distance to the second nearest, ``copies_of_held_out`` the same on the
-    held-out side: what chance alone gives. The histogram counts samples by
-    log(distance to training / distance to held-out).
+    held-out side: what chance alone gives. ``copies_of_any`` are the copies of one of
+    all ``num_searched`` images that the model was trained on here, of which
+    ``num_training`` were drawn for the comparison. The histogram counts samples by
+    log(distance to training / distance to held-out); its first and last bin hold
+    whatever lies beyond, too.
     """
 
     target: Target
     num_samples: int
     num_training: int
     num_held_out: int
+    num_searched: int
     confidence: float
     distance: str
     nearer_to_training: Share
     copies: Share
     copies_of_held_out: Share
+    copies_of_any: Share
     histogram_edges: tuple[float, ...]
     histogram_counts: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        """Check that the histogram has its bins."""
+        edges, counts = self.histogram_edges, self.histogram_counts
+        require(
+            len(edges) == len(counts) + 1 <= MAX_CURVE_POINTS
+            and list(edges) == sorted(edges)
+            and min(counts, default=0) >= 0,
+            "histogram_edges, histogram_counts: must be ascending edges of the counts",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeReport:
-    """All that one silo found; ``model`` and ``own_model`` are digests."""
+    """All that one silo found, at the end of a run.
+
+    ``model`` is the digest of the federated parameters as this silo's transcript gives
+    it (``Finished.average``); ``own_model`` that of all parameters of this silo's own
+    model, "" where nothing in it is its own. The control was trained for
+    ``control_steps`` on ``control_images`` of the silo's images.
+    """
 
     format: int
     plan: str
@@ -103,8 +164,28 @@ class ProbeReport:
     model: str
     own_model: str
     seed: int
+    control_images: int
+    control_steps: int
     attacks: tuple[AttackResult, ...]
     memorisation: tuple[Memorisation, ...]
+
+    def __post_init__(self) -> None:
+        """Check the format, and that there is a control."""
+        require(self.format == 1, "format: must be 1")
+        require(
+            any(each.target == "control" for each in self.attacks),
+            "attacks: must hold those on the control",
+        )
+
+    @property
+    def control_auc(self) -> float:
+        """The best AUC of an attack on the control."""
+        return max(each.auc for each in self.attacks if each.target == "control")
+
+    @property
+    def has_power(self) -> bool:
+        """Whether the attacks succeed where they should; if not, they say nothing."""
+        return self.control_auc >= POWERFUL_AUC
 
 
 def save_probe(path: Path, report: ProbeReport, identity: IdentityKey) -> None:
@@ -141,3 +222,19 @@ def load_probe(path: Path, public_key: bytes | None = None) -> ProbeReport:
     except (EncodingError, InvalidSignature, ValueError, json.JSONDecodeError) as error:
         raise ProbeRejected(f"{path.name}: {error}") from None
     return report
+
+
+def load_probe_of(path: Path, plan: RunPlan) -> ProbeReport:
+    """Return a report on a plan's run, signed by the silo that it names.
+
+    Raises:
+        ProbeRejected: malformed, of another plan, or not signed by a silo of this one.
+        OSError: it cannot be read.
+    """
+    stated = load_probe(path)
+    if stated.plan != plan.digest.hex():
+        raise ProbeRejected(f"{path.name}: is of another plan, {stated.plan:.16}")
+    for silo in plan.silos:
+        if silo.name == stated.silo:
+            return load_probe(path, bytes.fromhex(silo.identity_key))
+    raise ProbeRejected(f"{path.name}: {stated.silo:.64} is no silo of the plan")

@@ -2,8 +2,7 @@
 
 Recognisable: a support-vector machine that was trained on the real digits is surer
 than 0.5 of one class. New: no sample is a memorised training image, by the ratio test
-of Gu et al. (2023): the distance to the nearest training image is less than a third
-of that to the second nearest.
+of ``silo.memorisation``.
 """
 
 import warnings
@@ -13,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from silo.data import ImageSet
+from silo.memorisation import count_copies
 
 SURE = 0.5
-MEMORISED_RATIO = 1 / 3
 
 Vectors = npt.NDArray[np.float64]
 
@@ -65,20 +64,6 @@ def measure(samples: ImageSet, real: ImageSet, held_out: ImageSet) -> Quality:
         copies=count_copies(generated, _vectors(real)),
         as_asked=None if asked is None else float((chosen == asked).mean()),
     )
-
-
-def count_copies(samples: Vectors, training: Vectors) -> int:
-    """Return how many samples are memorised training images, by the ratio test.
-
-    Args:
-        samples, training: float64 ``[n, pixels]``.
-    """
-    copies = 0
-    for sample in samples:
-        distances = np.linalg.norm(training - sample, axis=1)
-        nearest, second = np.partition(distances, 1)[:2]
-        copies += bool(nearest < MEMORISED_RATIO * second)
-    return copies
 
 
 class _Recogniser:

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from silo.data import ImageSet
-from simulation.quality import count_copies, measure
+from silo.memorisation import count_copies
+from simulation.quality import measure
 from simulation.settings import SimulationConfig
 from simulation.sources import load_pool, subset
 
