@@ -4,10 +4,11 @@ import json
 from collections.abc import Sequence
 from importlib import resources
 from math import isfinite
-from typing import Any, Protocol
+from typing import Any
 
 from audits.accounts import Accounts
 from audits.errors import UnreadableExtra
+from audits.membership import CanaryAnalysis
 from protocol.audit_records import CanariesCommitted, CanariesOpened
 
 Table = dict[str, Any]
@@ -16,92 +17,8 @@ POWER_FILE = "power.json"
 POWER_FIELDS = {"mutation", "check", "epsilon", "num_canaries", "caught", "runs"}
 
 
-class Bound(Protocol):
-    """One lower bound on epsilon, or an estimate of it."""
-
-    @property
-    def name(self) -> str:
-        """The method."""
-
-    @property
-    def kind(self) -> str:
-        """``bound`` or ``estimate``."""
-
-    @property
-    def epsilon(self) -> float:
-        """At least, or about, this much."""
-
-    @property
-    def confidence(self) -> float:
-        """Of a bound."""
-
-    @property
-    def delta(self) -> float:
-        """The delta at which it holds."""
-
-    @property
-    def num_guesses(self) -> int:
-        """Guesses made, 0 where none are."""
-
-    @property
-    def num_correct(self) -> int:
-        """Of them correct."""
-
-    @property
-    def detail(self) -> str:
-        """What else a reader has to know."""
-
-
-class Analysis(Protocol):
-    """What one silo's opened canaries show (``audits.membership``)."""
-
-    @property
-    def silo(self) -> str:
-        """The silo."""
-
-    @property
-    def form(self) -> str:
-        """``gradient`` or ``input``."""
-
-    @property
-    def num_canaries(self) -> int:
-        """Planted or not."""
-
-    @property
-    def num_included(self) -> int:
-        """Planted."""
-
-    @property
-    def included_scores(self) -> Sequence[float]:
-        """Scores of the planted ones."""
-
-    @property
-    def excluded_scores(self) -> Sequence[float]:
-        """Scores of the others."""
-
-    @property
-    def claimed_epsilon(self) -> float | None:
-        """What the silo's events cost; None or infinity: nothing is claimed."""
-
-    @property
-    def delta(self) -> float:
-        """The delta of the claim."""
-
-    @property
-    def expected_gap(self) -> float | None:
-        """How far apart the means should be."""
-
-    @property
-    def expected_stddev(self) -> float | None:
-        """How wide each group should be."""
-
-    @property
-    def bounds(self) -> Sequence[Bound]:
-        """Bounds and estimates."""
-
-
 def canaries_table(
-    accounts: Accounts, analyses: Sequence[Analysis], power: Table | None
+    accounts: Accounts, analyses: Sequence[CanaryAnalysis], power: Table | None
 ) -> Table:
     """Return what was committed, what the opened canaries show, and the power table."""
     return {
@@ -153,7 +70,7 @@ def _commitments(accounts: Accounts) -> list[Table]:
     return rows
 
 
-def _analysis(each: Analysis) -> Table:
+def _analysis(each: CanaryAnalysis) -> Table:
     """Return what one silo's canaries show."""
     return {
         "silo": each.silo,
@@ -166,10 +83,22 @@ def _analysis(each: Analysis) -> Table:
         "delta": each.delta,
         "expected_gap": _finite(each.expected_gap),
         "expected_stddev": _finite(each.expected_stddev),
+        "expected_included_stddev": _finite(each.expected_included_stddev),
+        "refuted": list(each.refuted),
+        "doubtful": list(each.doubtful),
+        "powers": [
+            {
+                "fault": power.fault,
+                "caught": power.caught,
+                "by_test": [[test, share] for test, share in power.by_test],
+            }
+            for power in each.powers
+        ],
         "bounds": [
             {
                 "name": bound.name,
                 "kind": bound.kind,
+                "curve": bound.curve,
                 "epsilon": _finite(bound.epsilon),
                 "confidence": bound.confidence,
                 "delta": bound.delta,

@@ -3,7 +3,6 @@
 HTML and Markdown show this table and add nothing; docs/report.schema.json describes it.
 """
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,8 +11,9 @@ from audits.audit import Audit
 from audits.budget import withhold
 from audits.findings import CHECKS, Severity
 from audits.measurement import sentence as measurement_sentence
+from audits.membership import analyse_canaries
 from audits.report.calibration import calibration_table
-from audits.report.canaries import Analysis, canaries_table, load_power
+from audits.report.canaries import canaries_table, load_power
 from audits.report.checklist import checklist
 from audits.report.classes import ReportClass, apply_class
 from audits.report.inputs import Inputs
@@ -46,7 +46,6 @@ def make_content(
     *,
     report_class: ReportClass = "public",
     include_unprotected: bool = False,
-    analyses: Sequence[Analysis] = (),
 ) -> Table:
     """Return the content of a report for readers of a class.
 
@@ -71,7 +70,9 @@ def make_content(
         "scope": scope_rows(audit),
         "data": data_rows(audit),
         "privacy": privacy,
-        "canaries": canaries_table(audit.accounts, analyses, load_power()),
+        "canaries": canaries_table(
+            audit.accounts, analyse_canaries(audit.accounts), load_power()
+        ),
         "membership": membership_table(inputs.probes, guaranteed),
         "memorisation": memorisation_table(inputs.probes),
         "rehearsal": rehearsal_table(plan, inputs),

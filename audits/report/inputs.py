@@ -8,14 +8,16 @@ from audits.errors import UnreadableExtra
 from audits.evidence import Evidence
 from audits.findings import Finding, count, fail, passed, warn
 from audits.report.samples import Samples, picture_of
-from protocol.encoding import decode, from_table
-from protocol.errors import EncodingError
-from protocol.probe_report import ProbeRejected, ProbeReport, load_probe
-from protocol.rehearsal import Rehearsal
+from protocol.probe_report import (
+    ProbeRejected,
+    ProbeReport,
+    load_probe,
+    load_probe_of,
+)
+from protocol.rehearsal import Rehearsal, RehearsalRejected, load_rehearsal
 
 PROBE_FILES = "probe*.json"
 REHEARSAL_FILE = "rehearsal.json"
-MAX_REHEARSAL_BYTES = 1 << 26
 
 
 @dataclass(frozen=True)
@@ -99,26 +101,20 @@ def _probe(evidence: Evidence, path: Path) -> ProbeReport:
     claimed = load_probe(path)
     if claimed.plan != evidence.plan.digest.hex():
         raise _AnotherRun(f"{path.name} is about another run ({claimed.plan[:16]}…)")
-    if claimed.silo not in {silo.name for silo in evidence.plan.silos}:
-        raise ProbeRejected(f"{path.name}: {claimed.silo!r} is no silo of the plan")
-    return load_probe(path, evidence.key_of(claimed.silo))
+    return load_probe_of(path, evidence.plan)
 
 
 def _rehearsal(path: Path) -> Rehearsal:
     """Return a rehearsal."""
     try:
-        with path.open("rb") as file:
-            data = file.read(MAX_REHEARSAL_BYTES + 1)
-        if len(data) > MAX_REHEARSAL_BYTES:
-            raise EncodingError("too large")
-        rehearsal: Rehearsal = from_table(Rehearsal, decode(data))
+        return load_rehearsal(path)
     except OSError as error:
         raise UnreadableExtra(f"{path}: {error.strerror}") from None
-    except EncodingError as error:
+    except RehearsalRejected as error:
         raise UnreadableExtra(
-            f"{path}: {error}; move it away, or name another with --rehearsal"
+            f"{path.parent / str(error)}; move it away, or name another with "
+            "--rehearsal"
         ) from None
-    return rehearsal
 
 
 def _pictures(rehearsal: Rehearsal, path: Path) -> Iterator[tuple[str, Samples]]:

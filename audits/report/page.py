@@ -10,7 +10,6 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from audits.audit import Audit
 from audits.findings import CHECKS
-from audits.report.canaries import Analysis
 from audits.report.classes import STEMS, ReportClass, json_file
 from audits.report.content import NO_INPUTS, make_content
 from audits.report.figures.everything import draw_all
@@ -34,7 +33,6 @@ def write_report(
     *,
     report_class: ReportClass = "public",
     include_unprotected: bool = False,
-    analyses: Sequence[Analysis] = (),
 ) -> tuple[Path, ...]:
     """Write ``report.html``, ``report.json`` and ``report.md`` into a folder.
 
@@ -52,7 +50,6 @@ def write_report(
         inputs,
         report_class=report_class,
         include_unprotected=include_unprotected,
-        analyses=analyses,
     )
     return write_content(content, inputs, out)
 

@@ -40,6 +40,9 @@ def membership_table(
                         "target": target,
                         "model": model,
                         "software": probe.software,
+                        "control_images": probe.control_images,
+                        "control_steps": probe.control_steps,
+                        "has_power": probe.has_power,
                         "attacks": [_attack(each, privacy) for each in attacks],
                         "ceiling": _drawn_ceiling(attacks, privacy),
                     }

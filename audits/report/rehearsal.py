@@ -27,7 +27,11 @@ def rehearsal_table(plan: RunPlan, inputs: Inputs) -> Table | None:
         views.append(table)
     return {
         "plan": rehearsal.plan,
-        "is_of_this_plan": rehearsal.plan == plan.digest.hex(),
+        "digest": rehearsal.digest or None,
+        "is_of_this_plan": rehearsal.digest == plan.digest.hex(),
+        "num_silos": rehearsal.num_silos,
+        "is_quick": rehearsal.is_quick,
+        "warnings": list(rehearsal.warnings),
         "software": rehearsal.software,
         "images": rehearsal.images,
         "attack": rehearsal.attack,

@@ -13,8 +13,9 @@ TYPES: dict[str, Callable[[Any], bool]] = {
     "string": lambda value: isinstance(value, str),
     "boolean": lambda value: isinstance(value, bool),
     "integer": lambda value: isinstance(value, int) and not isinstance(value, bool),
-    "number": lambda value: isinstance(value, int | float)
-    and not isinstance(value, bool),
+    "number": lambda value: (
+        isinstance(value, int | float) and not isinstance(value, bool)
+    ),
     "null": lambda value: value is None,
 }
 WORDS = {"$schema", "$defs", "title", "description"}
@@ -51,8 +52,11 @@ def _fields(value: dict, schema: dict, root: dict, where: str) -> Iterator[str]:
 def _simple(value: Any, keyword: str, rule: Any, where: str) -> Iterator[str]:
     is_number, is_list = TYPES["number"](value), isinstance(value, list)
     wrong = {
-        "type": lambda: not any(
-            TYPES[name](value) for name in ([rule] if isinstance(rule, str) else rule)
+        "type": lambda: (
+            not any(
+                TYPES[name](value)
+                for name in ([rule] if isinstance(rule, str) else rule)
+            )
         ),
         "const": lambda: value != rule,
         "enum": lambda: value not in rule,

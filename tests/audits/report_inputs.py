@@ -4,13 +4,16 @@ The numbers are drawn, not measured; they have the shapes of real ones.
 """
 
 import base64
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
 from statistics import NormalDist
 
 import numpy as np
 
+from audits.membership import CanaryAnalysis
 from crypto.keys import IdentityKey
+from privacy.canary_tests import Power
+from privacy.lower_bounds import LowerBound
 from protocol.encoding import encode, to_table
 from protocol.probe_report import (
     AttackResult,
@@ -78,6 +81,8 @@ def probe(
         model=model,
         own_model="ab" * 32,
         seed=1,
+        control_images=256,
+        control_steps=4_000,
         attacks=(
             attack("loss", "global", mu, ceiling),
             attack("PIA", "global", 1.2 * mu, ceiling),
@@ -90,6 +95,8 @@ def probe(
                 num_samples=sum(counts),
                 num_training=2_000,
                 num_held_out=2_000,
+                num_searched=6_000,
+                copies_of_any=Share(count=3, total=sum(counts), low=0.0, high=0.004),
                 confidence=0.95,
                 distance="pixels, L2",
                 nearer_to_training=Share(
@@ -132,7 +139,9 @@ def rehearsal(plan: str) -> Rehearsal:
     )
     return Rehearsal(
         format=1,
-        plan=plan,
+        plan="three-hospitals",
+        digest=plan,
+        num_silos=3,
         software="cloister test",
         images="digits of scikit-learn",
         attack="gradient inversion, 500 steps of Adam",
@@ -153,46 +162,36 @@ def write_rehearsal(path: Path, plan: str) -> Path:
     return path
 
 
-@dataclass(frozen=True)
-class Bound:
-    name: str
-    kind: str
-    epsilon: float
-    confidence: float = 0.95
-    delta: float = 1e-5
-    num_guesses: int = 0
-    num_correct: int = 0
-    detail: str = ""
+def bound(name: str, kind: str, epsilon: float, **changes: object) -> LowerBound:
+    """Return a bound at 95 %."""
+    fields = {"curve": "any", "num_guesses": 0, "num_correct": 0, "detail": ""}
+    fields |= {"confidence": 0.95, "delta": 1e-5, **changes}
+    return LowerBound(name=name, kind=kind, epsilon=epsilon, **fields)
 
 
-@dataclass(frozen=True)
-class Analysis:
-    silo: str
-    form: str = "gradient"
-    num_canaries: int = 200
-    num_included: int = 100
-    included_scores: tuple[float, ...] = ()
-    excluded_scores: tuple[float, ...] = ()
-    claimed_epsilon: float = 10.0
-    delta: float = 1e-5
-    expected_gap: float = 2.0
-    expected_stddev: float = 1.0
-    bounds: tuple[Bound, ...] = field(
-        default=(
-            Bound("one run", "bound", 2.9, num_guesses=120, num_correct=110),
-            Bound("Clopper-Pearson", "bound", 2.2),
-            Bound("Gaussian", "estimate", 9.4, detail="an estimate, not a bound"),
-        )
-    )
-
-
-def analysis(silo: str, **changes: object) -> Analysis:
+def analysis(silo: str, **changes: object) -> CanaryAnalysis:
     """Return canaries whose scores are two Gaussians."""
     normal = NormalDist()
     z = [normal.inv_cdf((i + 0.5) / 100) for i in range(100)]
-    return Analysis(
+    made = CanaryAnalysis(
         silo=silo,
+        form="gradient",
+        num_canaries=200,
+        num_included=100,
         included_scores=tuple(2 + x for x in z),
         excluded_scores=tuple(z),
-        **changes,
+        claimed_epsilon=10.0,
+        delta=1e-5,
+        expected_gap=2.0,
+        expected_stddev=1.0,
+        expected_included_stddev=1.1,
+        bounds=(
+            bound("one-run", "bound", 2.9, num_guesses=120, num_correct=110),
+            bound("Clopper–Pearson", "bound", 2.2, detail="at 1/32"),
+            bound("Gaussian estimate", "estimate", 9.4, curve="gaussian"),
+        ),
+        powers=(Power("noise halved", 1.0, (("noise", 1.0), ("one-run", 0.0))),),
+        refuted=(),
+        doubtful=(),
     )
+    return replace(made, **changes)

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from itertools import groupby
 from typing import Any
 
-from audits.findings import count
+from audits.findings import count, listing
 from audits.report.blocks import (
     Block,
     Bullets,
@@ -77,6 +77,10 @@ def _silo(index: int, row: Content) -> Iterator[Block]:
             ],
             ["Expected gap of the means", number(row["expected_gap"])],
             ["Expected standard deviation", number(row["expected_stddev"])],
+            [
+                "Expected standard deviation of the planted ones",
+                number(row["expected_included_stddev"]),
+            ],
         ]
     )
     yield Figures((f"canary-scores-{index}", f"canary-bounds-{index}"))
@@ -95,23 +99,40 @@ def _silo(index: int, row: Content) -> Iterator[Block]:
         ),
         (2, 3, 4),
     )
-    above = [
-        each["name"]
-        for each in row["bounds"]
-        if each["kind"] == "bound"
-        and claimed is not None
-        and (each["epsilon"] is None or each["epsilon"] > claimed)
-    ]
-    if above:
+    if row["refuted"]:
+        yield Paragraph("The canaries contradict the claim:", "strong")
+        yield Bullets(tuple(row["refuted"]))
+    elif row["doubtful"]:
         yield Paragraph(
-            f"Violation: {', '.join(above)} lies above the claimed epsilon.", "strong"
+            f"Above the claim, which may be chance: {listing(row['doubtful'])}.",
+            "strong",
         )
     elif claimed is not None:
         yield Paragraph(
-            "No violation was found. That is not a proof that there is none: what "
-            "these checks catch, and how often, is in the table below. A lower bound "
-            "that is small says nothing of how private the run is."
+            "No violation was found. That is no proof that there is none: which faults "
+            "these tests would have found, and how often, is below. A lower bound that "
+            "is small says nothing of how private the run is."
         )
+    yield from _powers(row["powers"])
+
+
+def _powers(powers: list[Any]) -> Iterator[Block]:
+    """Yield which faults the tests of these canaries find, in simulated runs."""
+    if not powers:
+        return
+    tests = [test for test, _ in powers[0]["by_test"]]
+    yield rows(
+        ("Fault, in simulated runs", "Found by any test", *tests),
+        (
+            (
+                each["fault"],
+                percent(each["caught"]),
+                *(percent(share) for _, share in each["by_test"]),
+            )
+            for each in powers
+        ),
+        range(1, len(tests) + 2),
+    )
 
 
 def _bound(each: Content) -> str:
@@ -136,21 +157,30 @@ def _power(power: Content | None, *, used: bool) -> Iterator[Block]:
         f"on {power['measured']} with this software, not in this run:"
     )
     ordered = sorted(power["rows"], key=_setting)
-    for (epsilon, canaries_used), group in groupby(ordered, key=_setting):
+    for (epsilon, planted), group in groupby(ordered, key=_setting):
         listed = list(group)
-        checks = list(dict.fromkeys(row["check"] for row in listed))
-        mutations = list(dict.fromkeys(row["mutation"] for row in listed))
-        cells = {
-            (row["mutation"], row["check"]): f"{row['caught']} of {row['runs']}"
-            for row in listed
-        }
-        yield Heading(f"Claimed epsilon {epsilon:g}, {canaries_used:,} canaries")
+        yield Heading(f"Claimed epsilon {epsilon:g}, {planted:,} canaries")
         yield rows(
-            ("What was broken", *checks),
-            ((m, *(cells.get((m, check)) for check in checks)) for m in mutations),
-            range(1, len(checks) + 1),
+            ("What was broken", "Caught by", "Not caught by"),
+            (
+                (mutation.replace("-", " "), *_caught(listed, mutation))
+                for mutation in dict.fromkeys(row["mutation"] for row in listed)
+            ),
         )
     yield Bullets(tuple(power["notes"]))
+
+
+def _caught(listed: list[Any], mutation: str) -> tuple[str, str]:
+    """Return which checks caught a mutation, with how often, and which did not."""
+    own = [row for row in listed if row["mutation"] == mutation]
+    caught = (
+        row["check"]
+        + (f" ({row['caught']} of {row['runs']})" if row["runs"] > 1 else "")
+        for row in own
+        if row["caught"]
+    )
+    missed = (row["check"] for row in own if not row["caught"])
+    return "; ".join(caught) or "nothing", "; ".join(missed) or "–"
 
 
 def _setting(row: Content) -> tuple[float, int]:
@@ -183,14 +213,23 @@ def membership(content: Content) -> Iterator[Block]:
         yield Heading(f"{row['silo']}, {row['model']}")
         yield _attacks(row)
         if row["target"] == "control":
-            yield Paragraph("Positive control: overfitted on purpose.", "quiet")
+            yield _control(row)
         elif not row["ceiling"]:
             yield Paragraph("No epsilon bounds these attacks.", "quiet")
-    if "control" not in {row["target"] for row in table}:
-        yield Paragraph(
-            "There is no positive control: nothing shows that these attacks work.",
-            "strong",
-        )
+
+
+def _control(row: Content) -> Block:
+    """Say whether the attacks succeed where they should."""
+    said = (
+        f"Positive control: overfitted on purpose, {count(row['control_steps'], 'step')} "
+        f"on {count(row['control_images'], 'image')}."
+    )
+    if row["has_power"]:
+        return Paragraph(said, "quiet")
+    return Paragraph(
+        f"{said} No attack succeeds even on it: the other results say nothing.",
+        "strong",
+    )
 
 
 def _attacks(row: Content) -> Block:
@@ -241,7 +280,15 @@ def memorisation(content: Content) -> Iterator[Block]:
     )
     yield Figures(tuple(f"memory-{index}" for index in range(len(table))))
     yield rows(
-        ("Silo", "Model", "Samples", "Nearer to training", "Copies", "By chance"),
+        (
+            "Silo",
+            "Model",
+            "Samples",
+            "Nearer to training",
+            "Copies",
+            "By chance",
+            "Copies of any training image",
+        ),
         (
             (
                 row["silo"],
@@ -250,10 +297,11 @@ def memorisation(content: Content) -> Iterator[Block]:
                 _share(row["nearer_to_training"]),
                 _share(row["copies"]),
                 _share(row["copies_of_held_out"]),
+                f"{_share(row['copies_of_any'])} of {row['num_searched']:,} images",
             )
             for row in table
         ),
-        (2, 3, 4, 5),
+        (2, 3, 4, 5, 6),
     )
     yield Paragraph(
         "“By chance”: the same test against held-out images. Pairs of images are shown "
@@ -280,19 +328,29 @@ def rehearsal(content: Content) -> Iterator[Block]:
             "what an aggregator could make of what it receives."
         )
         return
-    if not table["is_of_this_plan"]:
+    if table["digest"] is None:
+        yield Paragraph(f"Rehearsed with a draft, named {table['plan']}.", "quiet")
+    elif not table["is_of_this_plan"]:
         yield Paragraph(
-            f"This rehearsal is of another plan ({table['plan'][:16]}…).", "strong"
+            f"This rehearsal is of another plan, {table['plan']} "
+            f"({table['digest'][:16]}…).",
+            "strong",
         )
+    yield from (Paragraph(warning) for warning in table["warnings"])
+    if table["is_quick"]:
+        yield Paragraph("A quick rehearsal: fewer steps of the attack.", "quiet")
     yield facts(
         [
             ["Images", f"{table['images']} (public)"],
             ["Attack", table["attack"]],
+            ["Silos", table["num_silos"] or None],
             ["Software", table["software"]],
         ]
     )
     for view in table["views"]:
-        yield Heading(view["name"][:1].upper() + view["name"][1:])
+        yield Heading(
+            f"{view['name'][:1].upper()}{view['name'][1:]}, {view['setting']}"
+        )
         yield Paragraph(view["explanation"])
         yield Facts(
             (
@@ -305,7 +363,12 @@ def rehearsal(content: Content) -> Iterator[Block]:
                 (
                     "The update",
                     f"{count(view['num_steps'], 'step')} on "
-                    f"{count(view['num_examples'], 'image')}",
+                    f"{count(view['num_examples'], 'image')} in one silo",
+                ),
+                ("The attacker is granted", view["known"] or "–"),
+                (
+                    "Left unexplained of what it held",
+                    f"{number(view['mismatch'], '.2g')} (0: nothing, 1: all)",
                 ),
             )
         )
@@ -319,9 +382,10 @@ def rehearsal(content: Content) -> Iterator[Block]:
     if table["uniformity"]:
         yield Heading("Are masked values uniform?")
         yield rows(
-            ("Test", "Values", "Statistic", "p-value"),
+            ("Words", "Test", "Values", "Statistic", "p-value"),
             (
                 (
+                    each["words"],
                     each["test"],
                     each["num_values"],
                     number(each["statistic"]),
@@ -329,6 +393,6 @@ def rehearsal(content: Content) -> Iterator[Block]:
                 )
                 for each in table["uniformity"]
             ),
-            (1, 2, 3),
+            (2, 3, 4),
         )
     yield Code("cloister rehearse PLAN")
