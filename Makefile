@@ -33,8 +33,8 @@ bench-secagg: $(READY)
 	$(BIN)/python -m benchmarks secagg
 
 bench-privacy: $(READY)
-	$(BIN)/python -m benchmarks accounting dpsgd_speed engine_choice discrete_noise \
-		multiplicity private_federation central_images
+	$(BIN)/python -m benchmarks accounting lower_bounds dpsgd_speed engine_choice \
+		discrete_noise multiplicity private_federation central_images
 
 bench-papers: $(READY)
 	$(BIN)/python -m benchmarks papers_bytes papers

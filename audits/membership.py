@@ -15,11 +15,12 @@ from functools import lru_cache
 import numpy as np
 
 from audits.accounts import Account, Accounts
-from audits.findings import Finding, fail, listing, settle
+from audits.findings import Finding, fail, listing, settle, warn
 from audits.openings import broken, canaries_of, canary_events, opening, unopened
 from privacy.accounting import gaussian_mu
 from privacy.canary_tests import CanaryClaim, Power, power, refutations
 from privacy.events import SampledGaussian
+from privacy.gaussian_curve import gaussian_epsilon
 from privacy.lower_bounds import LowerBound, Scores, lower_bounds
 from privacy.pricing import epsilon
 from protocol.audit_records import CanariesCommitted, CanariesOpened
@@ -33,6 +34,10 @@ CONFIDENCE = 0.95
 FALSE_ALARM = 1e-6
 """How often canaries of a run whose silos did all as claimed fail it, at most: shared
 out over the silos, their canaries of both forms, and the tests."""
+
+LAST_DELTA = 1e-9
+"""Down to which the Gaussian curve that is tested lies above the claimed profile: the
+tests look at chances no smaller."""
 
 DELTA_WITHOUT_CLAIM = 1e-5
 """At which bounds are told where the plan has no delta."""
@@ -53,7 +58,8 @@ class CanaryAnalysis:
     the noise does to every score, ``expected_included_stddev`` noise and sampling
     together to the included ones, in clipping norms; None for input canaries.
     ``powers`` are how often each fault is caught in simulated runs, ``refuted`` the
-    tests that the claim did not pass, as sentences.
+    tests that the claim did not pass, as sentences, ``doubtful`` the names of bounds
+    above the claim, which may be chance.
     """
 
     silo: str
@@ -70,6 +76,7 @@ class CanaryAnalysis:
     bounds: tuple[LowerBound, ...]
     powers: tuple[Power, ...]
     refuted: tuple[str, ...]
+    doubtful: tuple[str, ...]
 
 
 def analyse_canaries(accounts: Accounts) -> tuple[CanaryAnalysis, ...]:
@@ -120,11 +127,13 @@ def _analysis(
     delta = claim.delta if claim else DELTA_WITHOUT_CLAIM
     bounds: tuple[LowerBound, ...] = ()
     refuted: tuple[str, ...] = ()
+    doubtful: tuple[str, ...] = ()
     powers: tuple[Power, ...] = ()
     if min(included.size, excluded.size) >= MIN_IN_GROUP:
         bounds = lower_bounds(included, excluded, delta, CONFIDENCE)
         if claim:
             refuted = _contradictions(plan, included, excluded, claim)
+            doubtful = tuple(_above(bounds, claim))
             powers = power(claim, scores.size, _alarm(plan))
     mechanism = claim if claim and claim.events else None
     noise = mechanism.noise_stddev if mechanism else None
@@ -147,6 +156,7 @@ def _analysis(
         bounds=bounds,
         powers=powers,
         refuted=refuted,
+        doubtful=doubtful,
     )
 
 
@@ -161,6 +171,17 @@ def _contradictions(
     """Return what the claim did not pass, as sentences without their beginning."""
     found = refutations(included, excluded, claim, _alarm(plan))
     return tuple(f"{one.test}: {one.statement}" for one in found)
+
+
+def _above(bounds: tuple[LowerBound, ...], claim: CanaryClaim) -> Iterator[str]:
+    """Yield the names of bounds above the claim, each against its kind of curve."""
+    claimed = {
+        "any": claim.epsilon,
+        "gaussian": max(claim.epsilon, gaussian_epsilon(claim.mu, claim.delta)),
+    }
+    for bound in bounds:
+        if bound.kind == "bound" and bound.epsilon > claimed[bound.curve]:
+            yield bound.name
 
 
 def _claim(
@@ -187,7 +208,7 @@ def _priced(
     """Return a claim with its price, and the Gaussian curve above its profile."""
     return CanaryClaim(
         epsilon=epsilon(events, delta),
-        mu=gaussian_mu(events),
+        mu=gaussian_mu(events, last_delta=LAST_DELTA),
         delta=delta,
         events=scored,
     )
@@ -207,12 +228,22 @@ def _scored(
 
 
 def _refuted(analysis: CanaryAnalysis) -> Iterator[Finding]:
-    """Yield the tests that a silo's claim did not pass."""
+    """Yield the tests that a silo's claim did not pass, or that a bound lies above."""
     for sentence in analysis.refuted:
         yield fail(
             "canaries",
             f"{analysis.silo}: its {analysis.form} canaries contradict its claim of "
             f"epsilon {upward(analysis.claimed_epsilon)}: {sentence}.",
+            *_bounds(analysis),
+            party=analysis.silo,
+        )
+    if analysis.doubtful and not analysis.refuted:
+        yield warn(
+            "canaries",
+            f"{analysis.silo}: by its {analysis.form} canaries epsilon may be above "
+            f"the claimed {upward(analysis.claimed_epsilon)}: so says "
+            f"{listing(analysis.doubtful)}, which without fault happens in one run of "
+            f"{round(1 / (1 - CONFIDENCE))} at most for each bound.",
             *_bounds(analysis),
             party=analysis.silo,
         )

@@ -13,6 +13,7 @@ BENCHMARKS = (
     "secagg",
     "secagg_fuzz",
     "accounting",
+    "lower_bounds",
     "dpsgd_speed",
     "engine_choice",
     "discrete_noise",
