@@ -190,7 +190,13 @@ def analysis(silo: str, **changes: object) -> CanaryAnalysis:
             bound("Clopper–Pearson", "bound", 2.2, detail="at 1/32"),
             bound("Gaussian estimate", "estimate", 9.4, curve="gaussian"),
         ),
-        powers=(Power("noise halved", 1.0, (("noise", 1.0), ("one-run", 0.0))),),
+        powers=(
+            Power(
+                fault="noise halved",
+                caught=1.0,
+                by_test=(("noise", 1.0), ("one-run", 0.0)),
+            ),
+        ),
         refuted=(),
         doubtful=(),
     )

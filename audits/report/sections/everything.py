@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from audits.report.blocks import Block, Paragraph, Section, facts
-from audits.report.sections import accounting, attacks, run, scope
+from audits.report.sections import accounting, attacks, canaries, run, scope
 
 Content = Mapping[str, Any]
 
@@ -14,7 +14,7 @@ SECTIONS: tuple[tuple[str, Callable[[Content], Iterator[Block]]], ...] = (
     ("Mechanism and training", scope.mechanism),
     ("Accounting", accounting.accounting),
     ("Self-tests", scope.self_tests),
-    ("Canaries", attacks.canaries),
+    ("Canaries", canaries.canaries),
     ("Membership inference", attacks.membership),
     ("Memorisation", attacks.memorisation),
     ("What the aggregator could see", attacks.rehearsal),
