@@ -1,3 +1,4 @@
+import hashlib
 import json
 import re
 from dataclasses import replace
@@ -11,7 +12,13 @@ from audits.errors import UnreadableSamples
 from audits.evidence import load_evidence
 from audits.report.content import make_content
 from audits.report.inputs import Inputs
-from audits.report.page import MAX_ROUNDS_SHOWN, render_html, shorten, write_report
+from audits.report.page import (
+    MAX_ROUNDS_SHOWN,
+    render_html,
+    shorten,
+    words,
+    write_report,
+)
 from audits.report.plan_words import plan_in_brief
 from audits.report.samples import MAX_SAMPLES_BYTES, load_samples
 from audits.report.units import format_bytes, format_share
@@ -116,23 +123,25 @@ def test_the_page_says_the_verdict_first(files: dict[str, str]) -> None:
 
 def test_figures_have_words_axes_and_units(files: dict[str, str]) -> None:
     text = files[".html"]
-    assert text.count('<svg role="img"') == 4 == text.count("</svg>")
-    for words in (
+    assert text.count('<svg role="img"') == 6 == text.count("</svg>")
+    for said_there in (
         "sent to the aggregator (kB)",
         "Fréchet distance (no unit)",
         "records",
         "samples (%)",
         "FD-small (fashion), 500 samples, reference of 10,000",
         "from 90.50 in round 1 to 30.17 in round 3",
+        "all silos together (kB)",
+        "Between 2 and 3 updates in a sum; at least 2 are needed.",
     ):
-        assert words in text
+        assert said_there in text
     assert "FID" not in text
 
 
 def test_the_json_is_canonical_and_says_the_same(files: dict[str, str]) -> None:
     table = decode(files[".json"].encode())
     assert table == json.loads(files[".json"])
-    assert table["format"] == 1
+    assert table["format"] == 2
     assert table["verdict"]["severity"] == "WARN"
     assert [row["outcome"] for row in table["rounds"]] == ["closed"] * 3
     assert table["rounds"][1]["dropped"] == [{"silo": "cork", "stage": "masked"}]
@@ -155,8 +164,27 @@ def test_the_markdown_says_the_same(files: dict[str, str]) -> None:
     assert text.startswith("# Audit of three-hospitals\n\n**WARN: No check failed;")
     for sentence in decode(files[".json"].encode())["verdict"]["sentences"]:
         assert sentence in text
-    widths = {line.count("|") for line in text.splitlines() if line.startswith("| rou")}
-    assert widths == {7, 6}
+    assert "| 2 | closed | 3 | 2 | 2 | 2 | – | cork (masked) |" in text
+    assert "## 7. Membership inference\n\nNo silo attacked the models" in text
+    sha256 = hashlib.sha256(files[".json"].encode()).hexdigest()
+    assert sha256 in text and sha256 in files[".html"]
+
+
+def test_markdown_and_page_have_the_same_sections(files: dict[str, str]) -> None:
+    in_page = re.findall(r'<h2 id="section-\d+">(.*?)</h2>', files[".html"])
+    in_markdown = re.findall(r"^## (\d+\. .*)$", files[".md"], re.M)
+    assert in_page == in_markdown
+    assert [int(title.split(".")[0]) for title in in_page] == list(range(1, 17))
+    for title, after in zip(in_page, [*in_page[1:], "</main>"], strict=True):
+        section = files[".html"].split(f"{title}</h2>")[1].split(after)[0]
+        assert len(re.sub(r"<[^>]*>", "", section).split()) > 5, f"{title} says nothing"
+
+
+def test_commands_stand_as_code_and_nothing_else_does() -> None:
+    assert words("run `audits verify` <b>") == (
+        "run <code>audits verify</code> &lt;b&gt;"
+    )
+    assert words("one ` alone") == "one ` alone"
 
 
 def test_an_honest_masked_run_claims_what_it_can_show(tmp_path: Path) -> None:
