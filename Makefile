@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test check bench bench-secagg bench-privacy bench-papers clean
+.PHONY: setup demo test check bench bench-secagg bench-privacy bench-audit-power bench-papers clean
 setup: $(READY)
 
 $(READY): requirements.lock pyproject.toml
@@ -35,6 +35,9 @@ bench-secagg: $(READY)
 bench-privacy: $(READY)
 	$(BIN)/python -m benchmarks accounting lower_bounds dpsgd_speed engine_choice \
 		discrete_noise multiplicity private_federation central_images
+
+bench-audit-power: $(READY)
+	$(BIN)/python -m benchmarks audit_power
 
 bench-papers: $(READY)
 	$(BIN)/python -m benchmarks papers_bytes papers

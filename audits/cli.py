@@ -177,6 +177,7 @@ def _compare(runs: tuple[Path, ...], out: Path, readers: Readers) -> None:
         MAX_RUNS,
         Compared,
         compare_content,
+        run_name,
         write_comparison,
     )
     from audits.report.inputs import load_inputs
@@ -184,10 +185,11 @@ def _compare(runs: tuple[Path, ...], out: Path, readers: Readers) -> None:
     if not 2 <= len(runs) <= MAX_RUNS:
         _refuse(f"--compare: give 2 to {MAX_RUNS} runs, not {len(runs)}")
     with _refusals(out):
-        compared = []
+        compared: list[Compared] = []
         for run in runs:
             audit = _audit(run, None)
-            compared.append(Compared(str(run), audit, load_inputs(audit.evidence)))
+            name = run_name(run, [each.name for each in compared])
+            compared.append(Compared(name, audit, load_inputs(audit.evidence)))
         content = compare_content(compared, **readers)
         paths = write_comparison(content, out)
     for path in paths:

@@ -20,6 +20,8 @@ BENCHMARKS = (
     "multiplicity",
     "private_federation",
     "central_images",
+    "canary_cost",
+    "audit_power",
     "papers_bytes",
     "papers",
 )

@@ -1,7 +1,7 @@
 """Which check catches which broken mechanism, and how often: the audit's power table.
 
 Every repetition trains with the package's own private rounds: a network of 10,593
-parameters on scikit-learn's digits, 200 steps, sample rate 0.25, 1,000 gradient
+parameters on scikit-learn's digits, 100 steps, sample rate 0.25, 1,000 gradient
 canaries, noise calibrated to epsilon 10 and to epsilon 1 at delta 1e-5. The faults are
 those of ``benchmarks/audit_mutations.py``; ``none`` has no fault, and what is caught
 there is a false alarm. With ``half-the-steps-uncounted`` the silo trains twice the
@@ -56,7 +56,7 @@ from simulation.sources import load_pool
 TABLE = ROOT / "audits" / "power.json"
 SCORES = ROOT / "build" / "audit_power"
 EPSILONS = (10.0, 1.0)
-NUM_CANARIES, NUM_IMAGES, NUM_STEPS = 1000, 48, 200
+NUM_CANARIES, NUM_IMAGES, NUM_STEPS = 1000, 48, 100
 CPU = torch.device("cpu")
 SELF_TEST = "silo self-test"
 DOUBLE = "half-the-steps-uncounted"

@@ -169,7 +169,8 @@ class RunCanaries:
             "gradient": CanaryFile(store.folder, "gradient"),
             "input": CanaryFile(store.folder, "input"),
         }
-        if not any(file.exists() for file in self._files.values()):
+        is_first = not any(file.exists() for file in self._files.values())
+        if is_first and not store.is_finished():
             self._draw(resources.canaries, has_begun=store.has_begun())
         self._kept = {
             form: file.load() for form, file in self._files.items() if file.exists()

@@ -75,6 +75,13 @@ def compare_content(
     }
 
 
+def run_name(folder: Path, taken: Sequence[str]) -> str:
+    """Return the name of a run's folder, without its path; no two are the same."""
+    name = folder.resolve().name
+    same = sum(other == name or other.startswith(f"{name} (") for other in taken)
+    return f"{name} ({same + 1})" if same else name
+
+
 def _run(name: str, content: Mapping[str, Any]) -> Table:
     """Return one run in a few numbers; None where there is none."""
     privacy, evaluations = content["privacy"], content["evaluations"]

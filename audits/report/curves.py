@@ -1,6 +1,7 @@
 """Curves of the price: epsilon over rounds, privacy profile, ceiling on attacks."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 from math import exp, isfinite
 from typing import Any
 
@@ -47,14 +48,11 @@ def curves(accounts: Accounts, spent: list[Spending]) -> Table:
     events = events_of_most(accounts, spent)
     if not events:
         return table
-    profile = profile_of(events)
-    table["profile"] = profile
+    profile, mu = _described(tuple(events))
+    table["profile"] = [list(point) for point in profile]
     table["ceilings"] = _ceilings(profile, FALSE_POSITIVE_RATES)
     table["trade_off"] = _ceilings(profile, TRADE_OFF_RATES)
-    gaussians = [each for each in events if isinstance(each, SampledGaussian)]
-    if len(gaussians) == len(events):
-        mu = gaussian_mu(gaussians)
-        table["gaussian_mu"] = mu if isfinite(mu) else None
+    table["gaussian_mu"] = mu
     return table
 
 
@@ -69,6 +67,19 @@ def budget(accounts: Accounts, spent: list[Spending]) -> Table:
         "planned": planned if isfinite(planned) else None,
         "spent": most if most is not None and isfinite(most) else None,
     }
+
+
+@lru_cache(maxsize=32)
+def _described(
+    events: tuple[Event, ...],
+) -> tuple[tuple[tuple[float, float], ...], float | None]:
+    """Return the privacy profile of events, and its Gaussian curve if it has one."""
+    profile = tuple((epsilon, delta) for epsilon, delta in profile_of(events))
+    gaussians = [each for each in events if isinstance(each, SampledGaussian)]
+    if len(gaussians) < len(events):
+        return profile, None
+    mu = gaussian_mu(gaussians)
+    return profile, mu if isfinite(mu) else None
 
 
 def profile_of(events: Sequence[Event]) -> Points:
@@ -111,7 +122,7 @@ def events_of_most(accounts: Accounts, spent: list[Spending]) -> tuple[Event, ..
     return records[-1].record.events if records else ()
 
 
-def _ceilings(profile: Points, rates: Sequence[float]) -> Points:
+def _ceilings(profile: Sequence[Sequence[float]], rates: Sequence[float]) -> Points:
     """Return pairs of a false-positive rate and the ceiling there."""
     return [[rate, ceiling(profile, rate)] for rate in rates]
 

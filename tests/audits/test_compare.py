@@ -7,6 +7,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from audits.cli import main
+from audits.report.compare import run_name
 from protocol import records as r
 from tests.audits.evidence_builder import change, make_parties, script, write_run
 from tests.audits.report_inputs import probe, write_probe
@@ -46,12 +47,20 @@ def test_runs_stand_beside_each_other(runs: dict[str, Path], tmp_path: Path) -> 
     assert first["closed_rounds"] == first["num_rounds"] == 3
     assert first["frechet_distance"] == 90.5 / 3
     assert first["attack_withheld"] and first["attack"] is None
+    assert (first["run"], second["run"]) == ("open", "private")
     page = (tmp_path / "comparison.html").read_text()
     Page(page)
+    assert str(runs["open"].parent) not in page
     assert "none: not private" in page and "internal" in page
     assert "<svg" in page and "Fréchet distance over rounds" in page
     text = (tmp_path / "comparison.md").read_text()
     assert text.startswith("# Comparison of 2 runs") and "not private" in text
+
+
+def test_two_folders_of_one_name_are_told_apart() -> None:
+    assert run_name(Path("a/run"), []) == "run"
+    assert run_name(Path("b/run"), ["run", "other"]) == "run (2)"
+    assert run_name(Path("c/run"), ["run", "run (2)"]) == "run (3)"
 
 
 def test_the_internal_one_tells_of_attacks(

@@ -153,28 +153,35 @@ def _power(power: Content | None, *, used: bool) -> Iterator[Block]:
     ordered = sorted(power["rows"], key=_setting)
     for (epsilon, planted), group in groupby(ordered, key=_setting):
         listed = list(group)
+        tried = listing(dict.fromkeys(row["check"] for row in listed))
         yield Heading(f"Claimed epsilon {epsilon:g}, {planted:,} canaries")
+        yield Paragraph(f"Tried: {tried}. What is not named did not catch it.", "quiet")
         yield rows(
-            ("What was broken", "Caught by", "Not caught by"),
+            ("What was broken", "Caught by"),
             (
-                (mutation.replace("-", " "), *_caught(listed, mutation))
+                (_in_words(mutation), _caught(listed, mutation))
                 for mutation in dict.fromkeys(row["mutation"] for row in listed)
             ),
         )
     yield Bullets(tuple(power["notes"]))
 
 
-def _caught(listed: list[Any], mutation: str) -> tuple[str, str]:
-    """Return which checks caught a mutation, with how often, and which did not."""
-    own = [row for row in listed if row["mutation"] == mutation]
+def _in_words(mutation: str) -> str:
+    """Return the name of a mutation as words."""
+    if mutation == "none":
+        return "nothing (whatever speaks up raises a false alarm)"
+    return mutation.replace("-", " ")
+
+
+def _caught(listed: list[Any], mutation: str) -> str:
+    """Return which checks caught a mutation, and how often where it ran repeatedly."""
     caught = (
         row["check"]
         + (f" ({row['caught']} of {row['runs']})" if row["runs"] > 1 else "")
-        for row in own
-        if row["caught"]
+        for row in listed
+        if row["mutation"] == mutation and row["caught"]
     )
-    missed = (row["check"] for row in own if not row["caught"])
-    return "; ".join(caught) or "nothing", "; ".join(missed) or "–"
+    return "; ".join(caught) or "nothing"
 
 
 def _setting(row: Content) -> tuple[float, int]:
