@@ -22,6 +22,7 @@ BENCHMARKS = (
     "central_images",
     "canary_cost",
     "audit_power",
+    "report",
     "papers_bytes",
     "papers",
 )

@@ -8,7 +8,7 @@ from audits.audit import Audit
 from audits.disclosure import Disclosure, describe_stage
 from audits.evidence import AGGREGATOR, Evidence
 from audits.sums import least_survivors
-from protocol.audit_records import Witnessed
+from protocol.audit_records import ReferencePooled, ReferenceSkipped, Witnessed
 from protocol.errors import TranscriptBroken
 from protocol.model_records import MeasuredInSilos, MeasurementSkipped
 from protocol.records import (
@@ -23,7 +23,7 @@ from protocol.records import (
     RoundOpened,
     Survivors,
 )
-from protocol.transcript import Head, read_heads
+from protocol.transcript import read_heads
 
 Table = dict[str, Any]
 
@@ -89,6 +89,10 @@ def _gather_endings(account: Account, rounds: defaultdict[int, Table]) -> None:
         rounds[measured.record.round_number]["outcome"] = "measured in the silos"
     for skipped in account.all(MeasurementSkipped):
         rounds[skipped.record.round_number]["outcome"] = "measurement skipped"
+    for pooled in account.all(ReferencePooled):
+        rounds[pooled.record.round_number]["outcome"] = "reference summed"
+    for missed in account.all(ReferenceSkipped):
+        rounds[missed.record.round_number]["outcome"] = "reference skipped"
     for dropped in account.all(Dropped):
         if dropped.record.round_number:
             row = rounds[dropped.record.round_number]
@@ -141,13 +145,13 @@ def transcript_table(account: Account, evidence: Evidence) -> Table:
         "num_records": account.num_records,
         "finished": account.last(Finished) is not None,
         "last_round": account.last_round,
-        "head": {"size": head.size, "root": head.root} if head else None,
+        "head": {"size": head[0], "root": head[1]} if head else None,
         "heads": [{"time": time, "size": size} for time, size in account.growth],
     }
 
 
-def _last_head(account: Account, evidence: Evidence) -> Head | None:
-    """Return the last head of a transcript that was found to hold."""
+def _last_head(account: Account, evidence: Evidence) -> tuple[int, str] | None:
+    """Return size and root of the last head of a transcript that was found to hold."""
     sizes = {size for _, size in account.growth}
     last = None
     for transcript in evidence.transcripts:
@@ -155,7 +159,7 @@ def _last_head(account: Account, evidence: Evidence) -> Head | None:
             continue
         try:
             for head in read_heads(transcript.folder):
-                last = head if head.size in sizes else last
+                last = (head.size, head.root) if head.size in sizes else last
         except TranscriptBroken:
             return last
     return last
