@@ -11,6 +11,7 @@ from audits.audit import run_audit
 from audits.errors import UnreadableSamples
 from audits.evidence import load_evidence
 from audits.report.content import make_content
+from audits.report.figures.rounds import draw_round_bytes
 from audits.report.inputs import Inputs
 from audits.report.page import (
     MAX_ROUNDS_SHOWN,
@@ -178,6 +179,18 @@ def test_markdown_and_page_have_the_same_sections(files: dict[str, str]) -> None
     for title, after in zip(in_page, [*in_page[1:], "</main>"], strict=True):
         section = files[".html"].split(f"{title}</h2>")[1].split(after)[0]
         assert len(re.sub(r"<[^>]*>", "", section).split()) > 5, f"{title} says nothing"
+
+
+def test_a_figure_of_many_rounds_stays_small() -> None:
+    def traffic(rounds: int) -> list[dict[str, int]]:
+        names = ("sent_bytes", "received_bytes", "vector_bytes", "broadcast_bytes")
+        sizes = dict(zip(names, (90, 80, 70, 60), strict=True))
+        return [{"round_number": number, **sizes} for number in range(rounds)]
+
+    few, many = draw_round_bytes(traffic(100)), draw_round_bytes(traffic(2_000))
+    assert few is not None and many is not None
+    assert "updates up 140,000 bytes in all" in many.description
+    assert len(many.svg) < 5 * len(few.svg)
 
 
 def test_commands_stand_as_code_and_nothing_else_does() -> None:

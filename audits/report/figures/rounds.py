@@ -22,6 +22,9 @@ from audits.report.units import unit_for
 
 Rows = Sequence[Mapping[str, Any]]
 
+MAX_ROUND_BARS = 120
+"""More rounds are drawn as an area: a bar each would make the page large."""
+
 KEY_STAGES = ("setup", "shares")
 SENT = ("updates", "key exchange", "other messages")
 
@@ -74,8 +77,14 @@ def draw_round_bytes(traffic: Rows) -> Drawing | None:
     bottom = [0.0] * len(rows)
     for (name, part), colour in zip(parts.items(), SERIES, strict=False):
         heights = [count / size for count in part]
-        axes.bar(numbers, heights, bottom=bottom, color=colour, width=0.75, label=name)
-        bottom = [a + b for a, b in zip(bottom, heights, strict=True)]
+        top = [a + b for a, b in zip(bottom, heights, strict=True)]
+        if len(rows) > MAX_ROUND_BARS:
+            axes.fill_between(
+                numbers, bottom, top, step="mid", color=colour, label=name, lw=0
+            )
+        else:
+            axes.bar(numbers, heights, 0.75, bottom, color=colour, label=name)
+        bottom = top
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(axis="x", visible=False)
     axes.set_xlabel("round (0: outside rounds)")
@@ -97,7 +106,11 @@ def draw_survivors(rounds: Rows) -> Drawing | None:
     held = [len(row["survivors"]) for row in rows]
     needed = rows[0]["least_survivors"]
     figure, axes = new_axes(height=2.3)
-    axes.bar(numbers, held, color=SERIES[0], width=0.75, label="updates in the sum")
+    label = "updates in the sum"
+    if len(rows) > MAX_ROUND_BARS:
+        axes.fill_between(numbers, held, step="mid", color=SERIES[0], label=label, lw=0)
+    else:
+        axes.bar(numbers, held, color=SERIES[0], width=0.75, label=label)
     axes.axhline(needed, color=INK, lw=1, ls="--", label="least that may be opened")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
