@@ -44,6 +44,10 @@ STYLE: dict[Any, Any] = {
     "legend.frameon": False,
 }
 
+COORDINATES = re.compile(r'\s(?:d|x|y|transform)="[^"]*"')
+DIGITS = re.compile(r"(\.\d\d)\d+")
+"""A hundredth of a point is enough for a coordinate."""
+
 
 @dataclass(frozen=True)
 class Drawing:
@@ -111,6 +115,7 @@ def finish(figure: Figure, name: str, title: str, description: str) -> Drawing:
     svg = re.sub(r'\sid="([^"]+)"', rf' id="{name}-\1"', svg)
     svg = re.sub(r'href="#', f'href="#{name}-', svg)
     svg = re.sub(r"url\(#", f"url(#{name}-", svg)
+    svg = COORDINATES.sub(lambda found: DIGITS.sub(r"\1", found[0]), svg)
     for colour, variable in VARIABLES.items():
         svg = svg.replace(colour, f"var({variable})")
     words = (

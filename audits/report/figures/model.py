@@ -16,6 +16,8 @@ from audits.report.figures.drawing import (
     short,
 )
 
+MAX_MARKERS = 120
+
 
 def draw_distance(evaluations: Sequence[Mapping[str, Any]]) -> Drawing | None:
     """Draw the Fréchet distance over rounds, a line for each extractor."""
@@ -38,7 +40,8 @@ def draw_lines(
         return None
     figure, axes = new_axes()
     for (label, points), colour in zip(lines.items(), SERIES, strict=False):
-        axes.plot(*zip(*points, strict=True), "o-", color=colour, label=label, ms=4)
+        style = "o-" if len(points) <= MAX_MARKERS else "-"
+        axes.plot(*zip(*points, strict=True), style, color=colour, label=label, ms=4)
     highest = max(value for points in lines.values() for _, value in points)
     axes.set_ylim(0, 1.08 * highest or 1)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))

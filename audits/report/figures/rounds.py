@@ -149,7 +149,8 @@ def draw_growth(transcripts: Rows) -> Drawing | None:
     for (party, points), colour in zip(lines.items(), SERIES, strict=False):
         moments = [(seconds - start) / size for seconds, _ in points]
         sizes = [number for _, number in points]
-        axes.plot(moments, sizes, "o-", color=colour, label=short(party), ms=3, lw=1)
+        style = "o-" if len(points) <= MAX_ROUND_BARS else "-"
+        axes.plot(moments, sizes, style, color=colour, label=short(party), ms=3, lw=1)
     axes.set_ylim(bottom=0)
     axes.set_xlabel(f"time since the first head ({unit})")
     axes.set_ylabel("records")
