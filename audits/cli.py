@@ -1,8 +1,10 @@
 """The ``audits`` command: verify a run, and report on it."""
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, Literal, NoReturn, TypedDict
 
 import click
 from rich.console import Console
@@ -18,6 +20,9 @@ from audits.report.verdict import headline
 from protocol.errors import PlanRejected
 from protocol.files import save_bytes
 from protocol.plan_files import load_plan
+
+if TYPE_CHECKING:
+    from audits.report.samples import Samples
 
 EXIT_FAILED = 1
 EXIT_UNREADABLE = 2
@@ -59,7 +64,9 @@ def verify(run: Path, plan: Path | None) -> None:
 
 
 @main.command()
-@_run
+@click.argument(
+    "runs", type=click.Path(path_type=Path), metavar="RUN...", nargs=-1, required=True
+)
 @_plan
 @click.option(
     "--samples",
@@ -68,37 +75,159 @@ def verify(run: Path, plan: Path | None) -> None:
     help="A grid of samples to show; by default samples.png in RUN, if there is one.",
 )
 @click.option(
+    "--probe",
+    "probes",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    multiple=True,
+    help="A silo's probe report; those named probe*.json below RUN are found. "
+    "May be given several times.",
+)
+@click.option(
+    "--rehearsal",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="What `cloister rehearse` found; by default rehearsal.json in RUN.",
+)
+@click.option(
+    "--class",
+    "report_class",
+    type=click.Choice(["public", "silo-internal"]),
+    default="public",
+    show_default=True,
+    help="Who may read it. What differential privacy does not cover is left out of "
+    "the public one.",
+)
+@click.option(
+    "--include-unprotected",
+    is_flag=True,
+    help="Put into the public report what it would leave out; it says so.",
+)
+@click.option(
+    "--compare",
+    is_flag=True,
+    help="Set several runs beside each other: comparison.html, .json and .md, written "
+    "into the current folder or --out.",
+)
+@click.option(
     "--out",
     type=click.Path(path_type=Path),
     metavar="DIR",
     help="Where to write; by default into RUN.",
 )
 def report(
-    run: Path, plan: Path | None, samples: Path | None, out: Path | None
+    runs: tuple[Path, ...],
+    plan: Path | None,
+    samples: Path | None,
+    probes: tuple[Path, ...],
+    rehearsal: Path | None,
+    report_class: Literal["public", "silo-internal"],
+    include_unprotected: bool,
+    compare: bool,
+    out: Path | None,
 ) -> None:
-    """Write report.html, report.json and report.md on a run.
+    """Write report.html, report.json and report.md on a run, or compare several.
 
     A report is written whether or not checks failed; the exit status is that of
-    verify.
+    verify, and 1 as well where a probe cannot be relied on.
     """
+    readers: Readers = {
+        "report_class": report_class,
+        "include_unprotected": include_unprotected,
+    }
+    if compare:
+        if plan or samples or probes or rehearsal:
+            _refuse("--plan, --samples, --probe, --rehearsal: not with --compare")
+        _compare(runs, out or Path(), readers)
+        return
+    if len(runs) > 1:
+        _refuse("several runs: use --compare to set them beside each other")
     # matplotlib takes a second to load, which only this command needs.
-    from audits.report.page import write_report
-    from audits.report.samples import load_samples
+    from audits.report.content import make_content
+    from audits.report.inputs import load_inputs
+    from audits.report.page import write_content
 
+    (run,) = runs
     audit = _audit(run, plan)
-    if samples is None and (run / SAMPLES_FILE).is_file():
-        samples = run / SAMPLES_FILE
     folder = out or run
-    try:
-        picture = load_samples(samples) if samples else None
-        paths = write_report(audit, picture, folder)
-    except AuditError as error:
-        _refuse(f"{error}; choose another file with --samples")
-    except OSError as error:
-        _refuse(f"{folder}: {error.strerror}; choose another folder with --out")
+    with _refusals(folder):
+        inputs = load_inputs(
+            audit.evidence,
+            samples=_samples(run, samples),
+            probes=probes,
+            rehearsal=rehearsal,
+        )
+        content = make_content(audit, inputs, **readers)
+        paths = write_content(content, inputs, folder)
     for path in paths:
         click.echo(str(path))
-    _conclude(audit)
+    if content["unprotected"]:
+        click.echo(content["class_sentence"], err=True)
+    verdict = content["verdict"]
+    click.echo(f"{verdict['severity']}: {verdict['headline']}")
+    sys.exit(EXIT_FAILED if verdict["severity"] == Severity.FAIL else 0)
+
+
+class Readers(TypedDict):
+    """For whom a report is."""
+
+    report_class: Literal["public", "silo-internal"]
+    include_unprotected: bool
+
+
+def _compare(runs: tuple[Path, ...], out: Path, readers: Readers) -> None:
+    """Write a comparison; end with 1 where any run failed."""
+    from audits.report.compare import (
+        MAX_RUNS,
+        Compared,
+        compare_content,
+        run_name,
+        write_comparison,
+    )
+    from audits.report.inputs import load_inputs
+
+    if not 2 <= len(runs) <= MAX_RUNS:
+        _refuse(f"--compare: give 2 to {MAX_RUNS} runs, not {len(runs)}")
+    with _refusals(out):
+        compared: list[Compared] = []
+        for run in runs:
+            audit = _audit(run, None)
+            name = run_name(run, [each.name for each in compared])
+            compared.append(Compared(name, audit, load_inputs(audit.evidence)))
+        content = compare_content(compared, **readers)
+        paths = write_comparison(content, out)
+    for path in paths:
+        click.echo(str(path))
+    for sentence in content["class_sentences"] if content["is_unprotected"] else ():
+        click.echo(sentence, err=True)
+    for row in content["runs"]:
+        click.echo(f"{row['run']}: {row['verdict']}: {row['headline']}")
+    failed = any(row["verdict"] == Severity.FAIL for row in content["runs"])
+    sys.exit(EXIT_FAILED if failed else 0)
+
+
+def _samples(run: Path, named: Path | None) -> "Samples | None":
+    """Return the grid of samples that is named, or that lies in the run's folder."""
+    from audits.report.samples import load_samples
+
+    path = named or run / SAMPLES_FILE
+    if named is None and not path.is_file():
+        return None
+    try:
+        return load_samples(path)
+    except AuditError as error:
+        _refuse(f"{error}; choose another file with --samples")
+
+
+@contextmanager
+def _refusals(folder: Path) -> Iterator[None]:
+    """End with one line where something cannot be read or written."""
+    try:
+        yield
+    except AuditError as error:
+        _refuse(str(error))
+    except OSError as error:
+        _refuse(f"{folder}: {error.strerror}; choose another folder with --out")
 
 
 @main.command()

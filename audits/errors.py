@@ -3,7 +3,8 @@
 AuditError
 ├── UnreadableTranscript   plan or transcripts that cannot be found, read or told apart
 ├── ExtractRejected        one record with its proof that cannot be made, or is wrong
-└── UnreadableSamples      a file of samples that is no PNG image, or too large
+├── UnreadableSamples      a file of samples that is no PNG image, or too large
+└── UnreadableExtra        a probe, rehearsal or power table that cannot be used
 """
 
 
@@ -21,3 +22,7 @@ class ExtractRejected(AuditError):
 
 class UnreadableSamples(AuditError):
     """The file of samples cannot be shown in a report."""
+
+
+class UnreadableExtra(AuditError):
+    """A file that a report was to show cannot be used: say which, and why."""

@@ -56,6 +56,7 @@ CHECKS: dict[str, str] = {
     "epsilon": "The privacy cost is what the silos claim, and what the plan permits",
     "ledgers": "Privacy ledgers only grew, and nothing was left out of account",
     "randomness": "Sampling and noise came from the operating system's generator",
+    "probes": "Silos signed their probes of this run, and no attack beat the ceiling",
     "canaries": "Planted canaries contradict no claim",
 }
 """Every check by its name, with what it means when it passes."""

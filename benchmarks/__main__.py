@@ -24,6 +24,7 @@ BENCHMARKS = (
     "audit_power",
     "reference",
     "membership",
+    "report",
     "papers_bytes",
     "papers",
     "audits",

@@ -57,6 +57,11 @@ def save_grid(
         ValueError: ``columns`` or ``enlarge`` is smaller than 1.
         OSError: the folder is missing or not writable.
     """
+    save_atomically(path, grid_png(images, columns, enlarge))
+
+
+def grid_png(images: Tensor | Sequence[Tensor], columns: int, enlarge: int) -> bytes:
+    """Return the PNG that :func:`save_grid` writes; arguments and errors are its."""
     if columns < 1 or enlarge < 1:
         raise ValueError(f"columns and enlarge must be ≥ 1; got {columns}, {enlarge}")
     if len(images) == 0:
@@ -64,7 +69,7 @@ def save_grid(
     cells = np.concatenate([to_8_bit(image[None]) for image in images])
     buffer = io.BytesIO()
     _compose(cells, columns, enlarge).save(buffer, format="PNG")
-    save_atomically(path, buffer.getvalue())
+    return buffer.getvalue()
 
 
 def _compose(cells: npt.NDArray[np.uint8], columns: int, enlarge: int) -> Image.Image:

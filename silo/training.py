@@ -130,7 +130,7 @@ def train(
         x_0 = images.batch(indices)
         t = torch.randint(schedule.num_timesteps, (len(x_0),), generator=generator)
         noise = torch.randn(x_0.shape, generator=generator)
-        labels = _told_labels(images, indices, plan, generator)
+        labels = told_labels(images, indices, plan, generator)
         losses = denoising_loss(
             model,
             x_0.to(device),
@@ -150,7 +150,7 @@ def train(
     return state_of(model, optimizer, plan, state)
 
 
-def _told_labels(
+def told_labels(
     images: ImageSet, indices: Indices, plan: PlanDraft, generator: torch.Generator
 ) -> Tensor | None:
     """Return the labels of a batch, some withheld; None, and no draw, without classes.

@@ -20,6 +20,8 @@ from simulation.display import table
 from simulation.errors import SimulationError
 from simulation.federation import Federation, make_federation
 from simulation.quality import measure
+from simulation.rehearsal_files import rehearse_files
+from simulation.rehearsal_pages import rehearsal_table, uniformity_table
 from simulation.run import Outcome, draw_samples, run_federation
 from simulation.settings import SimulationConfig, load_settings
 from simulation.sources import load_pool
@@ -148,6 +150,59 @@ def deal_command(
     for path in paths:
         click.echo(str(path))
     click.echo(f"value_range = [{low:g}, {high:g}]")
+
+
+@cli.command("rehearse")
+@click.argument(
+    "plan_path", metavar="PLAN", type=click.Path(dir_okay=False, path_type=Path)
+)
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    help="PUBLIC images, an .npz file or a folder.  [default: the plan's, or digits]",
+)
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=None,
+    help="The folder of the results; must not exist.  [default: rehearsals/NAME-TIME]",
+)
+@click.option(
+    "--initial",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="The parameters that PLAN begins with, where it names a file.",
+)
+@click.option("--seed", type=click.IntRange(0), default=1, show_default=True)
+@click.option("--quick", is_flag=True, help="A few steps of everything: a try-out.")
+def rehearse_command(
+    plan_path: Path,
+    data: Path | None,
+    out: Path | None,
+    initial: Path | None,
+    seed: int,
+    quick: bool,
+) -> None:
+    """Show what the aggregator of PLAN would see of one round, on PUBLIC images.
+
+    PLAN is a draft or a signed plan. Gradient inversion is tried on one silo's update
+    without masks, on the masked one, on the mean, and on the mean under DP. The
+    results hold the images: they must be public ones; a silo's are never read.
+    """
+    console = Console()
+    console.print("for public images only: the results show them")
+    rehearsal, folder = rehearse_files(
+        plan_path,
+        data,
+        out,
+        initial,
+        seed=seed,
+        is_quick=quick,
+        observe=lambda view: console.print(f"{view.setting}, {view.name}: looked at"),
+    )
+    console.print(rehearsal_table(rehearsal), uniformity_table(rehearsal))
+    for warning in rehearsal.warnings:
+        console.print(f"warning: {warning}")
+    console.print(f"results: {folder}", highlight=False)
 
 
 def _simulate(

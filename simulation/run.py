@@ -14,6 +14,7 @@ from aggregator.said import Measured
 from aggregator.serve import RunSettings, run_plan
 from audits.audit import Audit, run_audit
 from audits.evidence import load_evidence
+from audits.report.inputs import load_inputs
 from audits.report.page import write_report
 from audits.report.samples import load_samples
 from diffusion.checkpoint import Checkpoint, choose_device, load_checkpoint
@@ -141,9 +142,11 @@ def finish(federation: Federation, plan: RunPlan, device: str) -> Outcome:
         enlarge = max(1, GRID_CELL_PIXELS // plan.model.image_size)
         columns = grid_columns(plan.model, GRID_COLUMNS)
         save_grid(samples, images, min(columns, len(images)), enlarge)
-    audit = run_audit(load_evidence(federation.root, None))
+    evidence = load_evidence(federation.root, None)
+    audit = run_audit(evidence)
     picture = load_samples(samples) if samples.exists() else None
-    report = write_report(audit, picture, federation.root)[0]
+    inputs = load_inputs(evidence, samples=picture)
+    report = write_report(audit, inputs, federation.root)[0]
     records = [entry.record for entry in read_records(store.transcript)]
     traffic = [record for record in records if isinstance(record, Traffic)]
     return Outcome(

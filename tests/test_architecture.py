@@ -60,6 +60,9 @@ ALSO = {
     "aggregator/options.py": {"click"},
     "aggregator/terminal.py": {"rich"},
     "audits/cli.py": {"click", "rich"},
+    "simulation/likeness.py": {"scipy"},
+    "simulation/uniformity.py": {"scipy"},
+    "simulation/rehearsal_pages.py": {"PIL"},
 }
 """What single files may import beyond that."""
 

@@ -1,18 +1,15 @@
 """The privacy of a run, as a report says it: claim, price, and what is left out."""
 
-from math import exp, isfinite
+from math import isfinite
 from typing import Any
 
-from audits.accounts import Accounts
 from audits.audit import Audit
 from audits.findings import Severity, listing
+from audits.report.curves import NO_CURVES, budget, curves
 from audits.spending import Spending, quoted_noise, spendings
-from privacy.accounting import gaussian_mu, privacy_profile
-from privacy.events import SampledGaussian
 from protocol import noise_claim
 from protocol.mechanism import not_covered, run_epsilon, steps_of_run
 from protocol.plan import RunPlan
-from protocol.records import PrivacySpent
 
 Table = dict[str, Any]
 
@@ -25,46 +22,66 @@ NOTHING = (
     "No epsilon may be quoted of this run: a check failed. The findings say which."
 )
 
-PROFILE_EPSILONS = (0.1, 0.2, 0.5, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 10.0, 15.0, 20.0)
-FALSE_POSITIVE_RATES = (0.001, 0.01, 0.1)
-
 
 def privacy_table(audit: Audit) -> Table | None:
     """Return what a report says of differential privacy; nothing without a mechanism.
 
-    ``ceilings`` are the largest true-positive rates that any membership attack can
-    have at a false-positive rate, by the privacy profile of the silo that spent most.
+    The curves are left out where no epsilon may be quoted.
     """
     accounts = audit.accounts
     plan = accounts.plan
     if not plan.privacy.is_private:
         return None
-    spent = spendings(accounts)
-    table: Table = {
-        "claim": claim(plan, spent) if may_quote(audit) else NOTHING,
+    spent, quotable = spendings(accounts), may_quote(audit)
+    headings = ["Epsilon (PLD)", "Epsilon (PRV)"]
+    if plan.privacy.is_in_sum:
+        headings = ["Epsilon (Rényi)", "If secure aggregation fails"]
+    return {
+        "claim": claim(plan, spent) if quotable else NOTHING,
         "mechanism": _mechanism(plan),
-        "headings": ["Epsilon (PLD)", "Epsilon (PRV)"],
+        "headings": headings,
         "silos": [_spending(each) for each in spent],
         "not_covered": list(not_covered(plan)),
-        "profile": [],
-        "ceilings": [],
-        "gaussian_mu": None,
+        "budget": budget(accounts, spent),
+        **(curves(accounts, spent) if quotable else NO_CURVES),
     }
+
+
+def claim_facts(audit: Audit, privacy: Table | None) -> list[list[str]]:
+    """Return the claim's parts as pairs of words; nothing where nothing is claimed."""
+    plan, spent = audit.evidence.plan, spendings(audit.accounts)
+    if privacy is None or not may_quote(audit) or not spent:
+        return []
+    most = max(spent, key=lambda spending: spending.epsilon)
     if plan.privacy.is_in_sum:
-        table["headings"] = ["Epsilon (Rényi)", "If secure aggregation fails"]
-    events = _events_of_most(accounts, spent)
-    if events:
-        profile = list(
-            zip(
-                PROFILE_EPSILONS, privacy_profile(events, PROFILE_EPSILONS), strict=True
-            )
+        epsilon = noise_claim.upward(quoted_noise(plan, most)[0])
+        against = noise_claim.assumption(plan)
+        unit = noise_claim.unit_of(plan)
+        relation = "as the unit says"
+    else:
+        epsilon, unit = _quoted(plan, most), _unit(plan)
+        against = (
+            "everyone outside the silo: aggregator, network, other silos, whoever has "
+            "the model; with or without secure aggregation"
         )
-        table["profile"] = [[eps, float(delta)] for eps, delta in profile]
-        table["ceilings"] = [
-            [rate, ceiling(profile, rate)] for rate in FALSE_POSITIVE_RATES
-        ]
-        table["gaussian_mu"] = gaussian_mu(events)
-    return table
+        relation = f"one {unit} added to or removed from one silo's data"
+    mu = privacy["gaussian_mu"]
+    facts = [
+        ["Privacy unit", unit],
+        ["Neighbouring data sets", relation],
+        ["Epsilon", f"{epsilon}, for the whole run as planned"],
+        ["Delta", f"{plan.privacy.delta:g}"],
+        ["Against", against],
+        ["Rounds", f"{plan.num_rounds:,} planned; all of them are in the price"],
+    ]
+    if mu is not None:
+        facts.insert(4, ["As Gaussian DP", f"mu {mu:.3g}, for what was released"])
+    return facts
+
+
+def _unit(plan: RunPlan) -> str:
+    """Name the privacy unit of DP-SGD."""
+    return "image" if plan.privacy.unit == "example" else "patient"
 
 
 def may_quote(audit: Audit) -> bool:
@@ -77,7 +94,7 @@ def claim(plan: RunPlan, spent: list[Spending]) -> str:
     if not spent:
         return "Nothing can be claimed: no transcript says what was spent."
     most = max(spent, key=lambda spending: spending.epsilon)
-    unit = "image" if plan.privacy.unit == "example" else "patient"
+    unit = _unit(plan)
     if plan.privacy.is_in_sum:
         whole, share = quoted_noise(plan, most)
         said = noise_claim.as_sentence(
@@ -132,20 +149,6 @@ def _silent(plan: RunPlan, spent: list[Spending]) -> str:
     return said
 
 
-def ceiling(profile: list[tuple[float, float]], rate: float) -> float:
-    """Return the largest true-positive rate at a false-positive rate.
-
-    TPR <= e^epsilon FPR + delta(epsilon) for every epsilon, and TPR <= 1 - (1 - FPR -
-    delta) / e^epsilon by the same for the complement (Kairouz, Oh & Viswanath, 2015);
-    the smallest over the profile's points.
-    """
-    bounds = [1.0]
-    for epsilon, delta in profile:
-        bounds.append(exp(epsilon) * rate + delta)
-        bounds.append(1.0 - (1.0 - rate - delta) * exp(-epsilon))
-    return min(bounds)
-
-
 def _mechanism(plan: RunPlan) -> list[list[str]]:
     """Return the mechanism as pairs of words."""
     if plan.privacy.is_in_sum:
@@ -192,17 +195,6 @@ def _finite(epsilon: float | None) -> float | None:
     return epsilon if epsilon is not None and isfinite(epsilon) else None
 
 
-def _events_of_most(
-    accounts: Accounts, spent: list[Spending]
-) -> tuple[SampledGaussian, ...]:
-    """Return the events of the silo that spent most."""
-    if not spent:
-        return ()
-    most = max(spent, key=lambda spending: spending.epsilon)
-    last = accounts.silos[most.silo].last(PrivacySpent)
-    return last.record.events if last else ()
-
-
 def board_sentence(audit: Audit) -> str:
     """Return the verdict's sentence on privacy."""
     plan, spent = audit.evidence.plan, spendings(audit.accounts)
@@ -221,7 +213,7 @@ def board_sentence(audit: Audit) -> str:
             f"{noise_claim.claim(plan, whole)}, {noise_claim.assumption(plan)}; "
             f"{noise_claim.if_it_fails(share)}"
         )
-    unit = "image" if plan.privacy.unit == "example" else "patient"
+    unit = _unit(plan)
     return (
         f"What any one {unit} can change about all that the mechanism released is "
         f"bounded: epsilon {_quoted(plan, most)} at delta {plan.privacy.delta:g}."

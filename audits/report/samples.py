@@ -46,6 +46,24 @@ def load_samples(path: Path) -> Samples:
             data = file.read(MAX_SAMPLES_BYTES + 1)
     except OSError as error:
         raise UnreadableSamples(f"{path}: {error.strerror}") from None
+    return _checked(data, str(path))
+
+
+def picture_of(text: str, where: str) -> Samples:
+    """Return the PNG image that a file holds in base64.
+
+    Raises:
+        UnreadableSamples: no base64, larger than 8 MiB, or no PNG image.
+    """
+    try:
+        data = base64.b64decode(text, validate=True)
+    except ValueError:
+        raise UnreadableSamples(f"{where}: the picture is not base64") from None
+    return _checked(data, where)
+
+
+def _checked(data: bytes, path: str) -> Samples:
+    """Return a picture whose beginning is that of a PNG image of possible size."""
     if len(data) > MAX_SAMPLES_BYTES:
         raise UnreadableSamples(f"{path}: larger than {MAX_SAMPLES_BYTES:,} bytes")
     if not data.startswith(PNG_START) or len(data) < 24:

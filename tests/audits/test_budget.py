@@ -12,9 +12,9 @@ from audits.budget import spendings
 from audits.evidence import load_evidence
 from audits.findings import Severity
 from audits.report.content import make_content
+from audits.report.curves import ceiling
 from audits.report.markdown import render_markdown
 from audits.report.page import render_html
-from audits.report.privacy import ceiling
 from privacy.accounting import delta_for, epsilon
 from privacy.events import SampledGaussian
 from protocol import records as r
@@ -127,7 +127,7 @@ class TestHonest:
         assert [s.epsilon for s in spendings(audit.accounts)] == [price] * len(SILOS)
 
     def test_the_report_says_claim_unit_relation_and_what_is_left_out(self, audit):
-        content = make_content(audit, None)
+        content = make_content(audit)
         privacy = content["privacy"]
         price = epsilon((EVENT.times(ROUNDS * STEPS),), DELTA)
         quoted = float(privacy["claim"].split("(epsilon ")[1].split(",")[0])
@@ -135,7 +135,7 @@ class TestHonest:
         assert "per image" in privacy["claim"]
         assert "adding or removing one" in privacy["claim"]
         assert any("Fréchet" in each for each in privacy["not_covered"])
-        for text in (render_html(content, None), render_markdown(content)):
+        for text in (render_html(content), render_markdown(content)):
             assert "Differential privacy" in text
             assert "Epsilon says nothing about" in text
 
@@ -321,7 +321,7 @@ def test_without_a_silos_transcript_its_price_is_not_claimed(tmp_path):
     (finding,) = [f for f in audit.findings if f.check == "privacy"]
     assert finding.severity == Severity.WARN
     assert SILO in finding.evidence
-    assert "missing" in make_content(audit, None)["privacy"]["claim"]
+    assert "missing" in make_content(audit)["privacy"]["claim"]
 
 
 def test_nothing_may_be_quoted_of_a_run_that_failed(tmp_path):
@@ -329,7 +329,7 @@ def test_nothing_may_be_quoted_of_a_run_that_failed(tmp_path):
     audit = audit_of(tmp_path / "run", private_parties(), actions)
     (finding,) = [f for f in audit.findings if f.check == "privacy"]
     assert finding.severity == Severity.FAIL
-    content = make_content(audit, None)
+    content = make_content(audit)
     assert content["privacy"]["claim"].startswith("No epsilon may be quoted")
     said = " ".join(content["verdict"]["sentences"])
     assert "No epsilon may be quoted" in said
@@ -349,7 +349,7 @@ def test_a_silo_that_trained_nothing_has_spent_nothing(tmp_path):
     audit = audit_of(tmp_path / "run", private_parties(), absent(private_script()))
     (mine,) = [s for s in spendings(audit.accounts) if s.silo == SILO]
     assert (mine.steps, mine.epsilon) == (0, 0.0)
-    assert "missing" not in make_content(audit, None)["privacy"]["claim"]
+    assert "missing" not in make_content(audit)["privacy"]["claim"]
 
 
 def test_without_the_aggregators_transcript_ledgers_are_the_silos_word(tmp_path):
@@ -369,5 +369,5 @@ def test_public_data_is_printed(tmp_path):
     initial = InitialConfig(name="faces of the web", sha256="ab" * 32)
     changed = type(plan)(**(fields | {"initial": initial}))
     audit = audit_of(tmp_path / "run", Parties(changed, parties.keys), private_script())
-    html = render_html(make_content(audit, None), None)
+    html = render_html(make_content(audit))
     assert "public data: faces of the web" in html

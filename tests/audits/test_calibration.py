@@ -163,8 +163,8 @@ def test_the_honest_run_passes_and_the_report_tells(
     is_exposed = config.asks_silos
     assert by_check["auxiliary"].severity == ("WARN" if is_exposed else "PASS")
     assert by_check["calibration"].severity == Severity.PASS
-    content = make_content(done, None)
-    for text in (render_markdown(content), render_html(content, None)):
+    content = make_content(done)
+    for text in (render_markdown(content), render_html(content)):
         words = " ".join(text.split())
         assert "After the mean" in words
         assert digest("images") in words
@@ -181,10 +181,10 @@ def test_the_honest_run_passes_and_the_report_tells(
 def test_a_run_without_it_says_nothing_of_it(tmp_path: Path) -> None:
     done = audit(tmp_path, NONE, script())
     assert {f.check for f in done.findings}.isdisjoint({"auxiliary", "calibration"})
-    content = make_content(done, None)
+    content = make_content(done)
     assert content["calibration"] is None
     assert "After the mean" not in render_markdown(content)
-    assert "After the mean" not in render_html(content, None)
+    assert "After the mean" not in render_html(content)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from tests.audits.evidence_builder import (
     script,
     write_run,
 )
-from tests.audits.test_report import PIXEL
+from tests.audits.report_inputs import PIXEL
 
 
 @pytest.fixture(scope="module")

@@ -143,14 +143,14 @@ def test_an_honest_run_passes_and_the_report_says_all_of_the_claim(mechanism, tm
     (mine,) = [each for each in spendings(audit.accounts) if each.silo == SILO]
     assert mine.epsilon == epsilon(events, DELTA) <= 8.0
     assert mine.share_epsilon == share_epsilon(events, DELTA) > mine.epsilon
-    content = make_content(audit, None)
+    content = make_content(audit)
     claim = content["privacy"]["claim"]
     assert "at least 3 of those in every sum are honest" in claim
     assert "no sum of fewer than 4 silos" in claim
     assert "if secure aggregation fails" in claim.lower()
     noise = [f.statement for f in audit.findings if "WARNING: the noise" in f.statement]
     assert bool(noise) == ("WARNING: the noise" in claim) == (mechanism == "silo")
-    for text in (render_html(content, None), render_markdown(content)):
+    for text in (render_html(content), render_markdown(content)):
         assert "If secure aggregation fails" in text
         assert "Rényi" in text
 

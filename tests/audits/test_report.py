@@ -1,4 +1,4 @@
-import base64
+import hashlib
 import json
 import re
 from dataclasses import replace
@@ -10,8 +10,17 @@ import pytest
 from audits.audit import run_audit
 from audits.errors import UnreadableSamples
 from audits.evidence import load_evidence
-from audits.report.content import _plan_in_brief, make_content
-from audits.report.page import MAX_ROUNDS_SHOWN, render_html, shorten, write_report
+from audits.report.content import make_content
+from audits.report.figures.rounds import draw_round_bytes
+from audits.report.inputs import Inputs
+from audits.report.page import (
+    MAX_ROUNDS_SHOWN,
+    render_html,
+    shorten,
+    words,
+    write_report,
+)
+from audits.report.plan_words import plan_in_brief
 from audits.report.samples import MAX_SAMPLES_BYTES, load_samples
 from audits.report.units import format_bytes, format_share
 from protocol import records as r
@@ -25,11 +34,8 @@ from tests.audits.evidence_builder import (
     script,
     write_run,
 )
+from tests.audits.report_inputs import PIXEL
 
-PIXEL = base64.b64decode(
-    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJ"
-    "RU5ErkJggg=="
-)
 VOID = {"meta", "img", "br", "hr", "link", "path", "use", "rect", "circle", "line"}
 
 
@@ -68,7 +74,7 @@ class Page(HTMLParser):
 
 def content_of(run: Path, actions: Script, **options: str) -> dict:
     write_run(run, make_parties(**options), actions)
-    return make_content(run_audit(load_evidence(run)), None)
+    return make_content(run_audit(load_evidence(run)))
 
 
 def said(content: dict) -> str:
@@ -87,7 +93,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def files(run: Path) -> dict[str, str]:
     audit = run_audit(load_evidence(run))
     samples = load_samples(run / "samples.png")
-    paths = write_report(audit, samples, run / "out")
+    paths = write_report(audit, Inputs(samples=samples), run / "out")
     return {path.suffix: path.read_text() for path in paths}
 
 
@@ -118,23 +124,25 @@ def test_the_page_says_the_verdict_first(files: dict[str, str]) -> None:
 
 def test_figures_have_words_axes_and_units(files: dict[str, str]) -> None:
     text = files[".html"]
-    assert text.count('<svg role="img"') == 4 == text.count("</svg>")
-    for words in (
+    assert text.count('<svg role="img"') == 6 == text.count("</svg>")
+    for said_there in (
         "sent to the aggregator (kB)",
         "Fréchet distance (no unit)",
         "records",
         "samples (%)",
         "FD-small (fashion), 500 samples, reference of 10,000",
         "from 90.50 in round 1 to 30.17 in round 3",
+        "all silos together (kB)",
+        "Between 2 and 3 updates in a sum; at least 2 are needed.",
     ):
-        assert words in text
+        assert said_there in text
     assert "FID" not in text
 
 
 def test_the_json_is_canonical_and_says_the_same(files: dict[str, str]) -> None:
     table = decode(files[".json"].encode())
     assert table == json.loads(files[".json"])
-    assert table["format"] == 1
+    assert table["format"] == 2
     assert table["verdict"]["severity"] == "WARN"
     assert [row["outcome"] for row in table["rounds"]] == ["closed"] * 3
     assert table["rounds"][1]["dropped"] == [{"silo": "cork", "stage": "masked"}]
@@ -157,8 +165,39 @@ def test_the_markdown_says_the_same(files: dict[str, str]) -> None:
     assert text.startswith("# Audit of three-hospitals\n\n**WARN: No check failed;")
     for sentence in decode(files[".json"].encode())["verdict"]["sentences"]:
         assert sentence in text
-    widths = {line.count("|") for line in text.splitlines() if line.startswith("| rou")}
-    assert widths == {7, 6}
+    assert "| 2 | closed | 3 | 2 | 2 | 2 | – | cork (masked) |" in text
+    assert "## 7. Membership inference\n\nNo silo attacked the models" in text
+    sha256 = hashlib.sha256(files[".json"].encode()).hexdigest()
+    assert sha256 in text and sha256 in files[".html"]
+
+
+def test_markdown_and_page_have_the_same_sections(files: dict[str, str]) -> None:
+    in_page = re.findall(r'<h2 id="section-\d+">(.*?)</h2>', files[".html"])
+    in_markdown = re.findall(r"^## (\d+\. .*)$", files[".md"], re.M)
+    assert in_page == in_markdown
+    assert [int(title.split(".")[0]) for title in in_page] == list(range(1, 17))
+    for title, after in zip(in_page, [*in_page[1:], "</main>"], strict=True):
+        section = files[".html"].split(f"{title}</h2>")[1].split(after)[0]
+        assert len(re.sub(r"<[^>]*>", "", section).split()) > 5, f"{title} says nothing"
+
+
+def test_a_figure_of_many_rounds_stays_small() -> None:
+    def traffic(rounds: int) -> list[dict[str, int]]:
+        names = ("sent_bytes", "received_bytes", "vector_bytes", "broadcast_bytes")
+        sizes = dict(zip(names, (90, 80, 70, 60), strict=True))
+        return [{"round_number": number, **sizes} for number in range(rounds)]
+
+    few, many = draw_round_bytes(traffic(100)), draw_round_bytes(traffic(2_000))
+    assert few is not None and many is not None
+    assert "updates up 140,000 bytes in all" in many.description
+    assert len(many.svg) < 20 * len(few.svg) / 3
+
+
+def test_commands_stand_as_code_and_nothing_else_does() -> None:
+    assert words("run `audits verify` <b>") == (
+        "run <code>audits verify</code> &lt;b&gt;"
+    )
+    assert words("one ` alone") == "one ` alone"
 
 
 def test_an_honest_masked_run_claims_what_it_can_show(tmp_path: Path) -> None:
@@ -192,14 +231,14 @@ def test_hostile_texts_stay_texts(tmp_path: Path) -> None:
     lie = change(AGGREGATOR, r.Evaluated, 3, extractor=evil + "$\\frac{")
     software = change("cork", r.Opened, software=evil)
     content = content_of(tmp_path, software(lie(script())))
-    text = render_html(content, None)
+    text = render_html(content)
     assert evil not in text and "&lt;script&gt;" in text
     Page(text)
 
 
 def test_a_report_needs_no_evaluation_and_no_samples(tmp_path: Path) -> None:
     actions = [(p, i) for p, i in script() if not isinstance(i, r.Evaluated)]
-    text = render_html(content_of(tmp_path, actions), None)
+    text = render_html(content_of(tmp_path, actions))
     assert "No Fréchet distance was recorded." in text
     assert "<img" not in text
     Page(text)
@@ -250,5 +289,5 @@ def test_bytes_and_shares_in_words() -> None:
 def test_colluding_silos_are_counted_in_good_english(number, words):
     protection = ProtectionConfig(max_colluding=number, min_cohort=number + 2)
     plan = replace(make_parties().plan, protection=protection)
-    rows = dict(_plan_in_brief(plan))
+    rows = dict(plan_in_brief(plan))
     assert words in rows["Protection"]

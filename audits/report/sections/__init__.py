@@ -1,0 +1,1 @@
+"""A report's content in words: sections made of blocks, one file for each family."""

@@ -1,0 +1,326 @@
+"""What an aggregator would hold of one round of a plan, and what it could make of it.
+
+On public images, with the code of the parties (``simulation.rehearsed_round``), each of
+the things that an aggregator may hold is attacked by gradient inversion
+(``simulation.inversion``): in the worst case, one example and one step in every silo,
+and with as many as the plan has.
+"""
+
+import base64
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffusion.images import grid_png
+from diffusion.initial import first_model
+from diffusion.parameters import Vector, parameters_of
+from diffusion.schedule import make_schedule
+from protocol.mechanism import steps_per_round
+from protocol.plan import PlanDraft, RunPlan
+from protocol.rehearsal import FORMAT, Rehearsal, Setting, Uniformity, View
+from protocol.rehearsal import Held as HeldName
+from protocol.version import SOFTWARE
+from silo.data import ImageSet
+from silo.training import Tensors, TrainingState, num_local_steps, train
+from simulation.inversion import Clues, Held, Rule, invert, read_timestep
+from simulation.known_draws import Sought, clues_of, images_of, sought_of
+from simulation.likeness import best_match, psnr
+from simulation.rehearsal_settings import (
+    MAX_SILOS,
+    RehearsalSettings,
+    bare,
+    cut_short,
+    starting,
+    warnings_about,
+    with_mechanism,
+    with_noise_in_sum,
+    worst_case,
+)
+from simulation.rehearsed_round import CPU, Parties, RehearsedRound
+from simulation.sources import subset
+from simulation.uniformity import uniformity
+
+HELD_BACK = 0.2
+"""Share of the images that nobody trains on: their mean is the guess."""
+
+PICTURE_PIXELS = 48
+
+ATTACK = (
+    "gradient matching (cosine, total variation), {restarts} attempts of {iterations} "
+    "steps; of several images the permutation that fits best"
+)
+
+OPEN = "timesteps and noise, which follow from the plan's seed, and the number of steps"
+TOLD = "timesteps and noise of the first step, which are secret: it is told them"
+READ = "nothing: the timestep is read off the update, the noise is looked for, too"
+
+Observe = Callable[[View], None]
+
+
+@dataclass(frozen=True)
+class _Attack:
+    """One thing that is held, and the images behind it that are looked for."""
+
+    update: Vector
+    sought: list[Sought]
+
+
+class Rehearsing:
+    """A rehearsal of one plan on public images.
+
+    Args:
+        plan: a draft, or a finished plan, whose parties are replaced by made-up ones.
+        images: public ones, in a random order.
+        words: what they are.
+        num_silos: of the plan; at most ``MAX_SILOS`` are rehearsed, because fewer
+            silos hide less.
+        initial: the file of the parameters that the plan begins with, if it names one.
+
+    Raises:
+        SettingsRejected, PlanRejected: the plan cannot be rehearsed.
+        DiffusionError: the file of the first parameters is missing or another one.
+    """
+
+    def __init__(
+        self,
+        plan: PlanDraft,
+        images: ImageSet,
+        words: str,
+        settings: RehearsalSettings,
+        num_silos: int,
+        initial: Path | None = None,
+    ) -> None:
+        self._plan, self._words, self._settings = plan, words, settings
+        in_sum = plan.privacy.is_in_sum
+        self._num_silos = num_silos if in_sum else min(num_silos, MAX_SILOS)
+        self._bare = bare(plan, self._num_silos)
+        held_back = max(1, int(HELD_BACK * len(images)))
+        order = np.arange(len(images))
+        self._guess = images.batch(order[:held_back]).mean(dim=0)
+        self._shares = [
+            subset(images, share)
+            for share in np.array_split(order[held_back:], self._num_silos)
+        ]
+        self._parties = Parties.of(self._num_silos)
+        self._start = self._first_parameters(subset(images, order[held_back:]), initial)
+        self._images = images
+
+    def run(self, observe: Observe) -> Rehearsal:
+        """Carry out the round, attack what is held, and say what came of it.
+
+        Args:
+            observe: is told of every view as it is made.
+        """
+        views, tests, warnings = [], (), ()
+
+        def keep(view: View) -> None:
+            views.append(view)
+            observe(view)
+
+        tests, warnings = self._worst_case(keep)
+        self._own_setting(keep)
+        settings = self._settings
+        digest = self._plan.digest.hex() if isinstance(self._plan, RunPlan) else ""
+        return Rehearsal(
+            format=FORMAT,
+            plan=self._plan.name,
+            digest=digest,
+            software=SOFTWARE,
+            images=self._words,
+            attack=ATTACK.format(
+                restarts=settings.restarts, iterations=settings.iterations
+            ),
+            seed=settings.seed,
+            views=tuple(views),
+            uniformity=tests,
+            num_silos=self._num_silos,
+            is_quick=settings.is_quick,
+            warnings=warnings,
+        )
+
+    def _first_parameters(self, images: ImageSet, initial: Path | None) -> Tensors:
+        """Return the global parameters of the round: trained a little, in public."""
+        plan, steps = self._plan, self._settings.start_steps
+        seed = plan.seed_for("model")
+        model = first_model(plan.model, seed, plan.initial.sha256, initial)
+        if steps:
+            train(
+                model,
+                images,
+                make_schedule(plan.schedule),
+                starting(self._bare, steps),
+                TrainingState(),
+                silo=0,
+                round_number=1,
+                device=CPU,
+                observe=lambda _: None,
+            )
+        return parameters_of(model)
+
+    def _round(self, draft: PlanDraft, shares: list[ImageSet]) -> RehearsedRound:
+        """Return one round of a draft."""
+        seed = self._settings.seed
+        return RehearsedRound(draft, self._parties, self._start, shares, seed)
+
+    def _worst_case(
+        self, keep: Observe
+    ) -> tuple[tuple[Uniformity, ...], tuple[str, ...]]:
+        """Make the views of one example and one step; return tests and warnings."""
+        alone = [subset(share, np.zeros(1, np.int64)) for share in self._shares]
+        draft = worst_case(self._bare)
+        part = self._round(draft, alone)
+        updates = [part.words(silo) for silo in part.everyone]
+        masked, total = part.masked_sum(updates)
+        sought = [sought_of(part, silo, 1) for silo in part.everyone]
+        plain = [
+            _Attack(part.mean(words, [silo]), [sought[silo]])
+            for silo, words in enumerate(updates)
+        ]
+        hidden = [
+            _Attack(part.as_if_plain(words), [sought[silo]])
+            for silo, words in enumerate(masked)
+        ]
+        look = self._looking(part, "worst case", keep)
+        look(
+            "plain update", plain, OPEN, "one silo's update, as it leaves without masks"
+        )
+        look("plain update", plain, READ, "the same, and the draws are not known")
+        look(
+            "masked update",
+            hidden,
+            OPEN,
+            "one silo's update as secure aggregation sends it, taken for an update",
+        )
+        mean = _Attack(part.mean(total, part.everyone), sought)
+        look("mean", [mean], OPEN, f"the mean over {self._num_silos} silos")
+        if not self._plan.privacy.is_in_sum:
+            noisy, words = with_mechanism(draft, self._plan, 1)
+            self._look_at_mean(self._round(noisy, alone), "worst case", words, keep)
+        tests = (*uniformity(masked[0]), *uniformity(updates[0], "not masked"))
+        return tests, warnings_about(self._images, images_of(sought).numpy())
+
+    def _own_setting(self, keep: Observe) -> None:
+        """Make the views of as many examples and steps as the plan has."""
+        draft = cut_short(self._bare) if self._settings.is_quick else self._bare
+        part = self._round(draft, self._shares)
+        count = self._settings.num_sought
+        updates = [part.words(silo) for silo in part.everyone]
+        first = _Attack(part.mean(updates[0], [0]), [sought_of(part, 0, count)])
+        look = self._looking(part, "the plan's own", keep)
+        look(
+            "plain update",
+            [first],
+            OPEN,
+            "one silo's update, as it leaves without masks",
+        )
+        total = part.plain_sum(updates)
+        mean = _Attack(part.mean(total, part.everyone), self._some(part))
+        look("mean", [mean], OPEN, f"the mean over {self._num_silos} silos")
+        if self._plan.privacy.is_in_sum:
+            noisy = self._round(with_noise_in_sum(self._plan), self._shares)
+            words = f'the plan\'s noise in the sum ("{noisy.plan.privacy.mechanism}")'
+        else:
+            fewest = min(map(len, self._shares))
+            private, words = with_mechanism(draft, self._plan, fewest)
+            noisy = self._round(private, self._shares)
+        self._look_at_mean(noisy, "the plan's own", words, keep)
+
+    def _look_at_mean(
+        self, part: RehearsedRound, setting: Setting, words: str, keep: Observe
+    ) -> None:
+        """Make the view of a mean with a mechanism."""
+        total = part.plain_sum([part.words(silo) for silo in part.everyone])
+        mean = _Attack(part.mean(total, part.everyone), self._some(part))
+        look = self._looking(part, setting, keep)
+        explanation = f"the mean over {self._num_silos} silos with {words}"
+        look("mean under DP", [mean], TOLD, explanation)
+
+    def _some(self, part: RehearsedRound) -> list[Sought]:
+        """Return what is looked for in a mean: a few images of some silos."""
+        count = self._settings.num_sought
+        silos = list(part.everyone)[:count]
+        return [sought_of(part, silo, max(1, count // len(silos))) for silo in silos]
+
+    def _looking(
+        self, part: RehearsedRound, setting: Setting, keep: Observe
+    ) -> Callable[[HeldName, list[_Attack], str, str], None]:
+        """Return a function that attacks what is held, and keeps the view."""
+        privacy, examples = part.plan.privacy, len(part.shares[0])
+        is_private = privacy.is_private and privacy.mechanism != "silo"
+        steps = num_local_steps(part.plan, examples)
+        steps = steps_per_round(part.plan) if is_private else steps
+
+        def look(
+            name: HeldName, attacks: list[_Attack], known: str, explanation: str
+        ) -> None:
+            outcomes = [self._attacked(part, attack, known) for attack in attacks]
+            found = torch.cat([images for images, _ in outcomes])
+            originals = torch.cat([images_of(attack.sought) for attack in attacks])
+            guesses = self._guess.expand_as(originals)
+            keep(
+                View(
+                    name=name,
+                    setting=setting,
+                    explanation=explanation,
+                    num_examples=examples,
+                    num_steps=steps,
+                    known=known,
+                    mismatch=float(np.mean([value for _, value in outcomes])),
+                    psnr=psnr(found, originals),
+                    psnr_guess=psnr(guesses, originals),
+                    picture=_picture(originals, found),
+                )
+            )
+
+        return look
+
+    def _attacked(
+        self, part: RehearsedRound, attack: _Attack, known: str
+    ) -> tuple[Tensor, float]:
+        """Return the images that were found, in the order of those sought."""
+        rule: Rule = "adam"
+        if part.plan.privacy.mechanism == "record-distributed":
+            rule = "gradient"
+        held = Held(
+            part.model,
+            part.layout,
+            part.schedule,
+            part.plan.training.loss,
+            attack.update,
+            rule,
+        )
+        originals, clues = images_of(attack.sought), clues_of(attack.sought)
+        if known == READ:
+            clues = _unknown(held, clues)
+        found = invert(
+            held,
+            clues,
+            tuple(originals.shape[1:]),
+            seed=self._settings.seed,
+            iterations=self._settings.iterations,
+            restarts=self._settings.restarts,
+        )
+        return found.images[best_match(found.images, originals)], found.mismatch
+
+
+def _unknown(held: Held, clues: Clues) -> Clues:
+    """Return what an attacker knows who was told nothing of the draws of one example.
+
+    Where the update does not show the timestep (the encoder is not federated), it
+    keeps the true one.
+    """
+    timestep = read_timestep(held)
+    if timestep is None:
+        return replace(clues, noise=None)
+    return replace(clues, noise=None, t=torch.full_like(clues.t, timestep))
+
+
+def _picture(originals: Tensor, found: Tensor) -> str:
+    """Return originals above and reconstructions below, as a PNG in base64."""
+    enlarge = max(1, PICTURE_PIXELS // originals.shape[-1])
+    images: Sequence[Tensor] = [*originals, *found]
+    return base64.b64encode(grid_png(images, len(originals), enlarge)).decode()
