@@ -21,6 +21,7 @@ BENCHMARKS = (
     "central_images",
     "papers_bytes",
     "papers",
+    "inversion",
 )
 
 

@@ -29,7 +29,7 @@ from diffusion.time_embedding import TimeEmbedding, sinusoidal_embedding
 
 STEP = 0.1
 SHARPNESS = 0.1
-TOTAL_VARIATION = 1e-4
+TOTAL_VARIATION = 1e-5
 START_SPREAD = 0.3
 TINY = 1e-20
 
@@ -72,10 +72,12 @@ class Held:
 class Found:
     """Images ``[m, n, c, h, w]`` in [-1, 1], and 1 - cosine of what they explain.
 
-    ``mismatch`` has a value for each update that was held.
+    ``noise`` is that of the clues, or what was found; ``mismatch`` has a value for each
+    update that was held.
     """
 
     images: Tensor
+    noise: Tensor
     mismatch: Tensor
 
 
@@ -90,57 +92,80 @@ def invert(
 ) -> Found:
     """Look for the images behind updates; return those that explain each best.
 
-    The first attempt begins with grey images, the others with random ones.
+    Of several short attempts, the first from grey images, the others from random ones,
+    the best is followed to its end; with ``restarts`` 1 it is the grey one.
 
     Args:
         shape: of one image, ``[c, h, w]``.
         seed: where attempts begin follows from it.
     """
     generator = torch.Generator().manual_seed(seed)
-    best = _attempt(held, clues, shape, generator, iterations, 0.0)
+    objective = _Objective(held, clues)
+    best = _begun(clues, shape, generator, 0.0, len(held.updates))
+    short = iterations // 3
+    if restarts > 1:
+        best = _descend(objective, clues, best, short)
     for _ in range(restarts - 1):
-        other = _attempt(held, clues, shape, generator, iterations, START_SPREAD)
-        is_better = other.mismatch < best.mismatch  # [updates]
-        chosen = is_better.expand(len(best.images))[:, None, None, None, None]
-        best = Found(
-            torch.where(chosen, other.images, best.images),
-            torch.where(is_better, other.mismatch, best.mismatch),
-        )
-    return best
+        start = _begun(clues, shape, generator, START_SPREAD, len(held.updates))
+        best = _better(best, _descend(objective, clues, start, short))
+    return _descend(objective, clues, best, iterations)
 
 
-def _attempt(
-    held: Held,
+def _begun(
     clues: Clues,
     shape: tuple[int, ...],
     generator: torch.Generator,
-    iterations: int,
     spread: float,
+    num_updates: int,
 ) -> Found:
-    """Descend once, by Adam on the images, and on the noise where it is unknown."""
+    """Return where an attempt begins."""
     m, n, k = clues.t.shape
     images = torch.randn((m, n, *shape), generator=generator).mul_(spread)
-    images.clamp_(-1.0, 1.0).requires_grad_()
-    noise, unknowns = clues.noise, [images]
+    noise = clues.noise
     if noise is None:
         noise = torch.randn((m, n, k, *shape), generator=generator).mul_(START_SPREAD)
+    return Found(images.clamp_(-1.0, 1.0), noise, torch.full((num_updates,), 2.0))
+
+
+def _better(one: Found, other: Found) -> Found:
+    """Return of each update the images that explain it better."""
+    is_better = other.mismatch < one.mismatch  # [updates]
+    rows = is_better.expand(len(one.images))
+
+    def chosen(of_one: Tensor, of_other: Tensor) -> Tensor:
+        return torch.where(
+            rows.reshape(-1, *[1] * (of_one.dim() - 1)), of_other, of_one
+        )
+
+    return Found(
+        chosen(one.images, other.images),
+        chosen(one.noise, other.noise),
+        torch.where(is_better, other.mismatch, one.mismatch),
+    )
+
+
+def _descend(
+    objective: "_Objective", clues: Clues, start: Found, iterations: int
+) -> Found:
+    """Descend, by Adam on the images, and on the noise where it is unknown."""
+    images, noise = start.images.clone().requires_grad_(), start.noise.clone()
+    unknowns = [images]
+    if clues.noise is None:
         unknowns.append(noise.requires_grad_())
     optimizer = torch.optim.Adam(unknowns, lr=STEP)
-    falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, iterations)
-    objective = _Objective(held, clues)
+    falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, iterations))
     for _ in range(iterations):
-        loss = objective(images, noise).sum() + TOTAL_VARIATION * total_variation(
-            images
-        )
+        variation = TOTAL_VARIATION * total_variation(images)
+        loss = objective(images, noise).sum() + variation
         gradients = torch.autograd.grad(loss, unknowns)
         for unknown, gradient in zip(unknowns, gradients, strict=True):
-            unknown.grad = gradient.nan_to_num_(0.0, 0.0, 0.0)
+            unknown.grad = gradient.nan_to_num(0.0, 0.0, 0.0)
         optimizer.step()
         falling.step()
         with torch.no_grad():
             images.clamp_(-1.0, 1.0)
     mismatch = objective(images, noise).detach()
-    return Found(images.detach(), mismatch)
+    return Found(images.detach(), noise.detach(), mismatch)
 
 
 class _Objective:

@@ -45,8 +45,8 @@ class RehearsalSettings:
     """
 
     seed: int = 1
-    iterations: int = 100
-    restarts: int = 2
+    iterations: int = 120
+    restarts: int = 4
     num_sought: int = 6
     start_steps: int = 100
     is_quick: bool = False
