@@ -13,7 +13,7 @@ Everything here favours the attacker: it is told which draws an image was traine
 where that is public, and how many images there are.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, cast
 
 import torch
@@ -93,7 +93,9 @@ def invert(
     """Look for the images behind updates; return those that explain each best.
 
     Of several short attempts, the first from grey images, the others from random ones,
-    the best is followed to its end; with ``restarts`` 1 it is the grey one.
+    the best is followed to its end; with ``restarts`` 1 it is the grey one. Every other
+    one from random images lets the noise move at first, although it is known: that
+    leads around local minima.
 
     Args:
         shape: of one image, ``[c, h, w]``.
@@ -105,8 +107,11 @@ def invert(
     short = iterations // 3
     if restarts > 1:
         best = _descend(objective, clues, best, short)
-    for _ in range(restarts - 1):
+    for number in range(restarts - 1):
         start = _begun(clues, shape, generator, START_SPREAD, len(held.updates))
+        if clues.noise is not None and number % 2 == 0:
+            freed = _descend(objective, replace(clues, noise=None), start, short)
+            start = replace(freed, noise=clues.noise)
         best = _better(best, _descend(objective, clues, start, short))
     return _descend(objective, clues, best, iterations)
 
