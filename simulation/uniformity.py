@@ -1,4 +1,4 @@
-"""Are masked words uniform? Statistical tests, the first two of which packed updates fail.
+"""Are masked words uniform? Three statistical tests; packed updates fail the first two.
 
 A test that passes proves nothing: that masks hide an update follows from the pseudo-
 random generator and the key agreement (docs/secure-aggregation.md). A test that fails
