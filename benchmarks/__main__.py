@@ -28,6 +28,7 @@ BENCHMARKS = (
     "papers_bytes",
     "papers",
     "audits",
+    "inversion",
 )
 
 

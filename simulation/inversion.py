@@ -13,7 +13,7 @@ Everything here favours the attacker: it is told which draws an image was traine
 where that is public, and how many images there are.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, cast
 
 import torch
@@ -22,14 +22,14 @@ from torch.func import functional_call, grad, vmap
 
 from diffusion.config import LossKind
 from diffusion.loss import denoising_loss
-from diffusion.parameters import ParameterLayout, Vector, parameters_of
+from diffusion.parameters import ParameterLayout, parameters_of
 from diffusion.parts import DenoisingNetwork
 from diffusion.schedule import Schedule
 from diffusion.time_embedding import TimeEmbedding, sinusoidal_embedding
 
 STEP = 0.1
 SHARPNESS = 0.1
-TOTAL_VARIATION = 1e-4
+TOTAL_VARIATION = 1e-5
 START_SPREAD = 0.3
 TINY = 1e-20
 
@@ -54,22 +54,31 @@ class Clues:
 
 @dataclass(frozen=True)
 class Held:
-    """What the attacker holds: an update or a mean, float32 ``[d]``, and the model."""
+    """What the attacker holds, and the model that the round began with.
+
+    ``updates`` float32 ``[m, d]`` are those of m silos, each attacked by itself; or
+    ``[1, d]``, one that holds what all silos of the clues have sent: a mean.
+    """
 
     model: DenoisingNetwork
     layout: ParameterLayout
     schedule: Schedule
     loss: LossKind
-    update: Vector
+    updates: Tensor
     rule: Rule = "adam"
 
 
 @dataclass(frozen=True)
 class Found:
-    """Images ``[m · n, c, h, w]`` in [-1, 1], and 1 - cosine of what they explain."""
+    """Images ``[m, n, c, h, w]`` in [-1, 1], and 1 - cosine of what they explain.
+
+    ``noise`` is that of the clues, or what was found; ``mismatch`` has a value for each
+    update that was held.
+    """
 
     images: Tensor
-    mismatch: float
+    noise: Tensor
+    mismatch: Tensor
 
 
 def invert(
@@ -81,52 +90,87 @@ def invert(
     iterations: int,
     restarts: int,
 ) -> Found:
-    """Look for the images behind an update; return those that explain it best.
+    """Look for the images behind updates; return those that explain each best.
 
-    The first attempt begins with grey images, the others with random ones.
+    Of several short attempts, the first from grey images, the others from random ones,
+    the best is followed to its end; with ``restarts`` 1 it is the grey one. Every other
+    one from random images lets the noise move at first, although it is known: that
+    leads around local minima.
 
     Args:
         shape: of one image, ``[c, h, w]``.
         seed: where attempts begin follows from it.
     """
     generator = torch.Generator().manual_seed(seed)
-    attempts = (
-        _attempt(held, clues, shape, generator, iterations, spread)
-        for spread in (0.0, *[START_SPREAD] * (restarts - 1))
-    )
-    return min(attempts, key=lambda found: found.mismatch)
+    objective = _Objective(held, clues)
+    best = _begun(clues, shape, generator, 0.0, len(held.updates))
+    short = iterations // 3
+    if restarts > 1:
+        best = _descend(objective, clues, best, short)
+    for number in range(restarts - 1):
+        start = _begun(clues, shape, generator, START_SPREAD, len(held.updates))
+        if clues.noise is not None and number % 2 == 0:
+            freed = _descend(objective, replace(clues, noise=None), start, short)
+            start = replace(freed, noise=clues.noise)
+        best = _better(best, _descend(objective, clues, start, short))
+    return _descend(objective, clues, best, iterations)
 
 
-def _attempt(
-    held: Held,
+def _begun(
     clues: Clues,
     shape: tuple[int, ...],
     generator: torch.Generator,
-    iterations: int,
     spread: float,
+    num_updates: int,
 ) -> Found:
-    """Descend once, by Adam on the images, and on the noise where it is unknown."""
+    """Return where an attempt begins."""
     m, n, k = clues.t.shape
     images = torch.randn((m, n, *shape), generator=generator).mul_(spread)
-    images.clamp_(-1.0, 1.0).requires_grad_()
-    noise, unknowns = clues.noise, [images]
+    noise = clues.noise
     if noise is None:
         noise = torch.randn((m, n, k, *shape), generator=generator).mul_(START_SPREAD)
+    return Found(images.clamp_(-1.0, 1.0), noise, torch.full((num_updates,), 2.0))
+
+
+def _better(one: Found, other: Found) -> Found:
+    """Return of each update the images that explain it better."""
+    is_better = other.mismatch < one.mismatch  # [updates]
+    rows = is_better.expand(len(one.images))
+
+    def chosen(of_one: Tensor, of_other: Tensor) -> Tensor:
+        return torch.where(
+            rows.reshape(-1, *[1] * (of_one.dim() - 1)), of_other, of_one
+        )
+
+    return Found(
+        chosen(one.images, other.images),
+        chosen(one.noise, other.noise),
+        torch.where(is_better, other.mismatch, one.mismatch),
+    )
+
+
+def _descend(
+    objective: "_Objective", clues: Clues, start: Found, iterations: int
+) -> Found:
+    """Descend, by Adam on the images, and on the noise where it is unknown."""
+    images, noise = start.images.clone().requires_grad_(), start.noise.clone()
+    unknowns = [images]
+    if clues.noise is None:
         unknowns.append(noise.requires_grad_())
     optimizer = torch.optim.Adam(unknowns, lr=STEP)
-    falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, iterations)
-    objective = _Objective(held, clues)
+    falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, iterations))
     for _ in range(iterations):
-        loss = objective(images, noise) + TOTAL_VARIATION * total_variation(images)
+        variation = TOTAL_VARIATION * total_variation(images)
+        loss = objective(images, noise).sum() + variation
         gradients = torch.autograd.grad(loss, unknowns)
         for unknown, gradient in zip(unknowns, gradients, strict=True):
-            unknown.grad = gradient.nan_to_num_(0.0, 0.0, 0.0)
+            unknown.grad = gradient.nan_to_num(0.0, 0.0, 0.0)
         optimizer.step()
         falling.step()
         with torch.no_grad():
             images.clamp_(-1.0, 1.0)
-    mismatch = float(objective(images, noise).detach())
-    return Found(images.detach().flatten(0, 1), mismatch)
+    mismatch = objective(images, noise).detach()
+    return Found(images.detach(), noise.detach(), mismatch)
 
 
 class _Objective:
@@ -141,22 +185,22 @@ class _Objective:
             if name not in held.layout.names
         }
         self._shared = {name: parameters[name] for name in held.layout.names}
-        update = torch.from_numpy(held.update)
-        self._wanted = -update if held.rule == "adam" else -softened(update)
+        wanted = held.updates if held.rule == "adam" else softened(held.updates)
+        self._wanted = -wanted
 
     def __call__(self, images: Tensor, noise: Tensor) -> Tensor:
-        """Return it for images ``[m, n, c, h, w]`` and noise ``[m, n, k, c, h, w]``."""
+        """Return it, a value for each update, for images and noise as in ``Clues``."""
         clues, labels = self._clues, self._clues.labels
         inputs = (images, noise, clues.t, clues.weights, labels)
         dims = (None, 0, 0, 0, 0, None if labels is None else 0)
         gradients = vmap(grad(self._loss), in_dims=dims)(self._shared, *inputs)
-        rows = [gradients[name].flatten(start_dim=1) for name in self._shared]
-        rows = torch.cat(rows, dim=1)  # [m, d]
-        if self._held.rule == "adam":
-            expected = torch.stack([softened(row) for row in rows]).mean(dim=0)
-        else:
-            expected = softened(rows.mean(dim=0))
-        cosine = torch.nn.functional.cosine_similarity(expected, self._wanted, dim=0)
+        flat = [gradients[name].flatten(start_dim=1) for name in self._shared]
+        rows = torch.cat(flat, dim=1)  # [m, d]
+        is_adam, is_mean = self._held.rule == "adam", len(self._wanted) == 1
+        expected = softened(rows) if is_adam else rows
+        expected = expected.mean(dim=0, keepdim=True) if is_mean else expected
+        expected = expected if is_adam else softened(expected)
+        cosine = torch.nn.functional.cosine_similarity(expected, self._wanted, dim=1)
         return 1.0 - cosine
 
     def _loss(
@@ -189,9 +233,9 @@ class _Objective:
 
 
 def softened(values: Tensor) -> Tensor:
-    """Return v / (|v| + s), s a tenth of the median of |v|: nearly the signs."""
+    """Return v / (|v| + s) of rows, s a tenth of the row's median: nearly the signs."""
     size = values.abs()
-    s = SHARPNESS * size.detach().median() + TINY
+    s = SHARPNESS * size.detach().median(dim=1, keepdim=True).values + TINY
     return values / (size + s)
 
 
@@ -202,12 +246,15 @@ def total_variation(images: Tensor) -> Tensor:
     return down + right
 
 
-def read_timestep(held: Held) -> int | None:
-    """Return the timestep of a single example, read off the update; None if it hides.
+def likely_timesteps(held: Held, which: int) -> Tensor | None:
+    """Return the timesteps of a single example that an update shows; None: it does not.
 
     The gradient of the time embedding's first layer is δ e(t)ᵀ: every row is a multiple
-    of the embedding of the timestep. Of a step of Adam the signs remain, which tell
-    timesteps apart that are not neighbours. Of equally good ones it is the middle one.
+    of the embedding of the timestep. Of a step of Adam the signs remain, which some
+    timesteps share.
+
+    Args:
+        which: of the updates that are held.
     """
     name = next(
         f"{name}.layers.0.weight"
@@ -218,7 +265,7 @@ def read_timestep(held: Held) -> int | None:
     if name not in places:
         return None
     shape, where = places[name]
-    rows = torch.from_numpy(held.update[where]).reshape(shape)
+    rows = held.updates[which, where].reshape(shape)
     embeddings = sinusoidal_embedding(
         torch.arange(held.schedule.num_timesteps), shape[1]
     )
@@ -229,5 +276,4 @@ def read_timestep(held: Held) -> int | None:
     scores = (embeddings @ rows.T).abs().sum(dim=1)  # [T]
     if not bool(scores.max() > 0):
         return None
-    best = (scores >= scores.max() - 1e-4 * len(rows)).nonzero().flatten()
-    return int(best[len(best) // 2])
+    return (scores >= scores.max() - 1e-4 * len(rows)).nonzero().flatten()

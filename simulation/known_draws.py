@@ -18,7 +18,7 @@ from silo.training import batches, num_local_steps, told_labels
 from simulation.inversion import Clues
 from simulation.rehearsed_round import CPU, ROUND, RehearsedRound
 
-MAX_DRAWS = 8
+MAX_DRAWS = 4
 """The most draws of one image that an attack reckons with."""
 
 

@@ -50,7 +50,7 @@ def rehearsal_table(rehearsal: Rehearsal) -> Table:
         table.add_column(name, overflow="fold")
     for view in rehearsal.views:
         table.add_row(
-            f"{view.name}\n[dim]{view.explanation}; known: {view.known}[/dim]",
+            f"{view.name}\n[dim]{view.explanation}\nknown: {view.known}[/dim]",
             settings_of(view),
             f"{median(view.psnr):.1f}\n[dim]{min(view.psnr):.1f} … "
             f"{max(view.psnr):.1f}[/dim]",
@@ -107,8 +107,9 @@ def _caption(view: View) -> tuple[str, ...]:
     """Return the lines above a view's picture."""
     decibels = " ".join(f"{value:.0f}" for value in view.psnr)
     guesses = " ".join(f"{value:.0f}" for value in view.psnr_guess)
+    name = view.name[0].upper() + view.name[1:]
     return (
-        f"{view.name.capitalize()} ({settings_of(view)} in a silo): {meaning(view)}",
+        f"{name} ({settings_of(view)} in a silo): {meaning(view)}",
         view.explanation,
         f"PSNR {decibels} dB; a guess without looking {guesses} dB",
         f"known: {view.known}",

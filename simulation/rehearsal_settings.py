@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from aggregator.state import with_num_values
 from privacy.calibration import calibrate
@@ -37,15 +38,16 @@ SILO_FILES = (CONFIG_FILE, IDENTITY_FILE)
 class RehearsalSettings:
     """How thorough a rehearsal is.
 
-    ``num_sought`` images at most are looked for at once; ``start_steps`` steps on
+    In the worst case an attack is begun ``restarts`` times, else once. ``num_sought``
+    images at most are looked for at once; ``start_steps`` steps on
     public images stand for the rounds before, because a network that was just drawn
     has layers of zeros, which hide more than any later round does.
     """
 
     seed: int = 1
-    iterations: int = 100
-    restarts: int = 2
-    num_sought: int = 8
+    iterations: int = 120
+    restarts: int = 4
+    num_sought: int = 6
     start_steps: int = 100
     is_quick: bool = False
 
@@ -57,7 +59,7 @@ class RehearsalSettings:
 
 
 QUICK = RehearsalSettings(
-    iterations=12, restarts=1, num_sought=3, start_steps=20, is_quick=True
+    iterations=8, restarts=1, num_sought=2, start_steps=10, is_quick=True
 )
 
 
@@ -105,7 +107,9 @@ def check_not_a_silos(path: Path) -> None:
                 )
 
 
-def warnings_about(images: ImageSet, sought: np.ndarray) -> tuple[str, ...]:  # type: ignore[type-arg]
+def warnings_about(
+    images: ImageSet, sought: npt.NDArray[np.float32]
+) -> tuple[str, ...]:
     """Return what whoever reads the pictures should know of the images.
 
     Args:

@@ -8,7 +8,7 @@ and with as many as the plan has.
 
 import base64
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +26,7 @@ from protocol.rehearsal import Held as HeldName
 from protocol.version import SOFTWARE
 from silo.data import ImageSet
 from silo.training import Tensors, TrainingState, num_local_steps, train
-from simulation.inversion import Clues, Held, Rule, invert, read_timestep
+from simulation.inversion import Clues, Held, Rule, invert, likely_timesteps
 from simulation.known_draws import Sought, clues_of, images_of, sought_of
 from simulation.likeness import best_match, psnr
 from simulation.rehearsal_settings import (
@@ -50,23 +50,15 @@ HELD_BACK = 0.2
 PICTURE_PIXELS = 48
 
 ATTACK = (
-    "gradient matching (cosine, total variation), {restarts} attempts of {iterations} "
-    "steps; of several images the permutation that fits best"
+    "gradient matching (cosine, total variation), {iterations} steps, {restarts} "
+    "attempts in the worst case, else one; of several images the best permutation"
 )
 
-OPEN = "timesteps and noise, which follow from the plan's seed, and the number of steps"
-TOLD = "timesteps and noise of the first step, which are secret: it is told them"
-READ = "nothing: the timestep is read off the update, the noise is looked for, too"
+OPEN = "timesteps and noise, as they follow from the plan's seed"
+TOLD = "timesteps and noise, although they are secret"
+READ = "no draws: the timestep is read off the update, the noise looked for"
 
 Observe = Callable[[View], None]
-
-
-@dataclass(frozen=True)
-class _Attack:
-    """One thing that is held, and the images behind it that are looked for."""
-
-    update: Vector
-    sought: list[Sought]
 
 
 class Rehearsing:
@@ -115,7 +107,7 @@ class Rehearsing:
         Args:
             observe: is told of every view as it is made.
         """
-        views, tests, warnings = [], (), ()
+        views: list[View] = []
 
         def keep(view: View) -> None:
             views.append(view)
@@ -176,27 +168,17 @@ class Rehearsing:
         updates = [part.words(silo) for silo in part.everyone]
         masked, total = part.masked_sum(updates)
         sought = [sought_of(part, silo, 1) for silo in part.everyone]
-        plain = [
-            _Attack(part.mean(words, [silo]), [sought[silo]])
-            for silo, words in enumerate(updates)
-        ]
-        hidden = [
-            _Attack(part.as_if_plain(words), [sought[silo]])
-            for silo, words in enumerate(masked)
-        ]
+        plain = [part.mean(words, [silo]) for silo, words in enumerate(updates)]
+        hidden = [part.as_if_plain(words) for words in masked]
         look = self._looking(part, "worst case", keep)
-        look(
-            "plain update", plain, OPEN, "one silo's update, as it leaves without masks"
-        )
-        look("plain update", plain, READ, "the same, and the draws are not known")
-        look(
-            "masked update",
-            hidden,
-            OPEN,
-            "one silo's update as secure aggregation sends it, taken for an update",
-        )
-        mean = _Attack(part.mean(total, part.everyone), sought)
-        look("mean", [mean], OPEN, f"the mean over {self._num_silos} silos")
+        about = "one silo's update, as it leaves without masks"
+        look("plain update", plain, sought, OPEN, about)
+        about = "the same, where the draws are not known"
+        look("plain update", plain, sought, READ, about)
+        about = "one silo's update as secure aggregation sends it, taken for an update"
+        look("masked update", hidden, sought, OPEN, about)
+        mean = part.mean(total, part.everyone)
+        look("mean", [mean], sought, OPEN, f"the mean over {self._num_silos} silos")
         if not self._plan.privacy.is_in_sum:
             noisy, words = with_mechanism(draft, self._plan, 1)
             self._look_at_mean(self._round(noisy, alone), "worst case", words, keep)
@@ -209,17 +191,13 @@ class Rehearsing:
         part = self._round(draft, self._shares)
         count = self._settings.num_sought
         updates = [part.words(silo) for silo in part.everyone]
-        first = _Attack(part.mean(updates[0], [0]), [sought_of(part, 0, count)])
         look = self._looking(part, "the plan's own", keep)
-        look(
-            "plain update",
-            [first],
-            OPEN,
-            "one silo's update, as it leaves without masks",
-        )
-        total = part.plain_sum(updates)
-        mean = _Attack(part.mean(total, part.everyone), self._some(part))
-        look("mean", [mean], OPEN, f"the mean over {self._num_silos} silos")
+        about = "one silo's update, as it leaves without masks"
+        first = part.mean(updates[0], [0])
+        look("plain update", [first], [sought_of(part, 0, count)], OPEN, about)
+        mean = part.mean(part.plain_sum(updates), part.everyone)
+        about = f"the mean over {self._num_silos} silos"
+        look("mean", [mean], self._some(part), OPEN, about)
         if self._plan.privacy.is_in_sum:
             noisy = self._round(with_noise_in_sum(self._plan), self._shares)
             words = f'the plan\'s noise in the sum ("{noisy.plan.privacy.mechanism}")'
@@ -234,10 +212,10 @@ class Rehearsing:
     ) -> None:
         """Make the view of a mean with a mechanism."""
         total = part.plain_sum([part.words(silo) for silo in part.everyone])
-        mean = _Attack(part.mean(total, part.everyone), self._some(part))
+        mean = part.mean(total, part.everyone)
         look = self._looking(part, setting, keep)
-        explanation = f"the mean over {self._num_silos} silos with {words}"
-        look("mean under DP", [mean], TOLD, explanation)
+        about = f"the mean over {self._num_silos} silos with {words}"
+        look("mean under DP", [mean], self._some(part), TOLD, about)
 
     def _some(self, part: RehearsedRound) -> list[Sought]:
         """Return what is looked for in a mean: a few images of some silos."""
@@ -247,7 +225,7 @@ class Rehearsing:
 
     def _looking(
         self, part: RehearsedRound, setting: Setting, keep: Observe
-    ) -> Callable[[HeldName, list[_Attack], str, str], None]:
+    ) -> Callable[[HeldName, list[Vector], list[Sought], str, str], None]:
         """Return a function that attacks what is held, and keeps the view."""
         privacy, examples = part.plan.privacy, len(part.shares[0])
         is_private = privacy.is_private and privacy.mechanism != "silo"
@@ -255,21 +233,25 @@ class Rehearsing:
         steps = steps_per_round(part.plan) if is_private else steps
 
         def look(
-            name: HeldName, attacks: list[_Attack], known: str, explanation: str
+            name: HeldName,
+            updates: list[Vector],
+            sought: list[Sought],
+            known: str,
+            about: str,
         ) -> None:
-            outcomes = [self._attacked(part, attack, known) for attack in attacks]
-            found = torch.cat([images for images, _ in outcomes])
-            originals = torch.cat([images_of(attack.sought) for attack in attacks])
+            restarts = self._settings.restarts if examples == 1 else 1
+            found, mismatch = self._attacked(part, updates, sought, known, restarts)
+            originals = images_of(sought)
             guesses = self._guess.expand_as(originals)
             keep(
                 View(
                     name=name,
                     setting=setting,
-                    explanation=explanation,
+                    explanation=about,
                     num_examples=examples,
                     num_steps=steps,
                     known=known,
-                    mismatch=float(np.mean([value for _, value in outcomes])),
+                    mismatch=mismatch,
                     psnr=psnr(found, originals),
                     psnr_guess=psnr(guesses, originals),
                     picture=_picture(originals, found),
@@ -279,9 +261,17 @@ class Rehearsing:
         return look
 
     def _attacked(
-        self, part: RehearsedRound, attack: _Attack, known: str
+        self,
+        part: RehearsedRound,
+        updates: list[Vector],
+        sought: list[Sought],
+        known: str,
+        restarts: int,
     ) -> tuple[Tensor, float]:
-        """Return the images that were found, in the order of those sought."""
+        """Return the images that were found, in the order of those sought.
+
+        Those of one update are put in the order that fits best.
+        """
         rule: Rule = "adam"
         if part.plan.privacy.mechanism == "record-distributed":
             rule = "gradient"
@@ -290,10 +280,10 @@ class Rehearsing:
             part.layout,
             part.schedule,
             part.plan.training.loss,
-            attack.update,
+            torch.from_numpy(np.stack(updates)),
             rule,
         )
-        originals, clues = images_of(attack.sought), clues_of(attack.sought)
+        originals, clues = images_of(sought), clues_of(sought)
         if known == READ:
             clues = _unknown(held, clues)
         found = invert(
@@ -302,21 +292,30 @@ class Rehearsing:
             tuple(originals.shape[1:]),
             seed=self._settings.seed,
             iterations=self._settings.iterations,
-            restarts=self._settings.restarts,
+            restarts=restarts,
         )
-        return found.images[best_match(found.images, originals)], found.mismatch
+        groups = found.images.flatten(0, 1).chunk(len(updates))
+        matched = [
+            images[best_match(images, wanted)]
+            for images, wanted in zip(
+                groups, originals.chunk(len(updates)), strict=True
+            )
+        ]
+        return torch.cat(matched), float(found.mismatch.mean())
 
 
 def _unknown(held: Held, clues: Clues) -> Clues:
     """Return what an attacker knows who was told nothing of the draws of one example.
 
-    Where the update does not show the timestep (the encoder is not federated), it
-    keeps the true one.
+    Of several timesteps that an update may show it takes the middle one. Where it
+    shows none (the encoder is not federated) it keeps the true one.
     """
-    timestep = read_timestep(held)
-    if timestep is None:
-        return replace(clues, noise=None)
-    return replace(clues, noise=None, t=torch.full_like(clues.t, timestep))
+    t = clues.t.clone()
+    for silo in range(len(t)):
+        likely = likely_timesteps(held, silo)
+        if likely is not None:
+            t[silo] = likely[len(likely) // 2]
+    return replace(clues, noise=None, t=t)
 
 
 def _picture(originals: Tensor, found: Tensor) -> str:

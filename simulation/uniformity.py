@@ -1,4 +1,4 @@
-"""Are masked words uniform? Statistical tests, of which unmasked words fail each.
+"""Are masked words uniform? Three statistical tests; packed updates fail the first two.
 
 A test that passes proves nothing: that masks hide an update follows from the pseudo-
 random generator and the key agreement (docs/secure-aggregation.md). A test that fails

@@ -69,6 +69,9 @@ def pooled_script(
             changed = dataclasses.replace(changed, slot=slot)  # type: ignore[type-var]
         if isinstance(changed, r.RoundOpened):
             changed = dataclasses.replace(changed, model=SIGNED, field_bits=64)
+        if isinstance(changed, r.Masked):
+            upload = digest(f"features of {changed.silo}")
+            changed = dataclasses.replace(changed, upload=upload)
         if isinstance(changed, r.Traffic) and changed.stage == "measure":
             changed = dataclasses.replace(changed, stage="reference")
         before.append((party, changed))
@@ -144,7 +147,7 @@ def moved_behind_round_1(actions: Script) -> Script:
         ("reference", "after round 1 began", moved_behind_round_1),
         ("reference", "went on without the reference",
          omit(AGGREGATOR, ReferencePooled)),
-        ("reference", "what only the aggregator knows",
+        ("plausible", "only the aggregator writes",
          lambda actions: [*actions[:1], *actions[1:4], ("cork", POOLED), *actions[4:]]),
         ("same-model", "another model",
          change("basel", r.RoundOpened, 0, model=digest("mine"))),
