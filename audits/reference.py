@@ -43,8 +43,6 @@ def check_reference(accounts: Accounts) -> list[Finding]:
     told.sort(key=lambda one: one[1].index)
     found += [_fail(a, placed, "a second reference") for a, placed in told[1:]]
     account, first = told[0]
-    if account.party != AGGREGATOR:
-        found.append(_fail(account, first, "what only the aggregator knows"))
     if _first_round_index(account) < first.index:
         found.append(_fail(account, first, "a reference made after round 1 began"))
     record = first.record

@@ -90,7 +90,7 @@ def disclosures(content: Content) -> Iterator[Block]:
     """Yield what left each silo."""
     yield Paragraph(
         "Every byte that left a silo for the others, what it was, who could read it, "
-        "and what limits what it tells of the images. Everything went to the aggregator. "
+        "and what limits what it tells of the images. All went to the aggregator. "
         "Shares are sealed for one other silo each; the aggregator passes them on and "
         "cannot open them."
     )
