@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from aggregator.checkpoints import CheckpointStore
 from protocol import model_records, records
+from protocol.audit_records import Witnessed
 from protocol.transcript import read_records
 
 Measured = model_records.MeasuredInSilos | model_records.MeasurementSkipped
@@ -11,7 +12,10 @@ Measured = model_records.MeasuredInSilos | model_records.MeasurementSkipped
 
 @dataclass(frozen=True)
 class Said:
-    """What became of rounds, silos, auxiliary images and the measurement."""
+    """What became of rounds, silos, auxiliary images and the measurement.
+
+    ``seen`` is, by silo, the size of the newest head that it has signed.
+    """
 
     closed: frozenset[int]
     evaluated: frozenset[int]
@@ -20,12 +24,14 @@ class Said:
     has_images: bool
     is_measured: bool
     is_finished: bool
+    seen: dict[str, int]
 
     @classmethod
     def read(cls, store: CheckpointStore, size: int) -> "Said":
         """Read it from the first ``size`` records, none for 0."""
         closed, evaluated, excluded, calibrated = set(), set(), set(), set()
         has_images = is_measured = is_finished = False
+        seen: dict[str, int] = {}
         for entry in read_records(store.transcript) if size else ():
             if isinstance(entry.record, records.RoundClosed | records.RoundLost):
                 closed.add(entry.record.round_number)
@@ -35,6 +41,10 @@ class Said:
                 excluded.add(entry.record.silo)
             elif isinstance(entry.record, model_records.Calibrated):
                 calibrated.add(entry.record.round_number)
+            elif isinstance(entry.record, Witnessed):
+                seen |= dict.fromkeys(entry.record.silos, entry.record.size)
+            elif isinstance(entry.record, records.SiloHead):
+                seen[entry.record.silo] = entry.record.seen_size
             has_images |= isinstance(entry.record, model_records.AuxiliaryImages)
             is_measured |= isinstance(entry.record, Measured)
             is_finished = isinstance(entry.record, records.Finished)
@@ -46,4 +56,5 @@ class Said:
             has_images=has_images,
             is_measured=is_measured,
             is_finished=is_finished,
+            seen=seen,
         )

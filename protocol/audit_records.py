@@ -11,7 +11,7 @@ from typing import ClassVar, Literal
 class Witnessed:
     """Silos have signed a head of the aggregator's transcript, inside READY.
 
-    ``size``, ``root`` and ``signature`` are the head; ``members`` (T2) and ``model``
+    ``size``, ``root`` and ``signature`` are the head; ``agreed`` (T2) and ``model``
     are what else READY holds, so that each of ``signatures``, the frames' own in the
     order of ``silos``, can be verified from this record and the plan alone.
     """
@@ -20,7 +20,7 @@ class Witnessed:
     round_number: int
     setup: int
     slot: int
-    members: str
+    agreed: str
     model: str
     size: int
     root: str

@@ -325,13 +325,22 @@ class HeadSeen:
 
 @dataclass(frozen=True, kw_only=True)
 class SiloHead:
-    """The aggregator was told the head of a silo's transcript at the end of a run."""
+    """The aggregator was told the head of a silo's transcript at the end of a run.
+
+    ``seen_size``, ``seen_root`` and ``seen_signature`` are the aggregator's head that
+    the silo acknowledged; ``acknowledgement`` is the signature of its END_SEEN, which
+    stands under both heads and can be verified from this record and the plan alone.
+    """
 
     kind: ClassVar[str] = "silo-head"
     silo: str
     size: int
     root: str
     signature: str
+    seen_size: int
+    seen_root: str
+    seen_signature: str
+    acknowledgement: str
 
 
 @dataclass(frozen=True, kw_only=True)

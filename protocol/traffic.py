@@ -32,6 +32,7 @@ from protocol.dealing import BOTTLENECK, DECODER, ENCODER, PARTS
 from protocol.envelope import EndReply, EndRequest, Kind, LedgerNotice, RoundRequest
 from protocol.errors import EnvelopeRejected
 from protocol.grids import first_numbers
+from protocol.heads import HEAD_BYTES, Head, ShownHead
 from protocol.measurement import MEASURE, NUM_WORDS, MeasureRequest
 from protocol.plan import RunPlan
 from protocol.traffic_parts import (
@@ -41,12 +42,12 @@ from protocol.traffic_parts import (
     stretches_of,
     vector_by_part,
 )
-from protocol.transcript import HEAD_BYTES, Head
 
 Own: TypeAlias = Callable[[int], Collection[str]]
 """The parts that one silo returns in a round."""
 
 _HEAD = Head.from_bytes(bytes(HEAD_BYTES), "")
+_SHOWN = ShownHead(head=_HEAD)
 _DIGEST = "00" * HASH_BYTES
 WORD_BYTES = 8
 
@@ -226,7 +227,7 @@ def _measure(
     request = MeasureRequest(
         round_number=plan.num_rounds + 1,
         attempt=1,
-        head=_HEAD,
+        shown=_SHOWN,
         average=b"",
         statistics=b"",
     )
@@ -270,7 +271,7 @@ def _ready(
     request = RoundRequest(
         round_number=number,
         attempt=1,
-        head=_HEAD,
+        shown=_SHOWN,
         model=_DIGEST,
         parameters=b"",
         ranges=b"",
@@ -337,13 +338,13 @@ def _broadcast(plan: RunPlan, segments: Segments, number: int) -> Exchange:
 
 def _end(plan: RunPlan, segments: Segments, notice: int) -> Exchange:
     """Return the last exchange: the model where silos lack it, and another average."""
-    request = EndRequest(round_number=plan.num_rounds, head=_HEAD, model=_DIGEST)
+    request = EndRequest(round_number=plan.num_rounds, shown=_SHOWN, model=_DIGEST)
     copies = (not plan.update.broadcast_bits) + (plan.aggregation.ema_decay > 0)
     model = copies * _model_bytes(segments)
     return Exchange(
         round_number=0,
         stage="end",
-        sent=OVERHEAD_BYTES + len(EndReply(head=_HEAD).to_body()),
+        sent=OVERHEAD_BYTES + len(EndReply(head=_HEAD, seen=_HEAD).to_body()),
         received=OVERHEAD_BYTES + len(request.to_body()) + model + notice,
         broadcast=model,
     )

@@ -4,6 +4,7 @@ SiloError
 ├── DataError         the silo's images cannot be used
 ├── ConfigRejected    the silo's own files are missing or malformed
 ├── PolicyViolation   a request that this silo refuses; ``check`` names what failed
+├── ProofBeginsElsewhere   a request that is to come again with another proof
 └── StateBroken       the silo's saved state cannot be continued
 """
 
@@ -22,6 +23,17 @@ class ConfigRejected(SiloError):
 
 class PolicyViolation(SiloError):
     """A plan or request that this silo's operator does not permit."""
+
+
+class ProofBeginsElsewhere(SiloError):
+    """A proof of the aggregator's transcript does not begin where this silo stands.
+
+    Nothing is held against the aggregator: it may not know that a request arrived.
+    """
+
+    def __init__(self, seen: int) -> None:
+        super().__init__(f"this silo has seen a head over {seen} records")
+        self.seen = seen
 
 
 class StateBroken(SiloError):

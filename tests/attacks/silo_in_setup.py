@@ -4,7 +4,11 @@ from dataclasses import replace
 
 from crypto.errors import InvalidSignature, MalformedMessage, ProtocolViolation
 from crypto.frame import Kind
-from crypto.secagg.messages import Advertise, Ready, Shares
+from crypto.secagg.messages import (
+    Advertise,
+    Shares,
+)
+from crypto.secagg.ready import Ready
 from tests.attacks.forging import BODY, fresh, sign, six
 from tests.attacks.table import NETWORK, SILO, SIX, Row
 from tests.crypto.secagg.federation import MODEL, OTHER_RUN, Federation
