@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar, cast
 
+from protocol.audit_records import HeadConflict, Witnessed
 from protocol.dealing import PARTS
 from protocol.measurement import measurement_round
 from protocol.model_records import MeasuredInSilos, MeasurementSkipped
@@ -42,6 +43,7 @@ IN_MEASUREMENT = (
     Cohort,
     Confirmed,
     Dropped,
+    HeadConflict,
     HeadSeen,
     Masked,
     MeasuredInSilos,
@@ -52,6 +54,7 @@ IN_MEASUREMENT = (
     Summed,
     Survivors,
     Traffic,
+    Witnessed,
 )
 """Records that the measurement behind the last round may have, as one more round."""
 

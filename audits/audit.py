@@ -10,6 +10,7 @@ from audits.disclosure import Disclosure, check_disclosure, disclosures
 from audits.evidence import Evidence
 from audits.findings import Finding, Severity, worst
 from audits.integrity import check_integrity
+from audits.witnesses import check_witnesses
 
 
 @dataclass(frozen=True)
@@ -36,9 +37,11 @@ def run_audit(evidence: Evidence) -> Audit:
     disclosure, budget.
 
     Guarantees: deterministic; reads each transcript's records once and its bytes once
-    more; nothing is written. A failed check is a finding, never an exception.
+    more, the aggregator's twice; nothing is written. A failed check is a finding,
+    never an exception.
     """
     findings, accounts = check_integrity(evidence)
+    findings += check_witnesses(evidence, accounts)
     findings += check_conformance(accounts)
     findings += check_calibration(accounts)
     findings += check_disclosure(accounts)
