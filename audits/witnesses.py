@@ -208,7 +208,7 @@ def _unknown(
     yield fail(
         CHECK,
         f"{when}: {who} signed a head over {head.size:,} records that is none of the "
-        "aggregator's transcript: there are two versions of it.",
+        "aggregator's transcript: it was altered, or there are two versions of it.",
         *_in_words(plan, head),
         f"root here {roots.get(head.size, 'none')}",
         party=AGGREGATOR,
