@@ -13,6 +13,7 @@ from audits.audit import Audit, run_audit
 from audits.errors import AuditError
 from audits.evidence import load_evidence
 from audits.findings import CHECKS, Finding, Severity, count
+from audits.heads import newest_heads, save_checkpoint
 from audits.report.verdict import headline
 
 EXIT_FAILED = 1
@@ -95,6 +96,39 @@ def report(
     for path in paths:
         click.echo(str(path))
     _conclude(audit)
+
+
+@main.command()
+@_run
+@_plan
+@click.option(
+    "--party", metavar="NAME", help="One party's only: a silo, or aggregator."
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Where to write <party>.checkpoint and <party>.vkey; by default they are "
+    "printed.",
+)
+def heads(run: Path, plan: Path | None, party: str | None, out: Path | None) -> None:
+    """Give out the newest head of each party as a checkpoint (C2SP signed note).
+
+    With it comes the verifier key, so that an outside witness can add its signature,
+    or a timestamp be taken.
+    """
+    try:
+        found = list(newest_heads(load_evidence(run, plan), party))
+        for checkpoint in found:
+            if out is None:
+                click.echo(f"{checkpoint.verifier}\n\n{checkpoint.note}")
+            else:
+                for path in save_checkpoint(out, checkpoint):
+                    click.echo(str(path))
+    except AuditError as error:
+        _refuse(str(error))
+    except OSError as error:
+        _refuse(f"{error.filename or out or run}: {error.strerror}")
 
 
 def _audit(run: Path, plan: Path | None) -> Audit:

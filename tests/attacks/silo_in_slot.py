@@ -184,6 +184,7 @@ ROWS = [
     ready("another model", ready_for_another_model, FORBIDDEN, "silo 1: "),
     ready("another round", ready_for_another_round, FORBIDDEN, "silo 1: "),
     ready("another slot", ready_for_another_slot, FORBIDDEN, "slot"),
+    ready("another head", ready_with_another_head, FORBIDDEN, "silo 1: "),
     ready("other members", ready_of_other_members, FORBIDDEN, "silo 1: "),
     ready("READY in silo 2's name", ready_in_silo_2s_name, FORGED, "silo 2"),
     ready("ADVERTISE once more", advertise_again, MALFORMED, "limit", who=NETWORK),

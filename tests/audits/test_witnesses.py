@@ -1,4 +1,4 @@
-"""Signatures of silos under the aggregator's heads: enough, valid, of one transcript."""
+"""Signatures of silos under heads of the aggregator: enough, valid, of one story."""
 
 import dataclasses
 from collections.abc import Callable
