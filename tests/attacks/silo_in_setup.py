@@ -35,7 +35,8 @@ def another_setup(f):
 
 
 def another_kind(f):
-    return sign(f, Kind.READY, Ready(bytes(32), 1, MODEL).to_bytes())
+    """READY, cut to the length of an ADVERTISE: its kind is looked at first."""
+    return sign(f, Kind.READY, Ready(bytes(32), 1, MODEL).to_bytes()[:68])
 
 
 def copied_slot_keys(f):

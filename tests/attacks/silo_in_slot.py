@@ -187,7 +187,7 @@ ROWS = [
     ready("another head", ready_with_another_head, FORBIDDEN, "silo 1: "),
     ready("other members", ready_of_other_members, FORBIDDEN, "silo 1: "),
     ready("READY in silo 2's name", ready_in_silo_2s_name, FORGED, "silo 2"),
-    ready("ADVERTISE once more", advertise_again, MALFORMED, "limit", who=NETWORK),
+    ready("ADVERTISE once more", advertise_again, FORBIDDEN, "kind", who=NETWORK),
     masking("a bit changed", masked_with_a_bit_changed, FORGED, "silo 1", who=NETWORK),
     masking("another cohort", masked_for_another_cohort, FORBIDDEN, "silo 1: "),
     masking("a later slot", masked_of_a_later_slot, FORBIDDEN, "slot"),
