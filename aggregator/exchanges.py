@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 from crypto.encoding import BytesLike
@@ -39,8 +40,21 @@ MAX_LEDGER_BYTES = 1 << 10
 MAX_REFUSAL_BYTES = 1 << 13
 """No limit of a stage is lower: a refusal, with a reason of 400 characters, fits."""
 
+Again = Callable[[int, int], BytesLike | None]
+"""By a silo and the size of the head that it has seen: what to ask it instead."""
+
 Accept = Callable[[int, BytesLike], int]
 """Takes a silo's reply; returns how many of its bytes are the vector, or raises."""
+
+
+def taking(add: Callable[[BytesLike], None]) -> Accept:
+    """Return an acceptance that hands a reply on and counts no vector."""
+
+    def accept(silo: int, reply: BytesLike) -> int:
+        add(reply)
+        return 0
+
+    return accept
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +68,14 @@ class Stage:
     round_number: int
     deadline_seconds: float
     max_reply_bytes: int = MAX_REPLY_BYTES
+
+
+class _SeenAnother(ProtocolViolation):
+    """A silo wants a proof from the head that it has seen."""
+
+    def __init__(self, text: str, seen: int) -> None:
+        super().__init__(text)
+        self.seen = seen
 
 
 class Exchanges:
@@ -80,29 +102,52 @@ class Exchanges:
         self.refused: set[int] = set()
 
     def ask(
-        self, stage: Stage, requests: Mapping[int, bytes], accept: Accept
+        self,
+        stage: Stage,
+        requests: Mapping[int, BytesLike],
+        accept: Accept,
+        again: Again = lambda silo, seen: None,
     ) -> tuple[int, ...]:
-        """Run one exchange; return the silos whose replies were accepted."""
+        """Run one exchange; return the silos whose replies were accepted.
+
+        Args:
+            again: what a silo is asked, once, that has seen another head than the
+                request proves something of; None drops it.
+        """
         self._on_stage(stage)
-        answered, accepted = set(), []
-        self.refused = set()
-        for silo, reply in self._transport.exchange(
+        asked, answered, accepted = dict(requests), set[int](), []
+        self.refused, repeated = set(), set[int]()
+        replies = self._transport.exchange(
             requests,
             deadline_seconds=stage.deadline_seconds,
             max_reply_bytes=self._max_reply_bytes(stage),
-        ):
-            answered.add(silo)
-            request, vector_bytes = requests[silo], 0
-            try:
-                self._check_origin(stage, silo, request, reply)
-                vector_bytes = accept(silo, self._take_ledger(stage, silo, reply))
-                accepted.append(silo)
-            except (CryptoError, ProtocolError) as error:
-                self._drop(stage, silo, str(error))
-            self._record_traffic(stage, silo, request, reply, vector_bytes)
+        )
+        other: BytesLike | None = None
+        with suppress(StopIteration):
+            while True:
+                silo, reply = replies.send(other)
+                request, vector_bytes, other = asked[silo], 0, None
+                answered.add(silo)
+                try:
+                    self._check_origin(stage, silo, request, reply)
+                    vector_bytes = accept(silo, self._take_ledger(stage, silo, reply))
+                    accepted.append(silo)
+                except _SeenAnother as error:
+                    if silo not in repeated:
+                        other = again(silo, error.seen)
+                    if other is None:
+                        self._drop(stage, silo, str(error))
+                except (CryptoError, ProtocolError) as error:
+                    self._drop(stage, silo, str(error))
+                self._record_traffic(stage, silo, request, reply, vector_bytes)
+                if other is not None:
+                    repeated.add(silo)
+                    asked[silo] = other
+                    answered.discard(silo)
+                    self.refused.discard(silo)
         for silo in sorted(set(requests) - answered):
             self._drop(stage, silo, "no answer in time")
-            self._record_traffic(stage, silo, requests[silo], b"", 0)
+            self._record_traffic(stage, silo, asked[silo], b"", 0)
         return tuple(sorted(accepted))
 
     def envelope(self, kind: int, body: bytes, *, setup: int, slot: int) -> bytes:
@@ -140,6 +185,8 @@ class Exchanges:
             if stage.name == ENVELOPES and header.setup == read_header(request).setup:
                 self._note_accusation(silo, refusal.accused)
             shown = "".join(c if c.isprintable() else "?" for c in refusal.check)
+            if refusal.seen >= 0:
+                raise _SeenAnother(f"refused: {shown}", refusal.seen)
             raise ProtocolViolation(f"refused: {shown}")
 
     def _max_reply_bytes(self, stage: Stage) -> int:

@@ -15,6 +15,7 @@ from crypto.secagg.parts import whole
 from diffusion.parameters import ParameterLayout, flatten, parameters_digest
 from protocol.bodies import floats_to_bytes
 from protocol.envelope import Kind
+from protocol.heads import ShownHead
 from protocol.measurement import (
     MEASURE,
     NUM_WORDS,
@@ -27,7 +28,6 @@ from protocol.measurement import (
 from protocol.model_records import MeasuredInSilos, MeasurementSkipped
 from protocol.plan import RunPlan
 from protocol.stretches import Agreed, Dealing
-from protocol.transcript import Head
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,13 +42,13 @@ class MeasureTask:
     stage: str = MEASURE
 
     def request(
-        self, head: Head, attempt: int, *, sum_notice: bytes = b""
+        self, shown: ShownHead, attempt: int, *, sum_notice: bytes = b""
     ) -> MeasureRequest:
         """Return the request to every silo."""
         return MeasureRequest(
             round_number=self.round_number,
             attempt=attempt,
-            head=head,
+            shown=shown,
             average=self.average,
             statistics=self.statistics,
             sum_notice=sum_notice,

@@ -24,6 +24,7 @@ from diffusion.features import FeatureExtractor
 from diffusion.fid import FeatureStatistics, load_statistics, save_statistics
 from protocol.audit_records import ReferencePooled, ReferenceSkipped
 from protocol.envelope import Kind
+from protocol.heads import ShownHead
 from protocol.plan import RunPlan
 from protocol.reference import (
     REFERENCE,
@@ -44,7 +45,6 @@ from protocol.reference_words import (
     from_words,
 )
 from protocol.stretches import Agreed, Dealing
-from protocol.transcript import Head
 
 logger = logging.getLogger(__name__)
 
@@ -65,12 +65,12 @@ class ReferenceTask:
     stage: str = REFERENCE
 
     def request(
-        self, head: Head, attempt: int, *, sum_notice: bytes = b""
+        self, shown: ShownHead, attempt: int, *, sum_notice: bytes = b""
     ) -> ReferenceRequest:
         """Return the request to every silo."""
         return ReferenceRequest(
             attempt=attempt,
-            head=head,
+            shown=shown,
             extractor_digest=self.extractor_digest,
             sum_notice=sum_notice,
         )

@@ -9,6 +9,7 @@ already says is not said twice.
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -34,18 +35,21 @@ from aggregator.secure_sum import SecureSum
 from aggregator.slot_store import SlotStore
 from aggregator.state import RoundState, initial_state, shared_layout
 from aggregator.sums import PlainSum, RoundTask, Summation
+from aggregator.witnessing import Make, Place, Witnesses
 from crypto.encoding import BytesLike
 from crypto.secagg.parts import places
+from crypto.signatures import SIGNATURE_BYTES
 from diffusion.checkpoint import Checkpoint
 from diffusion.evaluation import Evaluation
 from diffusion.features import FeatureExtractor
 from diffusion.parameters import ParameterLayout, flatten, parameters_digest
 from privacy.errors import Overflow
 from protocol import model_records, records
-from protocol.audit_records import ReferenceSkipped
+from protocol.audit_records import ReferenceSkipped, SiloHead
 from protocol.bodies import floats_to_bytes
 from protocol.envelope import EndReply, EndRequest, Kind, open_envelope
 from protocol.grids import round_grid
+from protocol.heads import ShownHead
 from protocol.plan import RunPlan
 from protocol.version import SOFTWARE
 
@@ -110,12 +114,16 @@ class Run:
             recorded_rounds=self._said.calibrated,
             on_calibrated=watcher.on_calibrated,
         )
+        self._witnesses = Witnesses(exchanges, self._said.seen)
         self._summation: Summation = (
             SecureSum(
-                exchanges, SlotStore(store.folder), excluded=self._excluded_silos()
+                exchanges,
+                SlotStore(store.folder),
+                self._witnesses,
+                excluded=self._excluded_silos(),
             )
             if self._plan.protection.method == "mask"
-            else PlainSum(exchanges)
+            else PlainSum(exchanges, self._witnesses)
         )
 
     def run(self) -> RoundState:
@@ -245,8 +253,12 @@ class Run:
         """Tell the silos that the run is over; keep the heads of their transcripts."""
         everyone = range(len(self._plan.silos))
         holders = self._broadcaster.deliver(state, 0)
-        requests = {
-            silo: self._end_request(state, is_held=silo in holders or state.is_initial)
+        brief, whole = (
+            partial(self._end_request, state, is_held=is_held)
+            for is_held in (True, False)
+        )
+        makers: dict[int, Make] = {
+            silo: brief if silo in holders or state.is_initial else whole
             for silo in everyone
         }
         stage = Stage(
@@ -255,7 +267,8 @@ class Run:
             deadline_seconds=self._plan.deadlines.exchange_seconds,
             max_reply_bytes=MAX_END_BYTES,
         )
-        self._exchanges.ask(stage, requests, self._take_head)
+        head = self._transcript.sign_head()
+        self._witnesses.ask(stage, makers, head, self._take_head, Place(Kind.END))
         self._transcript.append(
             records.Finished(
                 round_number=state.round_number,
@@ -265,7 +278,9 @@ class Run:
         )
         self._transcript.sign_head()
 
-    def _end_request(self, state: RoundState, *, is_held: bool) -> bytes:
+    def _end_request(
+        self, state: RoundState, shown: ShownHead, *, is_held: bool
+    ) -> EndRequest:
         """Return the notice of the end for silos that hold the last model, or do not.
 
         Its average is left out where it is the same.
@@ -274,27 +289,32 @@ class Run:
             floats_to_bytes(flatten(each, self._layout))
             for each in (state.parameters, state.average.parameters)
         )
-        request = EndRequest(
+        return EndRequest(
             round_number=state.round_number,
-            head=self._transcript.sign_head(),
+            shown=shown,
             model=self._digest(state.parameters).hex(),
             parameters=b"" if is_held else shared,
             average=b"" if average == shared else average,
             sum_notice=self._summation.sum_notice(),
         )
-        return self._exchanges.envelope(Kind.END, request.to_body(), setup=0, slot=0)
 
     def _take_head(self, silo: int, reply: BytesLike) -> int:
-        """Record the head of a silo's transcript, once its signature holds."""
+        """Record the head of a silo's transcript, and that it acknowledges ours."""
         _, body = open_envelope(self._plan, reply, sender=silo, kinds=(Kind.END_SEEN,))
-        head = EndReply.from_body(body, self._plan.silos[silo].name).head
+        last = EndReply.from_body(body, self._plan.silos[silo].name)
+        head, seen = last.head, last.seen
         head.check(self._plan.digest, self._plan.roster[silo])
+        seen.check(self._plan.digest, self._plan.aggregator_key)
         self._transcript.append(
-            records.SiloHead(
+            SiloHead(
                 silo=self._plan.silos[silo].name,
                 size=head.size,
                 root=head.root,
                 signature=head.signature,
+                seen_size=seen.size,
+                seen_root=seen.root,
+                seen_signature=seen.signature,
+                acknowledgement=bytes(reply[-SIGNATURE_BYTES:]).hex(),
             )
         )
         return 0

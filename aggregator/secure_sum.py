@@ -7,13 +7,16 @@ identical bytes.
 
 import hashlib
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import TypeVar
 
 from aggregator.errors import CohortTooSmall, RoundAborted
-from aggregator.exchanges import ENVELOPES, Accept, Exchanges, Stage
+from aggregator.exchanges import ENVELOPES, Exchanges, Stage, taking
 from aggregator.membership import Membership
+from aggregator.opened_slots import OpenedSlots
 from aggregator.slot_store import SlotStore, load_side
 from aggregator.sums import Sum, Task, agreed_in
+from aggregator.witnessing import Place, Witnesses
 from crypto.encoding import BytesLike
 from crypto.errors import InvalidShare, ProtocolViolation
 from crypto.frame import Kind as SecAggKind
@@ -24,21 +27,13 @@ from crypto.secagg.setup import max_frame_bytes
 from protocol import records
 from protocol.envelope import Kind, open_envelope
 from protocol.errors import EnvelopeRejected
+from protocol.heads import Head
+from protocol.plan import AGGREGATOR_NAME
 from protocol.stretches import dealt_record
 
 MAX_ATTEMPTS = 3
 
 T = TypeVar("T")
-
-
-def taking(add: Callable[[BytesLike], None]) -> Accept:
-    """Return an acceptance that hands a reply on and counts no vector."""
-
-    def accept(silo: int, reply: BytesLike) -> int:
-        add(reply)
-        return 0
-
-    return accept
 
 
 class SecureSum:
@@ -52,10 +47,16 @@ class SecureSum:
     """
 
     def __init__(
-        self, exchanges: Exchanges, store: SlotStore, *, excluded: Iterable[int] = ()
+        self,
+        exchanges: Exchanges,
+        store: SlotStore,
+        witnesses: Witnesses,
+        *,
+        excluded: Iterable[int] = (),
     ) -> None:
-        self._exchanges, self._store = exchanges, store
+        self._exchanges, self._store, self._witnesses = exchanges, store, witnesses
         self._plan = exchanges.plan
+        self._opened = OpenedSlots(store, exchanges.transcript)
         self._config = self._plan.secagg_config()
         self._members = Membership(
             len(self._plan.silos), self._config.max_colluding, excluded
@@ -124,11 +125,13 @@ class SecureSum:
         self._last_notice = self.sum_notice() or self._last_notice
         self._exclude_accused()
         number = latest.slot + 1 if latest else 0
+        number = self._opened.number(self._setup, number, task)
         if side is None or self._is_used_up(side, number, task.round_number, attempt):
             side, number = self._open_setup(task.round_number), 0
         parts = task.dealing(self._plan, agreed_in(side)).parts
+        head = self._opened.head(self._setup, number, task).to_bytes()
         return self._closing(
-            lambda: side.open_slot(number, task.round_number, digest, parts)
+            lambda: side.open_slot(number, task.round_number, digest, parts, head)
         )
 
     def _is_used_up(
@@ -235,7 +238,6 @@ class SecureSum:
     def _collect_ready(self, slot: AggregatorSlot, task: Task, attempt: int) -> None:
         """Send the model; wait until silos have trained; fix the cohort."""
         if not slot.cohort:
-            head = self._exchanges.transcript.sign_head()
             self._exchanges.transcript.append(
                 records.RoundOpened(
                     **self._place(slot),
@@ -248,15 +250,14 @@ class SecureSum:
                 dealing = task.dealing(self._plan, agreed_in(self._side))
                 record = dealt_record(self._plan, self._place(slot), dealing)
                 self._exchanges.transcript.append(record)
-            request = task.request(head, attempt, sum_notice=self._last_notice)
-            message = self._exchanges.envelope(
-                task.kind, request.to_body(), setup=self._setup, slot=slot.slot
-            )
+            make = partial(task.request, attempt=attempt, sum_notice=self._last_notice)
             seconds = self._plan.deadlines.training_seconds
-            self._exchanges.ask(
+            self._witnesses.ask(
                 self._stage(SecAggKind.READY, task.stage, task.round_number, seconds),
-                dict.fromkeys(sorted(self._joined), message),
+                dict.fromkeys(sorted(self._joined), make),
+                Head.from_bytes(slot.head, AGGREGATOR_NAME),
                 taking(slot.add_ready),
+                Place(task.kind, self._setup, slot.slot),
             )
             self._joined -= self._exchanges.refused  # It may have lost its shares.
             self._closing(slot.active)
@@ -265,6 +266,7 @@ class SecureSum:
         self._exchanges.transcript.append(
             records.Cohort(round_number=task.round_number, silos=cohort)
         )
+        self._witnesses.record(self._place(slot), slot.active())
 
     def _collect_masked(self, slot: AggregatorSlot, task: Task) -> None:
         """Take the masked updates as they arrive; fix the survivors."""

@@ -3,12 +3,14 @@
 ::
 
     secagg-000002.setup       keys and sealed shares of a setup, written once
+    secagg-000002.opened      which slot was opened last, and the head shown in it
     secagg-000002-03.slot     who answered what in the latest slot; every REVEAL
     secagg-000002-03.sum      its masked sum, written once, when the survivors stand
 
 All of it may be known to whoever runs the aggregator, and to nobody else: mode 0600.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +20,25 @@ from aggregator.errors import StateBroken
 from crypto.errors import MalformedMessage
 from crypto.keys import IdentityKey
 from crypto.secagg.aggregator_side import AggregatorSide
+from protocol.encoding import decode, encode, from_table, to_table
+from protocol.errors import EncodingError
 from protocol.files import save_secret
+from protocol.heads import Head
 from protocol.plan import RunPlan
 
 WORD_BYTES = 8
 _PREFIX = "secagg-"
 Words = npt.NDArray[np.uint64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenedSlot:
+    """A slot in which READY was asked for: for which round and model, by which head."""
+
+    slot: int
+    round_number: int
+    model: str
+    head: Head
 
 
 class SlotStore:
@@ -39,6 +54,24 @@ class SlotStore:
         """
         save_secret(self.folder / _setup_file(setup), state)
         self._remove_before(setup, 0)
+
+    def save_opened(self, setup: int, opened: OpenedSlot) -> None:
+        """Write what silos are asked in a new slot; it is on disk when this returns."""
+        save_secret(self.folder / _opened_file(setup), encode(to_table(opened)))
+
+    def load_opened(self, setup: int) -> OpenedSlot | None:
+        """Return the slot of a setup that was opened last, if there is one.
+
+        Raises:
+            StateBroken: the file is damaged.
+        """
+        path = self.folder / _opened_file(setup)
+        if not path.exists():
+            return None
+        try:
+            return from_table(OpenedSlot, decode(path.read_bytes()))
+        except EncodingError as error:
+            raise StateBroken(f"{path}: {error}") from None
 
     def save_slot(self, setup: int, slot: int, state: bytes) -> None:
         """Write the state of the slot in work; it is on disk when this returns.
@@ -94,13 +127,14 @@ class SlotStore:
 
     def _remove_before(self, setup: int, slot: int) -> None:
         """Remove the files of earlier setups, and of earlier slots of this one."""
-        for numbers in self._numbers(f"{_PREFIX}*.setup"):
-            if numbers[0] < setup:
-                (self.folder / _setup_file(*numbers)).unlink()
-        for kind, name in (("slot", _slot_file), ("sum", _sum_file)):
+        for kind, name in (("setup", _setup_file), ("opened", _opened_file)):
+            for (number,) in self._numbers(f"{_PREFIX}*.{kind}"):
+                if number < setup:
+                    (self.folder / name(number)).unlink()
+        for kind, path in (("slot", _slot_file), ("sum", _sum_file)):
             for numbers in self._numbers(f"{_PREFIX}*.{kind}"):
                 if numbers < (setup, slot):
-                    (self.folder / name(*numbers)).unlink()
+                    (self.folder / path(*numbers)).unlink()
 
 
 def load_side(
@@ -132,6 +166,11 @@ def load_side(
 def _setup_file(setup: int) -> str:
     """Return the name of the file of a key exchange."""
     return f"{_PREFIX}{setup:06d}.setup"
+
+
+def _opened_file(setup: int) -> str:
+    """Return the name of the file of the slot that was opened last."""
+    return f"{_PREFIX}{setup:06d}.opened"
 
 
 def _slot_file(setup: int, slot: int) -> str:

@@ -6,6 +6,7 @@ The masked way is ``aggregator.secure_sum``.
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -13,6 +14,7 @@ import numpy as np
 from aggregator.averaging import Words
 from aggregator.errors import CohortTooSmall, RoundAborted
 from aggregator.exchanges import READY, Exchanges, Stage
+from aggregator.witnessing import Place, Request, Witnesses
 from crypto.encoding import BytesLike
 from crypto.errors import MalformedMessage
 from crypto.frame import OVERHEAD_BYTES
@@ -22,6 +24,7 @@ from crypto.secagg.parts import Part, Parts, own_places, total_words, within, wo
 from protocol import records
 from protocol.envelope import Kind, RoundRequest, model_digest, open_envelope
 from protocol.float_form import weighted_sum, words_to_floats
+from protocol.heads import Head, ShownHead
 from protocol.plan import RunPlan
 from protocol.stretches import (
     Agreed,
@@ -30,15 +33,6 @@ from protocol.stretches import (
     make_dealing,
     without_setup,
 )
-from protocol.transcript import Head
-
-
-class Request(Protocol):
-    """What goes to every silo, to be answered with READY."""
-
-    def to_body(self) -> bytes:
-        """Return the body's bytes."""
-        ...
 
 
 class Task(Protocol):
@@ -59,7 +53,9 @@ class Task(Protocol):
     @property
     def field_bits(self) -> int: ...  # noqa: D102
 
-    def request(self, head: Head, attempt: int, *, sum_notice: bytes = b"") -> Request:
+    def request(
+        self, shown: ShownHead, attempt: int, *, sum_notice: bytes = b""
+    ) -> Request:
         """Return the request to every silo."""
         ...
 
@@ -95,13 +91,13 @@ class RoundTask:
         return len(self.parameters) // 4
 
     def request(
-        self, head: Head, attempt: int, *, sum_notice: bytes = b""
+        self, shown: ShownHead, attempt: int, *, sum_notice: bytes = b""
     ) -> RoundRequest:
         """Return the request to every silo."""
         return RoundRequest(
             round_number=self.round_number,
             attempt=attempt,
-            head=head,
+            shown=shown,
             model=self.model_digest().hex(),
             parameters=b"" if self.is_held else self.parameters,
             ranges=self.ranges,
@@ -157,8 +153,9 @@ class PlainSum:
     The silos' policies refuse it unless their operators permit it.
     """
 
-    def __init__(self, exchanges: Exchanges) -> None:
+    def __init__(self, exchanges: Exchanges, witnesses: Witnesses) -> None:
         self._exchanges, self._plan = exchanges, exchanges.plan
+        self._witnesses = witnesses
 
     def sum_notice(self) -> bytes:
         """Return nothing: silos are told of sums in secure aggregation only."""
@@ -211,9 +208,6 @@ class PlainSum:
             )
             return len(body)
 
-        request = self._exchanges.envelope(
-            task.kind, task.request(head, 1).to_body(), setup=0, slot=0
-        )
         stage = Stage(
             name=task.stage,
             round_number=task.round_number,
@@ -221,7 +215,8 @@ class PlainSum:
             max_reply_bytes=8 * total_words(total.parts) + OVERHEAD_BYTES,
         )
         everyone = range(len(self._plan.silos))
-        survivors = self._exchanges.ask(stage, dict.fromkeys(everyone, request), take)
+        makers = dict.fromkeys(everyone, partial(task.request, attempt=1))
+        survivors = self._witnesses.ask(stage, makers, head, take, Place(task.kind))
         if len(survivors) < self._plan.protection.min_cohort:
             raise CohortTooSmall(
                 f"{len(survivors)} silos answered, the smallest cohort is "

@@ -19,6 +19,7 @@ from protocol.audit_records import (
     HeadConflict,
     ReferencePooled,
     ReferenceSkipped,
+    SiloHead,
     Witnessed,
 )
 from protocol.dealing import PARTS
@@ -52,7 +53,6 @@ from protocol.records import (
     RoundOpened,
     SetupOpened,
     SiloExcluded,
-    SiloHead,
     Summed,
     Survivors,
     Traffic,
@@ -71,6 +71,7 @@ IN_MEASUREMENT = (
     Cohort,
     Confirmed,
     Dropped,
+    HeadConflict,
     HeadSeen,
     Masked,
     MeasuredInSilos,
@@ -81,6 +82,7 @@ IN_MEASUREMENT = (
     Summed,
     Survivors,
     Traffic,
+    Witnessed,
 )
 """Records that the measurement behind the last round may have, as one more round."""
 
@@ -94,7 +96,6 @@ OF_SLOTS = (Cohort, Confirmed, Masked, Revealed, RoundOpened, Summed, Survivors)
 BY_AGGREGATOR = (
     AuxiliaryImages,
     Calibrated,
-    Cohort,
     Dropped,
     Evaluated,
     LedgerSeen,

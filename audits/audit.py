@@ -14,6 +14,7 @@ from audits.evidence import Evidence
 from audits.findings import Finding, Severity, worst
 from audits.integrity import check_integrity
 from audits.membership import check_canaries
+from audits.witnesses import check_witnesses
 
 
 @dataclass(frozen=True)
@@ -40,10 +41,12 @@ def run_audit(evidence: Evidence) -> Audit:
     disclosure, budget, canaries.
 
     Guarantees: deterministic; reads each transcript's records once and its bytes once
-    more; nothing is written. A failed check is a finding, never an exception.
+    more, the aggregator's twice; nothing is written. A failed check is a finding,
+    never an exception.
     """
     findings, accounts = check_integrity(evidence)
     with _kept_to_the_end():
+        findings += check_witnesses(evidence, accounts)
         findings += check_conformance(accounts)
         findings += check_calibration(accounts)
         findings += check_disclosure(accounts)

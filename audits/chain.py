@@ -14,13 +14,13 @@ from audits.evidence import Transcript
 from audits.findings import Finding, count, fail, passed, warn
 from crypto.merkle import EMPTY_ROOT, MerkleTree
 from protocol.errors import TranscriptBroken
+from protocol.heads import Head
 from protocol.transcript import (
     HEADS_FILE,
     MAX_LINE_BYTES,
     RECORDS_FILE,
     Entry,
-    Head,
-    read_heads,
+    read_notes,
     read_records,
 )
 
@@ -87,6 +87,7 @@ class _Heads:
     def __init__(self, transcript: Transcript, digest: bytes, public: bytes) -> None:
         self._transcript, self._digest, self._public = transcript, digest, public
         self._heads = self._numbered()
+        self._note = ""
         self.held = 0
         self.mismatch: int | None = None
         self.beyond = 0
@@ -147,9 +148,10 @@ class _Heads:
         """Yield the heads; stop at one that cannot be read, and remember why."""
         folder = self._transcript.folder
         try:
-            for head in read_heads(folder):
+            for head, note in read_notes(folder):
                 self.num_heads += 1
                 self.largest = max(self.largest, head.size)
+                self._note = note
                 yield head
         except TranscriptBroken as error:
             missing = not (folder / HEADS_FILE).is_file()
@@ -179,7 +181,8 @@ class _Heads:
         except TranscriptBroken:
             signed = False
         else:
-            signed = head.party == self._transcript.party
+            note = head.to_note(self._digest, self._public)
+            signed = head.party == self._transcript.party and note == self._note
         if not signed:
             self.unsigned.append(self.num_heads - 1)
         return signed

@@ -16,6 +16,7 @@ from audits.errors import AuditError
 from audits.evidence import load_evidence
 from audits.extract import check_extract, load_extract, make_extract
 from audits.findings import CHECKS, Finding, Severity, count
+from audits.heads import newest_heads, save_checkpoint
 from audits.report.verdict import headline
 from protocol.errors import PlanRejected
 from protocol.files import save_bytes
@@ -287,6 +288,39 @@ def check_extract_command(file: Path, plan: Path) -> None:
         f"PASS: record {found.index:,} of {found.head.party}, under its signed head "
         f"over {found.head.size:,} records, in the run of plan {found.plan}."
     )
+
+
+@main.command()
+@_run
+@_plan
+@click.option(
+    "--party", metavar="NAME", help="One party's only: a silo, or aggregator."
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Where to write <party>.checkpoint and <party>.vkey; by default they are "
+    "printed.",
+)
+def heads(run: Path, plan: Path | None, party: str | None, out: Path | None) -> None:
+    """Give out the newest head of each party as a checkpoint (C2SP signed note).
+
+    With it comes the verifier key, so that an outside witness can add its signature,
+    or a timestamp be taken.
+    """
+    try:
+        found = list(newest_heads(load_evidence(run, plan), party))
+        for checkpoint in found:
+            if out is None:
+                click.echo(f"{checkpoint.verifier}\n\n{checkpoint.note}")
+            else:
+                for path in save_checkpoint(out, checkpoint):
+                    click.echo(str(path))
+    except AuditError as error:
+        _refuse(str(error))
+    except OSError as error:
+        _refuse(f"{error.filename or out or run}: {error.strerror}")
 
 
 def _audit(run: Path, plan: Path | None) -> Audit:

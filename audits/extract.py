@@ -15,8 +15,9 @@ from crypto.errors import CryptoError
 from crypto.merkle import leaf_hash, node_hash, verify_inclusion
 from protocol.encoding import decode, encode, from_table, to_table
 from protocol.errors import EncodingError, TranscriptBroken
+from protocol.heads import Head
 from protocol.plan import RunPlan
-from protocol.transcript import Head, read_heads, read_records
+from protocol.transcript import read_heads, read_records
 
 FORMAT = "cloister/1/extract"
 MAX_EXTRACT_BYTES = 1 << 22

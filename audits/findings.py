@@ -29,6 +29,7 @@ CHECKS: dict[str, str] = {
     "plausible": "Names and numbers in records are possible under the plan",
     "times": "The times in transcripts are times, and go forward",
     "heads-seen": "The aggregator showed the silos its one and only transcript",
+    "witnesses": "Enough silos signed one and the same transcript of the aggregator",
     "silo-heads": "The silos kept the transcripts they told the aggregator of",
     "same-plan": "All parties followed the same plan",
     "same-model": "In each round all silos received the same model",

@@ -13,12 +13,21 @@ from audits.accounts import Account, Accounts, Placed
 from audits.chain import Chain, roots_at, walk
 from audits.evidence import AGGREGATOR, Evidence, Transcript
 from audits.findings import Finding, count, fail, listing, passed, settle, warn
+from protocol.audit_records import HeadConflict, SiloHead
 from protocol.errors import TranscriptBroken
+from protocol.heads import Head
 from protocol.model_records import Evaluated
-from protocol.records import Dropped, Finished, HeadSeen, Opened, Refused, SiloHead
-from protocol.transcript import Head
+from protocol.records import Dropped, Finished, HeadSeen, Opened, Refused
 
-_AFTER_THE_END = (Dropped, Evaluated, Finished, HeadSeen, Refused, SiloHead)
+_AFTER_THE_END = (
+    Dropped,
+    Evaluated,
+    Finished,
+    HeadConflict,
+    HeadSeen,
+    Refused,
+    SiloHead,
+)
 """What may follow `finished`: the exchange that ends a run, and its repetition."""
 
 

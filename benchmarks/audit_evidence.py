@@ -18,7 +18,7 @@ from privacy.events import SampledGaussian
 from privacy.pricing import epsilon
 from protocol import records as r
 from protocol.aggregation_settings import EvaluationConfig
-from protocol.audit_records import Connected
+from protocol.audit_records import Connected, SiloHead
 from protocol.model_records import Evaluated, ModelHeld
 from protocol.plan import PlanDraft, RunPlan, SiloParty, make_plan
 from protocol.plan_files import save_plan
@@ -348,7 +348,7 @@ class _Run:
             self._say(silo, finished)
             self._sign(silo)
             head = self._heads[silo]
-            told = r.SiloHead(
+            told = SiloHead(
                 silo=silo, size=head.size, root=head.root, signature=head.signature
             )
             self._say(AGGREGATOR, told)

@@ -10,7 +10,6 @@ PROTOCOL_VERSION = 1
 # Signatures (crypto/signatures.py).
 FRAME_SIGNATURE = b"cloister/1/frame-signature"
 PLAN = b"cloister/1/plan"
-TRANSCRIPT_HEAD = b"cloister/1/transcript-head"
 PROBE = b"cloister/1/probe"
 
 # Digests that chain the stages of one setup and slot (crypto/secagg/digests.py).

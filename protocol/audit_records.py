@@ -11,7 +11,7 @@ from typing import ClassVar, Literal
 class Witnessed:
     """Silos have signed a head of the aggregator's transcript, inside READY.
 
-    ``size``, ``root`` and ``signature`` are the head; ``members`` (T2) and ``model``
+    ``size``, ``root`` and ``signature`` are the head; ``agreed`` (T2) and ``model``
     are what else READY holds, so that each of ``signatures``, the frames' own in the
     order of ``silos``, can be verified from this record and the plan alone.
     """
@@ -20,13 +20,33 @@ class Witnessed:
     round_number: int
     setup: int
     slot: int
-    members: str
+    agreed: str
     model: str
     size: int
     root: str
     signature: str
     silos: tuple[str, ...]
     signatures: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiloHead:
+    """The aggregator was told the head of a silo's transcript at the end of a run.
+
+    ``seen_size``, ``seen_root`` and ``seen_signature`` are the aggregator's head that
+    the silo acknowledged; ``acknowledgement`` is the signature of its END_SEEN, which
+    stands under both heads and can be verified from this record and the plan alone.
+    """
+
+    kind: ClassVar[str] = "silo-head"
+    silo: str
+    size: int
+    root: str
+    signature: str
+    seen_size: int
+    seen_root: str
+    seen_signature: str
+    acknowledgement: str
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from crypto.encoding import BytesLike
 from crypto.merkle import HASH_BYTES
 from protocol.encoding import check_hex, decode, encode
 from protocol.errors import EncodingError, EnvelopeRejected
-from protocol.transcript import Head
+from protocol.heads import Head, ShownHead
 
 MAX_MESSAGE_BYTES = 1 << 32
 MAX_TABLE_BYTES = 1 << 20
@@ -98,6 +98,14 @@ def read_head(data: memoryview, party: str) -> Head:
     """Return the transcript head of a message; its signature is not verified here."""
     try:
         return Head.from_bytes(data, party)
+    except ValueError as error:
+        raise EnvelopeRejected(f"a message holds {error}") from None
+
+
+def read_shown(data: memoryview, party: str) -> ShownHead:
+    """Return the shown head of a message; nothing of it is verified here."""
+    try:
+        return ShownHead.from_bytes(data, party)
     except ValueError as error:
         raise EnvelopeRejected(f"a message holds {error}") from None
 

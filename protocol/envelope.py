@@ -25,13 +25,14 @@ from protocol.bodies import (
     join_body,
     read_count,
     read_head,
+    read_shown,
     read_text,
     split_body,
 )
 from protocol.errors import EnvelopeRejected
+from protocol.heads import Head, ShownHead
 from protocol.plan import AGGREGATOR_NAME, RunPlan
 from protocol.settings import MAX_SILOS
-from protocol.transcript import Head
 
 
 class Kind(enum.IntEnum):
@@ -62,13 +63,14 @@ class RoundRequest:
     ``parameters`` are the shared parameters as little-endian float32 in the order of
     the layout, empty where the silo holds them (docs/transport.md); ``ranges`` the
     public numbers of the grid, float32 (``protocol.grids``); ``model`` is the
-    :func:`model_digest` of both. ``head`` is the aggregator's newest transcript head;
-    ``sum_notice`` the SUM frame of the slot before, empty when there was no sum.
+    :func:`model_digest` of both. ``shown`` is a head of the aggregator's transcript,
+    the same for all silos of a slot, with a proof for this one; ``sum_notice`` the SUM
+    frame of the slot before, empty when there was no sum.
     """
 
     round_number: int
     attempt: int
-    head: Head
+    shown: ShownHead
     model: str
     parameters: BytesLike
     ranges: BytesLike
@@ -79,7 +81,7 @@ class RoundRequest:
         names = ("round_number", "attempt", "model")
         table = {name: getattr(self, name) for name in names}
         parts = (self.parameters, self.ranges, self.sum_notice)
-        return join_body(table, self.head.to_bytes(), *parts)
+        return join_body(table, self.shown.to_bytes(), *parts)
 
     @classmethod
     def from_body(cls, body: memoryview) -> "RoundRequest":
@@ -88,12 +90,12 @@ class RoundRequest:
         Raises:
             EnvelopeRejected: malformed.
         """
-        table, (head, parameters, ranges, notice) = split_body(body, 4)
+        table, (shown, parameters, ranges, notice) = split_body(body, 4)
         check_names(table, ("round_number", "attempt", "model"))
         return cls(
             round_number=read_count(table, "round_number"),
             attempt=read_count(table, "attempt"),
-            head=read_head(head, AGGREGATOR_NAME),
+            shown=read_shown(shown, AGGREGATOR_NAME),
             model=digest_in(table, "model"),
             parameters=parameters,
             ranges=ranges,
@@ -129,7 +131,7 @@ class EndRequest:
     """
 
     round_number: int
-    head: Head
+    shown: ShownHead
     model: str
     parameters: bytes = b""
     average: bytes = b""
@@ -139,7 +141,7 @@ class EndRequest:
         """Return the body's bytes."""
         table = {"round_number": self.round_number, "model": self.model}
         parts = (self.parameters, self.average, self.sum_notice)
-        return join_body(table, self.head.to_bytes(), *parts)
+        return join_body(table, self.shown.to_bytes(), *parts)
 
     @classmethod
     def from_body(cls, body: memoryview) -> "EndRequest":
@@ -148,11 +150,11 @@ class EndRequest:
         Raises:
             EnvelopeRejected: malformed.
         """
-        table, (head, parameters, average, notice) = split_body(body, 4)
+        table, (shown, parameters, average, notice) = split_body(body, 4)
         check_names(table, ("round_number", "model"))
         return cls(
             round_number=read_count(table, "round_number"),
-            head=read_head(head, AGGREGATOR_NAME),
+            shown=read_shown(shown, AGGREGATOR_NAME),
             model=digest_in(table, "model"),
             parameters=bytes(parameters),
             average=bytes(average),
@@ -162,13 +164,18 @@ class EndRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class EndReply:
-    """A silo's last word: the head of its own transcript."""
+    """A silo's last word: the head of its own transcript, and the aggregator's.
+
+    ``seen`` is the head that END showed it: the signature of the message stands under
+    both.
+    """
 
     head: Head
+    seen: Head
 
     def to_body(self) -> bytes:
         """Return the body's bytes."""
-        return join_body({}, self.head.to_bytes())
+        return join_body({}, self.head.to_bytes(), self.seen.to_bytes())
 
     @classmethod
     def from_body(cls, body: memoryview, party: str) -> "EndReply":
@@ -180,9 +187,9 @@ class EndReply:
         Raises:
             EnvelopeRejected: malformed.
         """
-        table, (head,) = split_body(body, 1)
+        table, (head, seen) = split_body(body, 2)
         check_names(table, ())
-        return cls(head=read_head(head, party))
+        return cls(head=read_head(head, party), seen=read_head(seen, AGGREGATOR_NAME))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,12 +231,14 @@ class Refusal:
     """A silo's answer to a request that it refuses: at which stage, by which check.
 
     ``accused`` is the index of the silo whose message was at fault, where it was not
-    the aggregator's own; else -1.
+    the aggregator's own; else -1. ``seen`` is the size of the newest head that the silo
+    has accepted, where the request proved something of another; else -1.
     """
 
     stage: str
     check: str
     accused: int = -1
+    seen: int = -1
 
     def to_body(self) -> bytes:
         """Return the body's bytes."""
@@ -238,6 +247,7 @@ class Refusal:
                 "stage": self.stage[:64],
                 "check": self.check[:400],
                 "accused": self.accused,
+                "seen": self.seen,
             }
         )
 
@@ -249,14 +259,17 @@ class Refusal:
             EnvelopeRejected: malformed.
         """
         table, _ = split_body(body, 0)
-        check_names(table, ("stage", "check", "accused"))
-        accused = table["accused"]
+        check_names(table, ("stage", "check", "accused", "seen"))
+        accused, seen = table["accused"], table["seen"]
         if type(accused) is not int or not -1 <= accused < MAX_SILOS:
             raise EnvelopeRejected("accused must be the index of a silo, or -1")
+        if type(seen) is not int or not -1 <= seen < 1 << 53:
+            raise EnvelopeRejected("seen must be a number of records, or -1")
         return cls(
             stage=read_text(table, "stage")[:64],
             check=read_text(table, "check")[:400],
             accused=accused,
+            seen=seen,
         )
 
 

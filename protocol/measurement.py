@@ -16,11 +16,11 @@ import numpy.typing as npt
 
 from crypto import labels
 from crypto.encoding import BytesLike
-from protocol.bodies import check_names, join_body, read_count, read_head, split_body
+from protocol.bodies import check_names, join_body, read_count, read_shown, split_body
 from protocol.errors import EnvelopeRejected
+from protocol.heads import ShownHead
 from protocol.plan import AGGREGATOR_NAME, PlanDraft, RunPlan
 from protocol.settings import MAX_SILOS
-from protocol.transcript import Head
 
 Words = npt.NDArray[np.uint64]
 
@@ -47,13 +47,13 @@ class MeasureRequest:
 
     ``round_number`` is one more than the plan's rounds. ``average`` is the moving
     average of the shared parameters, little-endian float32 in the order of the layout;
-    ``statistics`` the whole file of reference statistics. ``head`` and ``sum_notice``
+    ``statistics`` the whole file of reference statistics. ``shown`` and ``sum_notice``
     are those of a round's request.
     """
 
     round_number: int
     attempt: int
-    head: Head
+    shown: ShownHead
     average: BytesLike
     statistics: BytesLike
     sum_notice: BytesLike = b""
@@ -65,7 +65,7 @@ class MeasureRequest:
             "attempt": self.attempt,
         }
         return join_body(
-            table, self.head.to_bytes(), self.average, self.statistics, self.sum_notice
+            table, self.shown.to_bytes(), self.average, self.statistics, self.sum_notice
         )
 
     @classmethod
@@ -75,12 +75,12 @@ class MeasureRequest:
         Raises:
             EnvelopeRejected: malformed.
         """
-        table, (head, average, statistics, notice) = split_body(body, 4)
+        table, (shown, average, statistics, notice) = split_body(body, 4)
         check_names(table, ("round_number", "attempt"))
         return cls(
             round_number=read_count(table, "round_number"),
             attempt=read_count(table, "attempt"),
-            head=read_head(head, AGGREGATOR_NAME),
+            shown=read_shown(shown, AGGREGATOR_NAME),
             average=average,
             statistics=statistics,
             sum_notice=notice,

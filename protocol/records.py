@@ -20,6 +20,7 @@ from protocol.audit_records import (
     HeadConflict,
     ReferencePooled,
     ReferenceSkipped,
+    SiloHead,
     Witnessed,
 )
 from protocol.model_records import (
@@ -319,17 +320,6 @@ class HeadSeen:
 
     kind: ClassVar[str] = "head-seen"
     round_number: int
-    size: int
-    root: str
-    signature: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class SiloHead:
-    """The aggregator was told the head of a silo's transcript at the end of a run."""
-
-    kind: ClassVar[str] = "silo-head"
-    silo: str
     size: int
     root: str
     signature: str

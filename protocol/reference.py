@@ -20,13 +20,13 @@ from protocol.bodies import (
     digest_in,
     join_body,
     read_count,
-    read_head,
+    read_shown,
     split_body,
 )
 from protocol.errors import EnvelopeRejected
+from protocol.heads import ShownHead
 from protocol.plan import AGGREGATOR_NAME, RunPlan
 from protocol.reference_words import DIMS, num_words
-from protocol.transcript import Head
 
 REFERENCE = "reference"
 """The stage at which silos sum up their features."""
@@ -38,12 +38,12 @@ WORD_BITS = 64
 class ReferenceRequest:
     """The aggregator's request for the sums of a silo's features.
 
-    ``extractor_digest`` is the SHA-256 of the weights that all measure with. ``head``
+    ``extractor_digest`` is the SHA-256 of the weights that all measure with. ``shown``
     and ``sum_notice`` are those of a round's request.
     """
 
     attempt: int
-    head: Head
+    shown: ShownHead
     extractor_digest: str
     sum_notice: BytesLike = b""
     round_number: ClassVar[int] = REFERENCE_ROUND
@@ -51,7 +51,7 @@ class ReferenceRequest:
     def to_body(self) -> bytes:
         """Return the body's bytes."""
         table = {"attempt": self.attempt, "extractor_digest": self.extractor_digest}
-        return join_body(table, self.head.to_bytes(), self.sum_notice)
+        return join_body(table, self.shown.to_bytes(), self.sum_notice)
 
     @classmethod
     def from_body(cls, body: memoryview) -> "ReferenceRequest":
@@ -60,11 +60,11 @@ class ReferenceRequest:
         Raises:
             EnvelopeRejected: malformed.
         """
-        table, (head, notice) = split_body(body, 2)
+        table, (shown, notice) = split_body(body, 2)
         check_names(table, ("attempt", "extractor_digest"))
         return cls(
             attempt=read_count(table, "attempt"),
-            head=read_head(head, AGGREGATOR_NAME),
+            shown=read_shown(shown, AGGREGATOR_NAME),
             extractor_digest=digest_in(table, "extractor_digest"),
             sum_notice=notice,
         )

@@ -32,6 +32,7 @@ from protocol.dealing import PARTS
 from protocol.envelope import EndReply, EndRequest, Kind, LedgerNotice, RoundRequest
 from protocol.errors import EnvelopeRejected
 from protocol.grids import first_numbers
+from protocol.heads import HEAD_BYTES, Head, ShownHead
 from protocol.measurement import MEASURE, NUM_WORDS, MeasureRequest
 from protocol.plan import RunPlan
 from protocol.reference import (
@@ -46,12 +47,12 @@ from protocol.traffic_parts import (
     Segments,
     stretches_of,
 )
-from protocol.transcript import HEAD_BYTES, Head
 
 Own: TypeAlias = Callable[[int], Collection[str]]
 """The parts that one silo returns in a round."""
 
 _HEAD = Head.from_bytes(bytes(HEAD_BYTES), "")
+_SHOWN = ShownHead(head=_HEAD)
 _DIGEST = "00" * HASH_BYTES
 WORD_BYTES = 8
 
@@ -183,7 +184,7 @@ def _ledger(plan: RunPlan) -> int:
 
 def _reference(plan: RunPlan, notice: int) -> Exchange:
     """Return the request for the sums of a silo's features, and what answers it."""
-    request = ReferenceRequest(attempt=1, head=_HEAD, extractor_digest=_DIGEST)
+    request = ReferenceRequest(attempt=1, shown=_SHOWN, extractor_digest=_DIGEST)
     sent = _frame(plan, SecAggKind.READY)
     return Exchange(
         round_number=REFERENCE_ROUND,
@@ -200,7 +201,7 @@ def _measure(
     request = MeasureRequest(
         round_number=plan.num_rounds + 1,
         attempt=1,
-        head=_HEAD,
+        shown=_SHOWN,
         average=b"",
         statistics=b"",
     )
@@ -244,7 +245,7 @@ def _ready(
     request = RoundRequest(
         round_number=number,
         attempt=1,
-        head=_HEAD,
+        shown=_SHOWN,
         model=_DIGEST,
         parameters=b"",
         ranges=b"",
@@ -311,13 +312,13 @@ def _broadcast(plan: RunPlan, segments: Segments, number: int) -> Exchange:
 
 def _end(plan: RunPlan, segments: Segments, notice: int) -> Exchange:
     """Return the last exchange: the model where silos lack it, and another average."""
-    request = EndRequest(round_number=plan.num_rounds, head=_HEAD, model=_DIGEST)
+    request = EndRequest(round_number=plan.num_rounds, shown=_SHOWN, model=_DIGEST)
     copies = (not plan.update.broadcast_bits) + (plan.aggregation.ema_decay > 0)
     model = copies * _model_bytes(segments)
     return Exchange(
         round_number=0,
         stage="end",
-        sent=OVERHEAD_BYTES + len(EndReply(head=_HEAD).to_body()),
+        sent=OVERHEAD_BYTES + len(EndReply(head=_HEAD, seen=_HEAD).to_body()),
         received=OVERHEAD_BYTES + len(request.to_body()) + model + notice,
         broadcast=model,
     )

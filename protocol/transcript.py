@@ -2,88 +2,38 @@
 
 A transcript is a folder with two files. ``transcript.jsonl`` holds one record a line,
 in canonical form: ``{"body":…,"index":…,"kind":…,"time":…}``. The lines are the leaves
-of an RFC 6962 Merkle tree. ``heads.jsonl`` holds signed heads: size and root of the
-tree at some moment, under the party's identity key and the digest of the plan. A head
-commits to every record before it, so that none can be altered, removed, swapped or
-inserted; the heads that other parties were shown keep the tail from being cut off.
+of an RFC 6962 Merkle tree. ``heads.txt`` holds signed heads (``protocol.heads``): size
+and root of the tree at some moment, each a signed note of five lines with an empty one
+behind it. A head commits to every record before it, so that none can be altered,
+removed, swapped or inserted; the heads that other parties were shown keep the tail from
+being cut off.
 """
 
 import io
+import itertools
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from crypto import labels
-from crypto.encoding import BytesLike
-from crypto.errors import InvalidSignature
 from crypto.keys import IdentityKey
-from crypto.merkle import HASH_BYTES, MerkleTree
-from crypto.signatures import SIGNATURE_BYTES, sign, verify
+from crypto.merkle import ProvingTree
+from protocol import heads
 from protocol.encoding import decode, encode, from_table, to_table
 from protocol.errors import EncodingError, TranscriptBroken
 from protocol.files import sync_folder
+from protocol.heads import NOTE_LINES, Head, ShownHead
 from protocol.records import RECORD_KINDS, Record
 
 RECORDS_FILE = "transcript.jsonl"
-HEADS_FILE = "heads.jsonl"
+HEADS_FILE = "heads.txt"
 MAX_LINE_BYTES = 1 << 20
-HEAD_BYTES = 8 + HASH_BYTES + SIGNATURE_BYTES
-
-
-@dataclass(frozen=True, kw_only=True)
-class Head:
-    """A signed head: the first ``size`` records have this root (hexadecimal)."""
-
-    party: str
-    size: int
-    root: str
-    signature: str
-
-    def check(self, plan_digest: bytes, public_key: bytes) -> None:
-        """Raise :class:`TranscriptBroken` unless the party signed this head."""
-        message = _head_bytes(plan_digest, self.party, self.size, self.root)
-        try:
-            signature = bytes.fromhex(self.signature)
-            if signature.hex() != self.signature:
-                raise ValueError("not the one way to write these bytes")
-            verify(public_key, labels.TRANSCRIPT_HEAD, message, signature)
-        except (InvalidSignature, ValueError):
-            raise TranscriptBroken(
-                f"head of {self.party} at size {self.size}: wrong signature"
-            ) from None
-
-    def to_bytes(self) -> bytes:
-        """Return size (8 bytes, big-endian), root and signature: what messages hold.
-
-        Always :data:`HEAD_BYTES`, so that the length of a message tells nothing.
-        """
-        return b"".join(
-            (
-                self.size.to_bytes(8, "big"),
-                bytes.fromhex(self.root),
-                bytes.fromhex(self.signature),
-            )
-        )
-
-    @classmethod
-    def from_bytes(cls, data: BytesLike, party: str) -> "Head":
-        """Return a party's head of a message; its signature is not verified here.
-
-        Raises:
-            ValueError: another length, or a size of 2^63 or more.
-        """
-        content = bytes(data)
-        if len(content) != HEAD_BYTES:
-            raise ValueError(f"a head of {len(content)} bytes, expected {HEAD_BYTES}")
-        size = int.from_bytes(content[:8], "big")
-        if size >> 63:
-            raise ValueError("a head's size must be 0 to 2^63 - 1")
-        root, signature = content[8 : 8 + HASH_BYTES], content[8 + HASH_BYTES :]
-        return cls(party=party, size=size, root=root.hex(), signature=signature.hex())
+MAX_NOTE_LINE_BYTES = 1 << 9
+"""Of a head; its longest lines hold the digest of the plan and a name."""
 
 
 @dataclass(frozen=True)
@@ -159,7 +109,7 @@ class TranscriptWriter:
         )
         if len(line) > MAX_LINE_BYTES:
             raise TranscriptBroken(f"a record of {len(line):,} bytes is too large")
-        _write_line(self._records, line)
+        _write_whole(self._records, line + b"\n")
         self._tree.append(line)
 
     def sync(self) -> None:
@@ -169,13 +119,26 @@ class TranscriptWriter:
     def sign_head(self) -> Head:
         """Sign the tree as it stands, once its records are on disk."""
         os.fsync(self._records.fileno())
-        size, root = self._tree.size, self._tree.root().hex()
-        message = _head_bytes(self._plan_digest, self._party, size, root)
-        signature = sign(self._identity, labels.TRANSCRIPT_HEAD, message)
-        head = Head(party=self._party, size=size, root=root, signature=signature.hex())
-        _write_line(self._heads, encode(to_table(head)))
+        head = heads.sign(
+            self._identity,
+            self._plan_digest,
+            self._party,
+            self._tree.size,
+            self._tree.root(),
+        )
+        note = head.to_note(self._plan_digest, self._identity.public)
+        _write_whole(self._heads, f"{note}\n".encode())
         os.fsync(self._heads.fileno())
         return head
+
+    def show(self, head: Head, old_size: int) -> ShownHead:
+        """Return a head of this transcript for who has seen its first records, or none.
+
+        Raises:
+            ValueError: the transcript, or the head, is shorter than what was seen.
+        """
+        proof = self._tree.consistency_proof(old_size, head.size) if old_size else ()
+        return ShownHead(head=head, old_size=old_size, proof=tuple(proof))
 
     def close(self) -> None:
         """Close the files; nothing is signed."""
@@ -202,14 +165,41 @@ def read_heads(folder: Path) -> Iterator[Head]:
     """Yield a transcript's signed heads in order; signatures are not verified.
 
     Raises:
-        TranscriptBroken: a line is malformed.
+        TranscriptBroken: a head is malformed.
+    """
+    for head, _ in read_notes(folder):
+        yield head
+
+
+def read_notes(folder: Path) -> Iterator[tuple[Head, str]]:
+    """Yield a transcript's heads, each with its note as it stands in the file.
+
+    A note holds names that a head does not: compare it with :meth:`Head.to_note`.
+
+    Raises:
+        TranscriptBroken: a head is malformed.
     """
     path = folder / HEADS_FILE
-    for index, line in enumerate(_lines(path)):
+    lines = _lines(path, MAX_NOTE_LINE_BYTES)
+    for number in itertools.count():
+        found = list(itertools.islice(lines, NOTE_LINES + 1))
+        if not found:
+            return
         try:
-            yield from_table(Head, decode(line))
+            yield _parse_note(found)
         except EncodingError as error:
-            raise TranscriptBroken(f"{path.name}, head {index}: {error}") from None
+            raise TranscriptBroken(f"{path.name}, head {number}: {error}") from None
+
+
+def _parse_note(lines: list[bytes]) -> tuple[Head, str]:
+    """Return the head of six lines, of which the last is empty."""
+    if len(lines) != NOTE_LINES + 1 or lines[-1]:
+        raise EncodingError("must be a note and an empty line")
+    try:
+        note = b"".join(line + b"\n" for line in lines[:-1]).decode()
+    except UnicodeDecodeError:
+        raise EncodingError("is not UTF-8") from None
+    return Head.from_note(note), note
 
 
 def _parse(index: int, line: bytes) -> Entry:
@@ -228,7 +218,7 @@ def _parse(index: int, line: bytes) -> Entry:
     return Entry(index, table["time"], record, line)
 
 
-def _lines(path: Path) -> Iterator[bytes]:
+def _lines(path: Path, max_bytes: int = MAX_LINE_BYTES) -> Iterator[bytes]:
     """Yield the lines of a file without their ends; refuse one without an end."""
     try:
         file = path.open("rb")
@@ -236,7 +226,7 @@ def _lines(path: Path) -> Iterator[bytes]:
         raise TranscriptBroken(f"{path}: {error.strerror}") from None
     with file:
         number = 0
-        while line := file.readline(MAX_LINE_BYTES + 1):
+        while line := file.readline(max_bytes + 1):
             if not line.endswith(b"\n"):
                 raise TranscriptBroken(f"{path.name}, line {number}: is cut off")
             yield line[:-1]
@@ -245,32 +235,32 @@ def _lines(path: Path) -> Iterator[bytes]:
 
 def _continue_tree(
     folder: Path, party: str, plan_digest: bytes, public_key: bytes
-) -> MerkleTree:
-    """Return the tree of a transcript that may exist, a torn last line removed."""
-    records, heads = folder / RECORDS_FILE, folder / HEADS_FILE
-    for path in (records, heads):
+) -> ProvingTree:
+    """Return the tree of a transcript that may exist, a torn end of a file removed."""
+    records, notes = folder / RECORDS_FILE, folder / HEADS_FILE
+    for path, cut in ((records, _cut_torn_line), (notes, _cut_torn_note)):
         path.touch()
-        _cut_torn_line(path)
-    signed = list(read_heads(folder))
-    last = signed[-1] if signed else None
-    tree = MerkleTree()
+        cut(path)
+    last, note = next(iter(deque(read_notes(folder), maxlen=1)), (None, ""))
+    tree = ProvingTree()
     for entry in read_records(folder):
         tree.append(entry.line)
         if last and tree.size == last.size and tree.root().hex() != last.root:
             raise TranscriptBroken(f"{records}: differs from its last signed head")
     if last:
         last.check(plan_digest, public_key)
-        if last.party != party or tree.size < last.size:
+        is_own = last.party == party and note == last.to_note(plan_digest, public_key)
+        if not is_own or tree.size < last.size:
             raise TranscriptBroken(
                 f"{records}: {tree.size} records, but the last head signed {last.size}"
             )
     return tree
 
 
-def _write_line(file: io.FileIO, line: bytes) -> None:
-    """Write a line at the end of an unbuffered file, whole or not at all."""
+def _write_whole(file: io.FileIO, data: bytes) -> None:
+    """Write at the end of an unbuffered file, whole or not at all."""
     end = os.fstat(file.fileno()).st_size
-    rest = memoryview(line + b"\n")
+    rest = memoryview(data)
     try:
         while rest:
             rest = rest[file.write(rest) :]
@@ -290,9 +280,16 @@ def _cut_torn_line(path: Path) -> None:
             file.truncate(start + tail.rfind(b"\n") + 1)
 
 
-def _head_bytes(plan_digest: bytes, party: str, size: int, root: str) -> bytes:
-    """Return the canonical bytes that a head's signature covers."""
-    return encode([plan_digest.hex(), party, size, root])
+def _cut_torn_note(path: Path) -> None:
+    """Remove the end of a file that a crash left without the last lines of a note."""
+    with path.open("rb+") as file:
+        whole, lines = 0, 0
+        while file.readline(MAX_NOTE_LINE_BYTES).endswith(b"\n"):
+            lines += 1
+            if lines % (NOTE_LINES + 1) == 0:
+                whole = file.tell()
+        if file.read(1) == b"":
+            file.truncate(whole)
 
 
 def _utc(seconds: float) -> str:

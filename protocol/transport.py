@@ -18,7 +18,7 @@ import queue
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, Self, TypeAlias
@@ -49,12 +49,15 @@ class Transport(Protocol):
         *,
         deadline_seconds: float,
         max_reply_bytes: int,
-    ) -> Iterator[tuple[int, BytesLike]]:
+    ) -> Generator[tuple[int, BytesLike], BytesLike | None, None]:
         """Send each silo its request; yield ``(silo, reply)`` as replies arrive.
 
+        Whoever iterates may ``send`` another request for the silo that has just
+        replied; its reply comes like any other, before the same deadline.
+
         Ends when all have replied, when the rest is known to be lost, or at the
-        deadline. Each silo appears at most once. A silo whose reply is longer than
-        ``max_reply_bytes`` is lost for this exchange; nothing of that reply is kept.
+        deadline. Each request is answered at most once. A silo whose reply is longer
+        than ``max_reply_bytes`` is lost for this exchange; nothing of it is kept.
 
         Raises:
             SpoolFailed: this side's own disk cannot take a reply.
@@ -151,15 +154,21 @@ class LocalSockets:
         *,
         deadline_seconds: float,
         max_reply_bytes: int,
-    ) -> Iterator[tuple[int, memoryview]]:
+    ) -> Generator[tuple[int, memoryview], BytesLike | None, None]:
         """Send each silo its request; yield replies as they arrive."""
         deadline = time.monotonic() + deadline_seconds
-        self._number += 1
-        number, waiting = self._number, set(requests)
-        with self._changed:
-            for silo, request in requests.items():
-                self._seats[silo].pending = _Request(number, request, max_reply_bytes)
-            self._changed.notify_all()
+        waiting: dict[int, int] = {}
+
+        def send(payloads: Mapping[int, BytesLike]) -> None:
+            self._number += 1
+            waiting.update(dict.fromkeys(payloads, self._number))
+            with self._changed:
+                for silo, payload in payloads.items():
+                    request = _Request(self._number, payload, max_reply_bytes)
+                    self._seats[silo].pending = request
+                self._changed.notify_all()
+
+        send(requests)
         try:
             while waiting:
                 left = max(0.0, deadline - time.monotonic())
@@ -168,16 +177,17 @@ class LocalSockets:
                         timeout=min(left, 0.2)
                     )
                 except queue.Empty:
-                    if not left or self._are_lost(waiting):
+                    if not left or self._are_lost(set(waiting)):
                         return
                     continue
-                if of_number != number or silo not in waiting:
+                if waiting.get(silo) != of_number:
                     continue
                 if isinstance(outcome, SpoolFailed):
                     raise outcome
-                waiting.discard(silo)
-                if outcome is not None:
-                    yield silo, outcome
+                del waiting[silo]
+                other = (yield silo, outcome) if outcome is not None else None
+                if other is not None:
+                    send({silo: other})
         finally:
             with self._changed:
                 for silo in waiting:

@@ -12,15 +12,21 @@ from crypto.encoding import BytesLike
 from crypto.keys import IdentityKey
 from crypto.secagg.silo_state import SlotProgress
 from protocol import model_records, records
-from protocol.audit_records import CanariesCommitted, CanariesOpened, Connected
+from protocol.audit_records import (
+    CanariesCommitted,
+    CanariesOpened,
+    Connected,
+    HeadConflict,
+)
 from protocol.envelope import RoundRequest
+from protocol.heads import Head
 from protocol.measurement import MeasureRequest
 from protocol.model_records import AuxiliarySent
 from protocol.plan import RunPlan
 from protocol.reference import ReferenceRequest
 from protocol.stretches import Dealing, dealt_record
 from protocol.traffic import broadcast_bytes
-from protocol.transcript import Head, TranscriptWriter, read_records
+from protocol.transcript import TranscriptWriter, read_records
 from protocol.version import SOFTWARE
 from protocol.wire import PREFIX_BYTES
 
@@ -59,12 +65,10 @@ class Evidence:
         return self._transcript.sign_head()
 
     def see_head(self, head: Head, round_number: int) -> None:
-        """Record the aggregator's head, once its signature holds.
+        """Record a head of the aggregator that this silo accepts.
 
-        Raises:
-            TranscriptBroken: the aggregator of the plan did not sign it.
+        The record is on disk when this returns.
         """
-        head.check(self._plan.digest, self._plan.aggregator_key)
         self._transcript.append(
             records.HeadSeen(
                 round_number=round_number,
@@ -72,6 +76,18 @@ class Evidence:
                 root=head.root,
                 signature=head.signature,
             )
+        )
+        self._transcript.sync()
+
+    def conflict(self, conflict: HeadConflict) -> None:
+        """Record two heads of two transcripts; that is signed when this returns."""
+        self._transcript.append(conflict)
+        self._transcript.sign_head()
+
+    def cohort(self, round_number: int, silos: Iterable[int]) -> None:
+        """Record whose READY, all alike, this silo has verified."""
+        self._transcript.append(
+            records.Cohort(round_number=round_number, silos=self._names(silos))
         )
 
     def enter_round(

@@ -7,7 +7,13 @@ from diffusion.errors import DiffusionError
 from privacy.errors import BudgetExceeded, NotFinite, PrivacyError
 from protocol.envelope import Refusal
 from protocol.errors import KeyFileRejected, ProtocolError
-from silo.errors import DataError, ReferenceRefused, SiloError, StateBroken
+from silo.errors import (
+    DataError,
+    ProofBeginsElsewhere,
+    ReferenceRefused,
+    SiloError,
+    StateBroken,
+)
 from silo.ledger import LedgerBroken
 from silo.overlap import AccountRefused
 from silo.partial import CheckpointOutdated
@@ -48,4 +54,9 @@ def refusal_of(stage: str, error: Exception) -> Refusal:
     else:
         logger.info("refused at %s: %s", stage, error)
     accused = getattr(error, "silo", None)
-    return Refusal(stage=stage, check=check, accused=-1 if accused is None else accused)
+    return Refusal(
+        stage=stage,
+        check=check,
+        accused=-1 if accused is None else accused,
+        seen=error.seen if isinstance(error, ProofBeginsElsewhere) else -1,
+    )

@@ -18,6 +18,7 @@ from silo.resources import LocalResources
 from silo.secure_upload import SecureUpload
 from silo.store import RunStore
 from silo.trainer import RoundTrainer
+from silo.witness import Witness
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +38,7 @@ class RunParts:
     secure: SecureUpload
     replies: Replies
     evidence: Evidence
+    witness: Witness
     opened: ExitStack
 
 
@@ -81,6 +83,7 @@ def open_parts(plan: RunPlan, store: RunStore, resources: LocalResources) -> Run
         trainer.residual.settle(secure.latest_slot)
         evidence = Evidence(store.transcript, plan, silo, resources.identity)
         opened.callback(evidence.close)
+        witness = Witness(plan, evidence, store.transcript)
         if not store.is_finished():
             if private is not None:
                 evidence.open_ledger(private.opened())
@@ -96,5 +99,6 @@ def open_parts(plan: RunPlan, store: RunStore, resources: LocalResources) -> Run
             secure=secure,
             replies=Replies(plan, silo, resources.identity, private),
             evidence=evidence,
+            witness=witness,
             opened=opened.pop_all(),
         )

@@ -20,6 +20,7 @@ from crypto.secagg.silo_side import SiloSide
 from crypto.secagg.silo_state import SlotProgress
 from crypto.secagg.upload import Upload
 from crypto.signatures import SIGNATURE_BYTES
+from protocol.heads import Head
 from protocol.plan import RunPlan
 from protocol.stretches import Agreed
 from silo.errors import PolicyViolation, StateBroken
@@ -53,6 +54,11 @@ class SecureUpload:
     def latest_slot(self) -> SlotProgress | None:
         """How far this silo has come in its latest slot, if it is in one."""
         return self._side.latest_slot if self._side and self._side.has_slot else None
+
+    @property
+    def setup_number(self) -> int:
+        """The number of the newest setup; 0 before any."""
+        return self._side.setup_number if self._side else 0
 
     def open_setup(self, setup: int) -> bytes:
         """Begin a setup with fresh keys; an older setup is forgotten.
@@ -98,10 +104,12 @@ class SecureUpload:
             side.receive_shares(request)
         self._save()
 
-    def ready(self, slot: int, round_number: int, model_digest: bytes) -> bytes:
-        """Say READY: this silo has trained from this model."""
+    def ready(
+        self, slot: int, round_number: int, model_digest: bytes, head: Head
+    ) -> bytes:
+        """Say READY: this silo has trained from this model, and was shown this head."""
         with self._in_order("ready") as side:
-            reply = side.ready(slot, round_number, model_digest)
+            reply = side.ready(slot, round_number, model_digest, head.to_bytes())
         self._save()
         return reply
 
@@ -112,15 +120,18 @@ class SecureUpload:
 
     def mask(
         self, request: BytesLike, upload: Upload, parts: Parts | None
-    ) -> memoryview:
+    ) -> tuple[memoryview, tuple[int, ...]]:
         """Let a vector leave, masked where it stands; the slot is burnt before.
 
         Without ``parts`` all members contribute to all of it.
+
+        Returns:
+            The reply, and the cohort.
         """
         with self._in_order("masked") as side:
             reply = side.mask(request, upload, parts)
         self._save()
-        return reply
+        return reply, side.latest_slot.cohort
 
     def confirm(self, request: BytesLike) -> tuple[bytes, SlotProgress]:
         """Sign the list of survivors."""

@@ -56,7 +56,8 @@ class SiloSession:
         self._reference, self._auxiliary = parts.reference, parts.auxiliary
         self._private, self._canaries = parts.private, parts.canaries
         self._secure, self._replies = parts.secure, parts.replies
-        self._evidence, self._opened = parts.evidence, parts.opened
+        self._evidence, self._witness = parts.evidence, parts.witness
+        self._opened = parts.opened
         trained = store.load_trained()
         self._asked_round = trained.round_number if trained else 0
         self._held_round = 0
@@ -128,7 +129,7 @@ class SiloSession:
         if stage == REFERENCE:
             return self._sum_features(header, ReferenceRequest.from_body(body)), 0
         if stage == "masked":
-            return self._mask(header, request)
+            return self._mask(header, body, request)
         if stage == "confirm":
             return self._confirm(header, request), 0
         if stage == "reveal":
@@ -138,10 +139,12 @@ class SiloSession:
     def _refuse(self, stage: str, header: Header | None, error: Exception) -> bytes:
         """Record a refusal; return the signed envelope that says so.
 
-        It carries setup and slot of the request, where that could be read.
+        It carries setup and slot of the request, where that could be read. To ask for
+        another proof is no refusal, and not recorded as one.
         """
         refusal = refusal_of(stage, error)
-        self._evidence.refuse(self._round_number(stage), stage, refusal.check)
+        if refusal.seen < 0:
+            self._evidence.refuse(self._round_number(stage), stage, refusal.check)
         place = {"setup": header.setup, "slot": header.slot} if header else {}
         return self._replies.envelope(Kind.REFUSED, refusal.to_body(), **place)
 
@@ -165,7 +168,7 @@ class SiloSession:
             self._secure.check_setup(header.setup)
         digest = request.model_digest()
         field_bits = self._trainer.field_bits(request.round_number)
-        self._evidence.see_head(request.head, request.round_number)
+        self._witness.see(request.shown, request.round_number, "ready")
         self._close_slot(request.sum_notice)
         self._evidence.enter_round(
             self._place("ready", header), request, digest, field_bits
@@ -179,7 +182,9 @@ class SiloSession:
         if not is_masked:
             reply, vector_bytes = self._send_plain(header, request.round_number)
             return self._replies.with_ledger(header, reply), vector_bytes
-        ready = self._secure.ready(header.slot, request.round_number, digest)
+        ready = self._secure.ready(
+            header.slot, request.round_number, digest, request.shown.head
+        )
         return self._replies.with_ledger(header, ready), 0
 
     def _hold(self, message: Broadcast) -> bytes:
@@ -215,7 +220,7 @@ class SiloSession:
             self._secure.check_setup(header.setup)
         digest = request.model_digest()
         model = self._trainer.finished_model(self._trainer.shared(request.average))
-        self._evidence.see_head(request.head, request.round_number)
+        self._witness.see(request.shown, request.round_number, MEASURE)
         self._close_slot(request.sum_notice)
         place = self._place(MEASURE, header)
         self._evidence.enter_round(place, request, digest, WORD_BITS)
@@ -223,7 +228,8 @@ class SiloSession:
         self._evaluation.measure_once(request, model, ledger)
         if not is_masked:
             return self._send_plain(header, request.round_number)
-        return self._secure.ready(header.slot, request.round_number, digest), 0
+        number, head = request.round_number, request.shown.head
+        return self._secure.ready(header.slot, number, digest, head), 0
 
     def _sum_features(self, header: Header, request: ReferenceRequest) -> bytes:
         """Sum up this silo's features, unless that is done; say READY."""
@@ -231,16 +237,17 @@ class SiloSession:
             raise PolicyViolation("the plan asks for no reference of the silos")
         self._reference.check(request, self._asked_round)
         self._secure.check_setup(header.setup)
-        self._evidence.see_head(request.head, REFERENCE_ROUND)
+        self._witness.see(request.shown, REFERENCE_ROUND, REFERENCE)
         self._close_slot(request.sum_notice)
         digest, place = request.model_digest(), self._place(REFERENCE, header)
+        head = request.shown.head
         self._evidence.enter_round(place, request, digest, WORD_BITS)
         if not self._reference.is_charged:
             self._reference.sum_once(request)
-            return self._secure.ready(header.slot, REFERENCE_ROUND, digest)
+            return self._secure.ready(header.slot, REFERENCE_ROUND, digest, head)
         with self._on_account(REFERENCE_ROUND):
             self._reference.sum_once(request)
-        ready = self._secure.ready(header.slot, REFERENCE_ROUND, digest)
+        ready = self._secure.ready(header.slot, REFERENCE_ROUND, digest, head)
         return self._replies.with_ledger(header, ready)
 
     def _upload(self, round_number: int) -> Upload:
@@ -292,16 +299,21 @@ class SiloSession:
         self._evidence.upload(self._place("ready", header), plain, "none")
         return plain, len(body)
 
-    def _mask(self, header: Header, request: BytesLike) -> tuple[BytesLike, int]:
+    def _mask(
+        self, header: Header, body: memoryview, request: BytesLike
+    ) -> tuple[BytesLike, int]:
         """Let the update leave, masked."""
         latest = self._secure.latest_slot
         if latest is None:
             raise PolicyViolation("masked before ready")
         number = latest.round_number
+        if header.setup == self._secure.setup_number:
+            self._witness.check_cohort(header, body, latest)
         is_update = REFERENCE_ROUND < number <= self._plan.num_rounds
         parts = self._dealing(number).parts if is_update else None
         upload = self._upload(number)
-        reply = self._secure.mask(request, upload, parts)
+        reply, cohort = self._secure.mask(request, upload, parts)
+        self._evidence.cohort(number, cohort)
         self._evidence.upload(self._place("masked", header), reply, "mask")
         return reply, upload.words.nbytes
 
@@ -329,7 +341,7 @@ class SiloSession:
         Asked again, it answers with the same head.
         """
         average = self._trainer.last_average(request)
-        self._evidence.see_head(request.head, request.round_number)
+        self._witness.see(request.shown, request.round_number, "end")
         if (last_reply := self._store.load_last_reply()) is not None:
             return last_reply
         self._close_slot(request.sum_notice)
@@ -345,7 +357,8 @@ class SiloSession:
                 self._evidence.spend(self._private.record(number))
         digests = (request.model, self._trainer.held.digest_of(average))
         head = self._evidence.finish(request.round_number, *digests)
-        reply = self._replies.envelope(Kind.END_SEEN, EndReply(head=head).to_body())
+        last = EndReply(head=head, seen=request.shown.head)
+        reply = self._replies.envelope(Kind.END_SEEN, last.to_body())
         self._store.save_finished(reply)
         return reply
 

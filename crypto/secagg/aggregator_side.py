@@ -54,6 +54,7 @@ from crypto.secagg.config import SecAggConfig
 from crypto.secagg.digests import keys_digest, members_digest
 from crypto.secagg.messages import encode_silos
 from crypto.secagg.parts import Parts
+from crypto.secagg.ready import NO_HEAD
 from crypto.secagg.setup import Setup
 
 Words = npt.NDArray[np.uint64]
@@ -174,7 +175,12 @@ class AggregatorSide:
         return members_digest(agreed, self.members, self._config.num_silos)
 
     def open_slot(
-        self, slot: int, round_number: int, model_digest: bytes, parts: Parts
+        self,
+        slot: int,
+        round_number: int,
+        model_digest: bytes,
+        parts: Parts,
+        head: bytes = NO_HEAD,
     ) -> AggregatorSlot:
         """Begin a slot; an earlier one that was not finished is given up.
 
@@ -183,6 +189,7 @@ class AggregatorSide:
             round_number: from 0, which is what is summed before the first round.
             model_digest: 32 bytes, over the shared parameters that silos trained from.
             parts: of the vector, with their contributors; every silo computes the same.
+            head: 104 bytes, what silos are shown of the aggregator's transcript.
 
         Raises:
             RuntimeError: before :meth:`close_members`; a slot that is spent or does not
@@ -202,7 +209,7 @@ class AggregatorSide:
             last is None or not last.is_revealing or round_number > last.round_number,
             f"round {round_number}: shares were asked for, no further slot serves it",
         )
-        state = SlotState(slot, round_number, bytes(model_digest), parts)
+        state = SlotState(slot, round_number, bytes(model_digest), head, parts)
         self._slot = AggregatorSlot.opened(*self._slot_arguments(), state)
         return self._slot
 

@@ -35,10 +35,8 @@ from crypto.secagg.digests import (
     sum_digest,
 )
 from crypto.secagg.messages import (
-    Active,
     Confirms,
     Masked,
-    Ready,
     Reveal,
     SumNotice,
     Survivors,
@@ -53,6 +51,7 @@ from crypto.secagg.parts import (
     within,
     words_of,
 )
+from crypto.secagg.ready import Active, Ready
 from crypto.secagg.setup import Setup
 from crypto.secagg.unmasking import take_masks_away
 
@@ -100,15 +99,15 @@ class AggregatorSlot:
         """Take one READY.
 
         Raises:
-            CryptoError: forged, malformed, or for another model, round or setup; of a
-                silo that is no member; a second one; or ACTIVE has been sent.
+            CryptoError: forged, malformed, or for another model, round, setup or head;
+                of a silo that is no member; a second one; or ACTIVE has been sent.
         """
         state = self._state
         silo, signed = self._setup.open_from_silo(data, Kind.READY, state.slot)
         with naming(silo):
             check_part((silo,), self._members, "READY")
             if Ready.from_bytes(signed.body) != self._expected_ready():
-                raise ProtocolViolation("READY for another model, round or setup")
+                raise ProtocolViolation("READY for another model, round, setup or head")
             if is_new(state.ready, silo, signed.signature, bool(state.active)):
                 state.ready[silo] = signed.signature
 
@@ -304,6 +303,11 @@ class AggregatorSlot:
         return self._state.model_digest
 
     @property
+    def head(self) -> bytes:
+        """What silos are shown of the aggregator's transcript."""
+        return self._state.head
+
+    @property
     def parts(self) -> Parts:
         """The parts of the vector, with their contributors among all members."""
         return self._state.parts
@@ -360,7 +364,8 @@ class AggregatorSlot:
             self._members,
             self._config.num_silos,
         )
-        return Ready(agreed, self._state.round_number, self._state.model_digest)
+        state = self._state
+        return Ready(agreed, state.round_number, state.model_digest, state.head)
 
     def _slot_digest(self) -> bytes:
         """Return T3, once the cohort stands."""

@@ -16,6 +16,7 @@ from crypto.encoding import Reader, Writer, digest
 from crypto.errors import MalformedMessage
 from crypto.secagg.messages import DIGEST_BYTES
 from crypto.secagg.parts import Parts, decode_parts, encode_parts
+from crypto.secagg.ready import HEAD_BYTES
 
 MAX_STATE_FIELD_BYTES = 1 << 24
 Words = npt.NDArray[np.uint64]
@@ -51,6 +52,7 @@ class SlotState:
     slot: int
     round_number: int
     model_digest: bytes
+    head: bytes
     parts: Parts
     ready: dict[int, bytes] = field(default_factory=dict)
     active: bytes = b""
@@ -90,7 +92,7 @@ def encode_slot(state: SlotState, owner: bytes, num_silos: int) -> bytes:
     """Return the state as bytes; uploads count only once the survivors are closed."""
     writer = Writer().fixed(owner, DIGEST_BYTES)
     writer.integer(state.slot, 4).integer(state.round_number, 4)
-    writer.fixed(state.model_digest, DIGEST_BYTES)
+    writer.fixed(state.model_digest, DIGEST_BYTES).fixed(state.head, HEAD_BYTES)
     masked = state.masked if state.survivors else {}
     for table in (state.ready, masked, state.confirmed, state.reveals):
         _write_table(writer, table)
@@ -114,7 +116,7 @@ def decode_slot(data: bytes, owner: bytes, num_silos: int) -> SlotState:
     """
     reader = _opened(data, owner, labels.SLOT_STATE)
     slot, round_number = reader.integer(4), reader.integer(4)
-    model_digest = reader.fixed(DIGEST_BYTES)
+    model_digest, head = reader.fixed(DIGEST_BYTES), reader.fixed(HEAD_BYTES)
     ready, masked, confirmed, reveals = (_read_table(reader) for _ in range(4))
     parts, active, survivors, masked_digest, confirms, sum_digest = (
         reader.prefixed(MAX_STATE_FIELD_BYTES) for _ in range(6)
@@ -124,6 +126,7 @@ def decode_slot(data: bytes, owner: bytes, num_silos: int) -> SlotState:
         slot,
         round_number,
         model_digest,
+        head,
         decode_parts(parts, num_silos),
         ready,
         active,

@@ -18,7 +18,6 @@ from crypto.shamir import SHARE_BYTES
 from crypto.signatures import SIGNATURE_BYTES
 
 DIGEST_BYTES = 32
-READY_BYTES = 2 * DIGEST_BYTES + 4
 SHARE_PAIR_BYTES = 2 * SHARE_BYTES
 """One slot's shares for one holder: of the mask seed, then of the agreement key."""
 
@@ -194,58 +193,6 @@ class Envelopes:
         return cls(keys, members, sealed)
 
 
-@dataclass(frozen=True)
-class Ready:
-    """Stage 3, up: T2, the round, and the digest of the model that was trained from."""
-
-    members_digest: bytes
-    round_number: int
-    model_digest: bytes
-
-    def to_bytes(self) -> bytes:
-        """Return 68 bytes."""
-        return (
-            Writer()
-            .fixed(self.members_digest, DIGEST_BYTES)
-            .integer(self.round_number, 4)
-            .fixed(self.model_digest, DIGEST_BYTES)
-            .to_bytes()
-        )
-
-    @classmethod
-    def read(cls, reader: Reader) -> "Ready":
-        """Read the message where a reader stands."""
-        return cls(
-            reader.fixed(DIGEST_BYTES), reader.integer(4), reader.fixed(DIGEST_BYTES)
-        )
-
-    @classmethod
-    def from_bytes(cls, data: BytesLike) -> "Ready":
-        """Parse; ``MalformedMessage`` unless the bytes are exactly one message."""
-        reader = Reader(data)
-        message = cls.read(reader)
-        reader.end()
-        return message
-
-
-@dataclass(frozen=True)
-class Active:
-    """Stage 3, down: the one READY that the cohort A signed, and its signatures."""
-
-    ready: Ready
-    signatures: Mapping[int, bytes]
-
-    def to_bytes(self, num_silos: int) -> bytes:
-        """Return 68 + ceil(n/8) + 64 |A| bytes."""
-        return self.ready.to_bytes() + _encode_signatures(self.signatures, num_silos)
-
-    @classmethod
-    def from_bytes(cls, data: BytesLike, num_silos: int) -> "Active":
-        """Parse; ``MalformedMessage`` unless the bytes are exactly one message."""
-        reader = Reader(data)
-        return cls(Ready.read(reader), _decode_signatures(reader, num_silos))
-
-
 MASKED_PREFIX_BYTES = DIGEST_BYTES + 8
 
 
@@ -321,7 +268,7 @@ class Confirms:
 
     def to_bytes(self, num_silos: int) -> bytes:
         """Return 32 + 2 ceil(n/8) + 64 |signers| bytes."""
-        return self.confirm.to_bytes(num_silos) + _encode_signatures(
+        return self.confirm.to_bytes(num_silos) + encode_signatures(
             self.signatures, num_silos
         )
 
@@ -330,7 +277,7 @@ class Confirms:
         """Parse; ``MalformedMessage`` unless the bytes are exactly one message."""
         reader = Reader(data)
         confirm = Survivors.read(reader, num_silos)
-        return cls(confirm, _decode_signatures(reader, num_silos))
+        return cls(confirm, decode_signatures(reader, num_silos))
 
 
 @dataclass(frozen=True)
@@ -383,7 +330,7 @@ class SumNotice:
         return notice
 
 
-def _encode_signatures(signatures: Mapping[int, bytes], num_silos: int) -> bytes:
+def encode_signatures(signatures: Mapping[int, bytes], num_silos: int) -> bytes:
     """Return the set of signers, then their signatures in the order of the roster."""
     bitmap = encode_silos(signatures, num_silos)
     writer = Writer().fixed(bitmap, bitmap_bytes(num_silos))
@@ -392,7 +339,7 @@ def _encode_signatures(signatures: Mapping[int, bytes], num_silos: int) -> bytes
     return writer.to_bytes()
 
 
-def _decode_signatures(reader: Reader, num_silos: int) -> dict[int, bytes]:
+def decode_signatures(reader: Reader, num_silos: int) -> dict[int, bytes]:
     """Read signatures by silo; they are the last field of their message."""
     signers = decode_silos(reader.view(bitmap_bytes(num_silos)), num_silos)
     signatures = {silo: reader.fixed(SIGNATURE_BYTES) for silo in signers}

@@ -26,7 +26,6 @@ from crypto.secagg.digests import setup_digest
 from crypto.secagg.messages import (
     DIGEST_BYTES,
     MASKED_PREFIX_BYTES,
-    READY_BYTES,
     Advertise,
     Keys,
     Signed,
@@ -35,6 +34,7 @@ from crypto.secagg.messages import (
     public_keys,
     sealed_shares_bytes,
 )
+from crypto.secagg.ready import READY_BYTES
 from crypto.shamir import SHARE_BYTES
 from crypto.signatures import SIGNATURE_BYTES
 

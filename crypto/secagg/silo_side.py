@@ -39,12 +39,12 @@ from crypto.secagg.journal import Journal, Promise, Stage
 from crypto.secagg.masks import add_masks
 from crypto.secagg.messages import (
     DIGEST_BYTES,
-    Active,
     Confirms,
     SumNotice,
     Survivors,
 )
 from crypto.secagg.parts import Parts, whole
+from crypto.secagg.ready import HEAD_BYTES, NO_HEAD, Active
 from crypto.secagg.setup import Setup
 from crypto.secagg.silo_setup import SiloSetup
 from crypto.secagg.silo_slot import (
@@ -104,7 +104,13 @@ class SiloSide(SiloSetup):
         )
         self._journal = journal
 
-    def ready(self, slot: int, round_number: int, model_digest: bytes) -> bytes:
+    def ready(
+        self,
+        slot: int,
+        round_number: int,
+        model_digest: bytes,
+        head: bytes = NO_HEAD,
+    ) -> bytes:
         """Return the READY frame: this silo has trained from this model.
 
         The secrets of all earlier slots are destroyed: a slot that failed before REVEAL
@@ -114,9 +120,10 @@ class SiloSide(SiloSetup):
             slot: 0 to ``slots_per_setup`` - 1, above every slot used before.
             round_number: from 0, which is what is summed before the first round.
             model_digest: 32 bytes, over the shared parameters as received.
+            head: 104 bytes, what this silo was shown of the aggregator's transcript.
 
         Raises:
-            ValueError: the digest does not have 32 bytes.
+            ValueError: the digest does not have 32 bytes, or the head not 104.
             ProtocolViolation: the slot was used for another request or passed over, or
                 does not exist; or a share was revealed in this round or a later one.
         """
@@ -124,11 +131,13 @@ class SiloSide(SiloSetup):
         require_call(bool(state.members), "ready() before receive_shares()")
         if len(model_digest) != DIGEST_BYTES:
             raise ValueError(f"model_digest: {len(model_digest)} bytes")
+        if len(head) != HEAD_BYTES:
+            raise ValueError(f"head: {len(head)} bytes")
         if progress is None or progress.slot != slot:
             check_new_slot(self._setup, state, slot, round_number)
-            progress = SlotProgress(slot, round_number, model_digest)
-        asked = (round_number, model_digest)
-        promised = (progress.round_number, progress.model_digest)
+            progress = SlotProgress(slot, round_number, model_digest, head)
+        asked = (round_number, model_digest, head)
+        promised = (progress.round_number, progress.model_digest, progress.head)
         check_same(asked == promised, "request for READY", f"slot {slot}")
         body = expected_ready(self._setup, state, progress).to_bytes()
         self._promise(Stage.READY, progress, body)
@@ -151,10 +160,10 @@ class SiloSide(SiloSetup):
 
         Raises:
             ValueError: the upload is sealed, or not as long as this silo's parts.
-            CryptoError: a silo has signed another model, round or setup; the cohort is
-                too small, in all or in a part, has a stranger or lacks this silo; or
-                this slot has masked other words, or for another cohort or other parts,
-                or is revealed. The upload is unchanged.
+            CryptoError: a silo has signed another model, round, setup or head; the
+                cohort is too small, in all or in a part, has a stranger or lacks this
+                silo; or this slot has masked other words, or for another cohort or
+                other parts, or is revealed. The upload is unchanged.
         """
         state, before = self._state, self._progress("mask")
         header = self._setup.aggregator_header(Kind.ACTIVE, before.slot)

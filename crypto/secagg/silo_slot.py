@@ -18,14 +18,7 @@ from crypto.secagg.checks import (
 )
 from crypto.secagg.digests import keys_digest, members_digest, slot_digest
 from crypto.secagg.masks import PartMasks, SlotSecrets, derive_masks
-from crypto.secagg.messages import (
-    Active,
-    Confirms,
-    Ready,
-    Reveal,
-    SumNotice,
-    Survivors,
-)
+from crypto.secagg.messages import Confirms, Reveal, SumNotice, Survivors
 from crypto.secagg.parts import (
     Parts,
     check_groups,
@@ -34,6 +27,7 @@ from crypto.secagg.parts import (
     within,
     words_of,
 )
+from crypto.secagg.ready import Active, Ready
 from crypto.secagg.setup import Setup
 from crypto.secagg.silo_state import SiloState, SlotProgress
 from crypto.secagg.upload import Upload
@@ -62,7 +56,7 @@ def expected_ready(setup: Setup, state: SiloState, progress: SlotProgress) -> Re
     """Return what this silo signs in READY, and expects every other to have signed."""
     agreed = keys_digest(setup.digest, state.keys)
     members = members_digest(agreed, state.members, setup.config.num_silos)
-    return Ready(members, progress.round_number, progress.model_digest)
+    return Ready(members, progress.round_number, progress.model_digest, progress.head)
 
 
 def check_active(
@@ -79,12 +73,13 @@ def check_active(
         parts: as this silo computes them, with contributors in the cohort or not.
 
     Raises:
-        ProtocolViolation: another model, round or setup; a cohort that is too small,
-            has a stranger or lacks this silo; or too few of it contribute to a part.
+        ProtocolViolation: another model, round, setup or head; a cohort that is too
+            small, has a stranger or lacks this silo; or too few of it contribute to a
+            part.
         InvalidSignature: a member did not sign this READY.
     """
     expected = expected_ready(setup, state, progress)
-    for name in ("members_digest", "round_number", "model_digest"):
+    for name in ("members_digest", "round_number", "model_digest", "head"):
         if getattr(message.ready, name) != getattr(expected, name):
             raise ProtocolViolation(f"ACTIVE has another {name} than this silo")
     config, cohort = setup.config, tuple(sorted(message.signatures))

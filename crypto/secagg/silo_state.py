@@ -22,6 +22,7 @@ from crypto.secagg.messages import (
     encode_silos,
 )
 from crypto.secagg.parts import Parts, decode_parts, encode_parts
+from crypto.secagg.ready import HEAD_BYTES
 
 MAX_STATE_FIELD_BYTES = 1 << 24
 """Above KEYS and SHARES of the largest setup (1000 silos, 64 slots: 4.2 MB each)."""
@@ -39,6 +40,7 @@ class SlotProgress:
     slot: int
     round_number: int
     model_digest: bytes
+    head: bytes
     slot_digest: bytes = b""
     cohort: tuple[int, ...] = ()
     parts: Parts = ()
@@ -206,6 +208,7 @@ def _write_progress(
         return
     writer.integer(progress.slot, 4).integer(progress.round_number, 4)
     writer.fixed(progress.model_digest, DIGEST_BYTES)
+    writer.fixed(progress.head, HEAD_BYTES)
     for data in (
         progress.slot_digest,
         encode_silos(progress.cohort, num_silos),
@@ -223,7 +226,7 @@ def _read_progress(reader: Reader, num_silos: int) -> SlotProgress | None:
     if not reader.integer(1):
         return None
     slot, round_number = reader.integer(4), reader.integer(4)
-    model_digest = reader.fixed(DIGEST_BYTES)
+    model_digest, head = reader.fixed(DIGEST_BYTES), reader.fixed(HEAD_BYTES)
     slot_digest, cohort, parts, words_digest, survivors, reveal, sum_digest = (
         reader.prefixed(MAX_STATE_FIELD_BYTES) for _ in range(7)
     )
@@ -231,6 +234,7 @@ def _read_progress(reader: Reader, num_silos: int) -> SlotProgress | None:
         slot,
         round_number,
         model_digest,
+        head,
         slot_digest,
         decode_silos(cohort, num_silos),
         decode_parts(parts, num_silos),

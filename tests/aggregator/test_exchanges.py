@@ -1,6 +1,6 @@
 """Exchanges: who is left out, and what is written about it."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from pathlib import Path
 
 import pytest
@@ -31,7 +31,7 @@ class Scripted:
         *,
         deadline_seconds: float,
         max_reply_bytes: int,
-    ) -> Iterator[tuple[int, BytesLike]]:
+    ) -> Generator[tuple[int, BytesLike], BytesLike | None, None]:
         self.limits.append((deadline_seconds, max_reply_bytes))
         yield from self.replies.items()
 
@@ -219,3 +219,73 @@ def test_accusations_count_where_envelopes_are_opened(
         asked = Stage(name=stage, round_number=0, deadline_seconds=1.0)
         exchanges.ask(asked, {0: request}, lambda silo, reply: 0)
     assert exchanges.accusations == noted
+
+
+class Asking:
+    """A transport whose silo 0 has seen another head than it is asked about."""
+
+    def __init__(self, replies: list[bytes]) -> None:
+        self.replies, self.asked = replies, list[BytesLike]()
+
+    def exchange(
+        self,
+        requests: Mapping[int, BytesLike],
+        *,
+        deadline_seconds: float,
+        max_reply_bytes: int,
+    ) -> Generator[tuple[int, BytesLike], BytesLike | None, None]:
+        asked: BytesLike | None = requests[0]
+        for reply in (*self.replies, None):
+            if asked is None:
+                return
+            self.asked.append(asked)
+            if reply is not None:
+                asked = yield 0, reply
+
+
+@pytest.mark.parametrize(
+    ("seen", "then", "asked", "dropped"),
+    [
+        ([7], "good", [b"request", b"after 7"], []),
+        ([7], "nothing", [b"request", b"after 7"], ["no answer in time"]),
+        ([7, 8], "good", [b"request", b"after 7"], ["refused: no"]),
+        ([99], "good", [b"request"], ["refused: no"]),
+        ([-1], "good", [b"request"], ["refused: no"]),
+    ],
+)
+def test_a_silo_that_has_seen_another_head_is_asked_once_more(
+    tmp_path: Path,
+    plan: RunPlan,
+    keys: list[IdentityKey],
+    seen: list[int],
+    then: str,
+    asked: list[bytes],
+    dropped: list[str],
+) -> None:
+    bodies = [Refusal(stage="ready", check="no", seen=s).to_body() for s in seen]
+    replies = [
+        make_envelope(plan, keys[0], Kind.REFUSED, body, sender=0) for body in bodies
+    ]
+    if then == "good":
+        replies.append(reply(plan, keys, 0, b"x"))
+    transport = Asking(replies)
+    with TranscriptWriter(
+        tmp_path / "t", party="aggregator", plan_digest=plan.digest, identity=keys[3]
+    ) as transcript:
+        exchanges = Exchanges(plan, keys[3], transport, transcript)
+        accepted = exchanges.ask(
+            STAGE,
+            {0: b"request"},
+            lambda silo, reply: 0,
+            lambda silo, size: b"after %d" % size if size < 9 else None,
+        )
+    assert transport.asked == asked
+    assert accepted == (() if dropped else (0,))
+    assert exchanges.refused == (
+        set() if dropped in ([], ["no answer in time"]) else {0}
+    )
+    entries = [entry.record for entry in read_records(tmp_path / "t")]
+    assert [r.reason for r in entries if isinstance(r, Dropped)] == dropped
+    traffic = [r for r in entries if isinstance(r, Traffic)]
+    assert [r.received_bytes for r in traffic] == [len(each) for each in asked]
+    assert traffic[0].sent_bytes == len(replies[0])

@@ -42,6 +42,21 @@ def another_model_under_my_digest(f):
     return sign_active(f, replace(message, signatures=table))
 
 
+def another_head(f):
+    """The others were shown, and have signed, another transcript."""
+    ready = replace(active_of(f).ready, head=bytes(range(104)))
+    return sign_active(f, replace(active_of(f), ready=ready))
+
+
+def another_head_under_mine(f):
+    """They have signed another head; the aggregator claims they signed mine."""
+    message = active_of(f)
+    other = replace(message.ready, head=bytes(range(104))).to_bytes()
+    signatures = {i: resign(f, i, other, Kind.READY) for i in (1, 2, 3, 4)}
+    table = {**message.signatures, **signatures}
+    return sign_active(f, replace(message, signatures=table))
+
+
 def another_round(f):
     ready = replace(active_of(f).ready, round_number=2)
     return sign_active(f, replace(active_of(f), ready=ready))
@@ -266,6 +281,14 @@ ROWS = [
         A,
         "another model under my digest",
         another_model_under_my_digest,
+        FORGED,
+        "READY of silo",
+    ),
+    active(A, "another head", another_head, FORBIDDEN, "another head"),
+    active(
+        A,
+        "another head under mine",
+        another_head_under_mine,
         FORGED,
         "READY of silo",
     ),

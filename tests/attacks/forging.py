@@ -3,7 +3,6 @@
 from crypto.frame import AGGREGATOR as AGGREGATOR_INDEX
 from crypto.frame import EVERYONE, NO_SLOT, Header, Kind, make_frame
 from crypto.secagg.messages import (
-    Active,
     Advertise,
     Confirms,
     Envelopes,
@@ -12,6 +11,7 @@ from crypto.secagg.messages import (
     SumNotice,
     Survivors,
 )
+from crypto.secagg.ready import Active
 from crypto.secagg.setup import PASSED_ON
 from tests.attacks.table import SIX
 from tests.crypto.secagg.federation import Federation

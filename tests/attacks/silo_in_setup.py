@@ -4,7 +4,11 @@ from dataclasses import replace
 
 from crypto.errors import InvalidSignature, MalformedMessage, ProtocolViolation
 from crypto.frame import Kind
-from crypto.secagg.messages import Advertise, Ready, Shares
+from crypto.secagg.messages import (
+    Advertise,
+    Shares,
+)
+from crypto.secagg.ready import Ready
 from tests.attacks.forging import BODY, fresh, sign, six
 from tests.attacks.table import NETWORK, SILO, SIX, Row
 from tests.crypto.secagg.federation import MODEL, OTHER_RUN, Federation
@@ -31,7 +35,8 @@ def another_setup(f):
 
 
 def another_kind(f):
-    return sign(f, Kind.READY, Ready(bytes(32), 1, MODEL).to_bytes())
+    """READY, cut to the length of an ADVERTISE: its kind is looked at first."""
+    return sign(f, Kind.READY, Ready(bytes(32), 1, MODEL).to_bytes()[:68])
 
 
 def copied_slot_keys(f):

@@ -5,8 +5,11 @@ from dataclasses import replace
 from crypto.encoding import Writer
 from crypto.errors import InvalidSignature, MalformedMessage, ProtocolViolation
 from crypto.frame import Kind
-from crypto.secagg.messages import Ready, Survivors
+from crypto.secagg.messages import (
+    Survivors,
+)
 from crypto.secagg.parts import Part, whole, words_of
+from crypto.secagg.ready import Ready
 from crypto.secagg.upload import Upload
 from tests.attacks.forging import BODY, sign, six
 from tests.attacks.table import NETWORK, SILO, SIX, Row
@@ -37,6 +40,11 @@ def ready_for_another_slot(f):
 def ready_of_other_members(f):
     honest = Ready.from_bytes(say_ready(f)[BODY])
     return sign(f, Kind.READY, replace(honest, members_digest=bytes(32)).to_bytes())
+
+
+def ready_with_another_head(f):
+    honest = Ready.from_bytes(say_ready(f)[BODY])
+    return sign(f, Kind.READY, replace(honest, head=bytes(range(104))).to_bytes())
 
 
 def ready_in_silo_2s_name(f):
@@ -176,9 +184,10 @@ ROWS = [
     ready("another model", ready_for_another_model, FORBIDDEN, "silo 1: "),
     ready("another round", ready_for_another_round, FORBIDDEN, "silo 1: "),
     ready("another slot", ready_for_another_slot, FORBIDDEN, "slot"),
+    ready("another head", ready_with_another_head, FORBIDDEN, "silo 1: "),
     ready("other members", ready_of_other_members, FORBIDDEN, "silo 1: "),
     ready("READY in silo 2's name", ready_in_silo_2s_name, FORGED, "silo 2"),
-    ready("ADVERTISE once more", advertise_again, MALFORMED, "limit", who=NETWORK),
+    ready("ADVERTISE once more", advertise_again, FORBIDDEN, "kind", who=NETWORK),
     masking("a bit changed", masked_with_a_bit_changed, FORGED, "silo 1", who=NETWORK),
     masking("another cohort", masked_for_another_cohort, FORBIDDEN, "silo 1: "),
     masking("a later slot", masked_of_a_later_slot, FORBIDDEN, "slot"),

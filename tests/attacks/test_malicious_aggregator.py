@@ -11,7 +11,12 @@ import pytest
 from crypto.errors import CryptoError, ProtocolViolation
 from crypto.frame import Kind
 from crypto.secagg.config import SecAggConfig
-from crypto.secagg.messages import Active, Confirms, Envelopes, Survivors
+from crypto.secagg.messages import (
+    Confirms,
+    Envelopes,
+    Survivors,
+)
+from crypto.secagg.ready import Active
 from tests.attacks import aggregator_in_setup, aggregator_in_slot, aggregator_views
 from tests.attacks.aggregator_in_slot import other_survivors_after_confirm
 from tests.attacks.aggregator_views import METHODS

@@ -96,6 +96,12 @@ ROWS = [
     ),
     Rollback(
         "envelopes",
+        "READY of slot 0 with another head",
+        lambda f: f.silos[0].ready(0, 1, MODEL, bytes(range(104))),
+        "was promised otherwise",
+    ),
+    Rollback(
+        "envelopes",
         "READY of slot 1 for the revealed round",
         lambda f: f.silos[0].ready(1, 1, MODEL),
         "were revealed",

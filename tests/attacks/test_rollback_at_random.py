@@ -20,8 +20,13 @@ from crypto.errors import CryptoError
 from crypto.frame import Kind
 from crypto.secagg.config import SecAggConfig
 from crypto.secagg.digests import keys_digest, members_digest, slot_digest
-from crypto.secagg.messages import Active, Confirms, Ready, SumNotice, Survivors
+from crypto.secagg.messages import (
+    Confirms,
+    SumNotice,
+    Survivors,
+)
 from crypto.secagg.parts import whole
+from crypto.secagg.ready import Active, Ready
 from crypto.secagg.upload import Upload
 from tests.attacks.forging import BODY, resign, sign_in_slot
 from tests.attacks.table import restart_silo

@@ -11,15 +11,20 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from crypto.frame import Kind as ReadyKind
 from crypto.keys import IdentityKey
+from crypto.secagg.ready import Ready
 from diffusion.config import UNetConfig
 from protocol import records as r
 from protocol.aggregation_settings import EvaluationConfig
+from protocol.audit_records import SiloHead, Witnessed
 from protocol.calibration_settings import CalibrationConfig
+from protocol.envelope import EndReply, Kind, make_envelope
+from protocol.heads import Head
 from protocol.plan import PlanDraft, RunPlan, SiloParty, make_plan
 from protocol.plan_files import save_plan
 from protocol.settings import TrainingConfig
-from protocol.transcript import Head, TranscriptWriter
+from protocol.transcript import TranscriptWriter
 from protocol.update_settings import ProtectionConfig
 
 SILOS = ("amsterdam", "basel", "cork")
@@ -54,12 +59,22 @@ class SeeHead:
 
 @dataclass(frozen=True)
 class TellHead:
-    """The aggregator is told a silo's newest head."""
+    """The aggregator is told a silo's newest head, and that it acknowledges its own."""
 
     silo: str
 
 
-Item = r.Record | Sign | SeeHead | TellHead
+@dataclass(frozen=True)
+class Witness:
+    """The aggregator records which silos signed its newest head in READY."""
+
+    round_number: int
+    setup: int
+    slot: int
+    silos: tuple[str, ...] = SILOS
+
+
+Item = r.Record | Sign | SeeHead | TellHead | Witness
 Action = tuple[str, Item]
 Script = list[Action]
 Edit = Callable[[Script], Script]
@@ -126,7 +141,7 @@ def _round(number: int, lost: str | None, method: str) -> Script:
         **place, attempt=1, model=digest("model", number), field_bits=32
     )
     survivors = tuple(silo for silo in SILOS if silo != lost)
-    actions: Script = [(AGGREGATOR, opened), (AGGREGATOR, Sign())]
+    actions: Script = [(AGGREGATOR, Sign()), (AGGREGATOR, opened)]
     for silo in SILOS:
         plain = VECTOR_BYTES if method == "none" else 0
         actions += [(silo, SeeHead(number)), (silo, opened)]
@@ -183,8 +198,12 @@ def _sum(
     number: int, place: dict[str, int], survivors: tuple[str, ...], lost: str | None
 ) -> Script:
     """Return the stages of secure aggregation."""
-    actions: Script = [(AGGREGATOR, r.Cohort(round_number=number, silos=SILOS))]
+    actions: Script = [
+        (AGGREGATOR, r.Cohort(round_number=number, silos=SILOS)),
+        (AGGREGATOR, Witness(**place)),
+    ]
     for silo in SILOS:
+        actions.append((silo, r.Cohort(round_number=number, silos=SILOS)))
         actions += _upload(place, silo, "mask", arrives=silo != lost)
         traffic = _both(number, "masked", silo, VECTOR_BYTES)
         actions += traffic[: 1 if silo == lost else 2]
@@ -299,13 +318,14 @@ def write_run(run: Path, parties: Parties, actions: Script) -> None:
         if isinstance(item, Sign):
             heads[party] = writers[party].sign_head()
             continue
-        writers[party].append(_record(item, parties.plan, heads))
+        writers[party].append(_record(item, parties, heads))
     for writer in writers.values():
         writer.close()
 
 
-def _record(item: Item, plan: RunPlan, heads: dict[str, Head]) -> r.Record:
+def _record(item: Item, parties: Parties, heads: dict[str, Head]) -> r.Record:
     """Return the record of an action, heads and the plan's digest filled in."""
+    plan = parties.plan
     if isinstance(item, r.Opened) and not item.plan:
         return dataclasses.replace(item, plan=plan.digest.hex())
     if isinstance(item, SeeHead):
@@ -317,12 +337,67 @@ def _record(item: Item, plan: RunPlan, heads: dict[str, Head]) -> r.Record:
             signature=head.signature,
         )
     if isinstance(item, TellHead):
-        head = heads[item.silo]
-        return r.SiloHead(
-            silo=item.silo, size=head.size, root=head.root, signature=head.signature
-        )
+        return silo_head(parties, item.silo, heads[item.silo], heads[AGGREGATOR])
+    if isinstance(item, Witness):
+        return witnessed(parties, item, heads[AGGREGATOR])
     assert not isinstance(item, Sign)
     return item
+
+
+def silo_head(parties: Parties, silo: str, head: Head, seen: Head) -> SiloHead:
+    """Return what a silo's signed answer to END leaves in a transcript."""
+    reply = make_envelope(
+        parties.plan,
+        parties.keys[silo],
+        Kind.END_SEEN,
+        EndReply(head=head, seen=seen).to_body(),
+        sender=SILOS.index(silo),
+    )
+    return SiloHead(
+        silo=silo,
+        size=head.size,
+        root=head.root,
+        signature=head.signature,
+        seen_size=seen.size,
+        seen_root=seen.root,
+        seen_signature=seen.signature,
+        acknowledgement=reply[-64:].hex(),
+    )
+
+
+def witnessed(parties: Parties, item: Witness, head: Head) -> Witnessed:
+    """Return what the silos' READY leave in a transcript."""
+    agreed, model = digest("members"), digest("model", item.round_number)
+    ready = Ready(
+        bytes.fromhex(agreed),
+        item.round_number,
+        bytes.fromhex(model),
+        head.to_bytes(),
+    )
+    signatures = [
+        make_envelope(
+            parties.plan,
+            parties.keys[silo],
+            ReadyKind.READY,
+            ready.to_bytes(),
+            sender=SILOS.index(silo),
+            setup=item.setup,
+            slot=item.slot,
+        )[-64:].hex()
+        for silo in item.silos
+    ]
+    return Witnessed(
+        round_number=item.round_number,
+        setup=item.setup,
+        slot=item.slot,
+        agreed=agreed,
+        model=model,
+        size=head.size,
+        root=head.root,
+        signature=head.signature,
+        silos=item.silos,
+        signatures=tuple(signatures),
+    )
 
 
 def _ticking() -> Iterator[float]:

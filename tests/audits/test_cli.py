@@ -7,7 +7,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 from audits.cli import main
+from audits.evidence import load_evidence
 from protocol import records as r
+from protocol.heads import Head
+from protocol.transcript import read_heads
 from tests.audits.evidence_builder import (
     change,
     folder_of,
@@ -142,3 +145,58 @@ def test_the_command_needs_neither_torch_nor_other_roles() -> None:
         [sys.executable, "-c", code], cwd=root, capture_output=True, text=True
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_heads_are_checkpoints_with_their_verifier_keys(
+    run: Path, tmp_path: Path
+) -> None:
+    result = call("heads", run, "--out", tmp_path / "heads")
+    assert result.exit_code == 0
+    names = [Path(line).name for line in result.stdout.splitlines()]
+    parties = ("aggregator", "amsterdam", "basel", "cork")
+    assert names == [f"{p}.{kind}" for p in parties for kind in ("checkpoint", "vkey")]
+    evidence = load_evidence(run)
+    for party in parties:
+        note = (tmp_path / "heads" / f"{party}.checkpoint").read_text()
+        head = Head.from_note(note)
+        head.check(evidence.plan.digest, evidence.key_of(party))
+        assert head == list(read_heads(folder_of(run, party)))[-1]
+        name, _, _ = (tmp_path / "heads" / f"{party}.vkey").read_text().split("+", 2)
+        assert name == note.splitlines()[0]
+    printed = call("heads", run, "--party", "basel").stdout
+    assert printed.count("\u2014") == 1
+    assert (tmp_path / "heads" / "basel.checkpoint").read_text() in printed
+
+
+@pytest.mark.parametrize(
+    ("break_it", "arguments", "words"),
+    [
+        (lambda run: None, ("--party", "delft"), "no transcript of 'delft'"),
+        (
+            lambda run: (folder_of(run, "cork") / "heads.txt").write_text(""),
+            (),
+            "no head was ever signed",
+        ),
+        (
+            lambda run: (folder_of(run, "cork") / "heads.txt").write_text("x\n"),
+            (),
+            "heads.txt, head 0: must be a note",
+        ),
+        (
+            lambda run: shutil.copy(
+                folder_of(run, "basel") / "heads.txt", folder_of(run, "cork")
+            ),
+            ("--party", "cork"),
+            "two transcripts",
+        ),
+    ],
+)
+def test_heads_that_cannot_be_given_out(
+    break_it: object, arguments: tuple[str, ...], words: str, run: Path
+) -> None:
+    break_it(run)  # type: ignore[operator]
+    result = call("heads", run, *arguments)
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: ")
+    assert words in result.stderr
+    assert result.stderr.count("\n") == 1

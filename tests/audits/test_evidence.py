@@ -38,12 +38,12 @@ def test_transcripts_are_found_anywhere_and_told_apart_by_content(run: Path) -> 
 
 
 def test_a_transcript_without_heads_is_known_by_its_first_record(run: Path) -> None:
-    (folder_of(run, "cork") / "heads.jsonl").unlink()
+    (folder_of(run, "cork") / "heads.txt").unlink()
     assert "cork" in load_evidence(run).silos
 
 
 def test_a_transcript_that_says_nothing_is_a_stranger(run: Path) -> None:
-    for name in ("heads.jsonl", "transcript.jsonl"):
+    for name in ("heads.txt", "transcript.jsonl"):
         (folder_of(run, "cork") / name).write_bytes(b"\xff\n")
     evidence = load_evidence(run)
     assert evidence.missing == ("cork",)

@@ -259,14 +259,14 @@ FILES = (
         "a number of five thousand digits",
         "records",
         "cork",
-        "record 38: not valid JSON",
+        "record 41: not valid JSON",
         tamper=at_last("cork", b'"sent_bytes":300', b'"sent_bytes":' + b"9" * 5000),
     ),
     Row(
         "a value nested too deeply",
         "records",
         "cork",
-        "record 38: ",
+        "record 41: ",
         tamper=at_last("cork", b'"end"', b"[" * 100_000 + b"]" * 100_000),
     ),
     Row(

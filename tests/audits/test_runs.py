@@ -50,7 +50,7 @@ def test_a_dropout_is_no_failure(tmp_path: Path) -> None:
 
 def test_updates_in_the_clear_are_said_loudly(tmp_path: Path) -> None:
     odd = warnings(write(tmp_path, script(method="none"), method="none"))
-    assert set(odd) == {"protection", "slots", "confirmed", "privacy"}
+    assert set(odd) == {"protection", "slots", "confirmed", "privacy", "witnesses"}
     assert "in the clear, as the plan says" in odd["protection"][0].statement
 
 
@@ -103,7 +103,7 @@ def test_records_after_the_last_head_are_told(tmp_path: Path) -> None:
     actions = script()
     extra = r.Refused(round_number=0, stage="end", check="the run is over")
     odd = warnings(write(tmp_path, [*actions, ("cork", extra)]))
-    assert "records 39 to 39 follow" in odd["records"][0].statement
+    assert "records 42 to 42 follow" in odd["records"][0].statement
     assert odd["records"][0].party == "cork"
     assert "the run is over" in odd["refusals"][0].statement
 

@@ -48,6 +48,39 @@ def test_growing_tree_is_the_definition(leaves):
     assert merkle.MerkleTree(leaves).root() == tree.root() == merkle.root(leaves)
 
 
+@given(leaf_lists)
+def test_a_tree_that_proves_is_the_slow_definition(leaves):
+    tree = merkle.ProvingTree()
+    assert tree.root() == merkle.EMPTY_ROOT == tree.root(0)
+    for size, leaf in enumerate(leaves, start=1):
+        tree.append(leaf)
+        assert tree.size == size
+        assert tree.root() == references.merkle_root(leaves[:size])
+    for size in range(1, len(leaves) + 1):
+        first = leaves[:size]
+        assert tree.root(size) == merkle.root(first)
+        for place in range(size):
+            path = merkle.consistency_proof(first, place + 1)
+            assert tree.consistency_proof(place + 1, size) == path
+            proof = merkle.inclusion_proof(first, place)
+            assert tree.inclusion_proof(place, size) == proof
+
+
+def test_what_a_tree_cannot_prove():
+    tree = merkle.ProvingTree([b"a", b"b", b"c"])
+    for ask in (
+        lambda: tree.root(4),
+        lambda: tree.consistency_proof(0),
+        lambda: tree.consistency_proof(3, 2),
+        lambda: tree.consistency_proof(1, 4),
+        lambda: tree.inclusion_proof(3),
+        lambda: tree.inclusion_proof(2, 2),
+        lambda: tree.inclusion_proof(-1),
+    ):
+        with pytest.raises(ValueError, match="leaves"):
+            ask()
+
+
 @given(leaf_lists, st.data())
 def test_proofs_verify_and_any_change_breaks_them(leaves, data):
     size = len(leaves)

@@ -1,7 +1,7 @@
 """A tiny federation on real digits, and a transport that can crash or lose silos."""
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -65,21 +65,23 @@ class Recorder:
         *,
         deadline_seconds: float,
         max_reply_bytes: int,
-    ) -> Iterator[tuple[int, bytes]]:
-        for silo, request in requests.items():
-            kind = read_header(request).kind
-            if self.fault("before", kind, silo):
-                continue
-            reply = self.sessions[silo].handle(request)
-            header = read_header(reply)
-            if header.kind == Kind.MASKED:
-                slot = (silo, header.setup, header.slot)
-                self.masked.setdefault(slot, set()).add(bytes(reply))
-            self.wire.append((silo, bytes(request), bytes(reply)))
-            if self.fault("after", kind, silo):
-                continue
-            assert len(reply) <= max_reply_bytes
-            yield silo, reply
+    ) -> Generator[tuple[int, bytes], BytesLike | None, None]:
+        for silo, first in requests.items():
+            request: BytesLike | None = first
+            while request is not None:
+                kind = read_header(request).kind
+                if self.fault("before", kind, silo):
+                    break
+                reply = self.sessions[silo].handle(request)
+                header = read_header(reply)
+                if header.kind == Kind.MASKED:
+                    slot = (silo, header.setup, header.slot)
+                    self.masked.setdefault(slot, set()).add(bytes(reply))
+                self.wire.append((silo, bytes(request), bytes(reply)))
+                if self.fault("after", kind, silo):
+                    break
+                assert len(reply) <= max_reply_bytes
+                request = yield silo, bytes(reply)
 
 
 @dataclass

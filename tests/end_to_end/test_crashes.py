@@ -22,7 +22,9 @@ from audits.audit import run_audit
 from audits.evidence import load_evidence
 from audits.findings import Severity
 from crypto.frame import Kind as SecAggKind
+from protocol import records
 from protocol.envelope import Kind
+from protocol.transcript import read_records
 from protocol.update_settings import UpdateConfig
 from simulation.federation import Federation
 from tests.end_to_end.conftest import (
@@ -168,6 +170,32 @@ def test_a_run_that_dies_again_and_again_still_ends(
     else:
         pytest.fail("the run never ended")
     check_good_end(crashed, undisturbed)
+
+
+@pytest.mark.parametrize(
+    ("kind", "moment"), [(Kind.ROUND, "after"), (SecAggKind.ACTIVE, "before")]
+)
+def test_silos_that_were_ready_before_a_crash_are_ready_in_the_same_slot(
+    harness: Callable[..., Harness],
+    undisturbed: RoundState,
+    kind: int,
+    moment: str,
+) -> None:
+    """The aggregator shows the head again that they have signed: no attempt is lost."""
+    crashed = harness()
+
+    def fault(when: str, at: int, silo_index: int) -> None:
+        if (when, at, silo_index) == (moment, kind, 1):
+            raise Crash
+
+    with pytest.raises(Crash):
+        crashed.run(fault)
+    check_good_end(crashed, undisturbed)
+    folder = crashed.federation.aggregator.run(crashed.plan) / "transcript"
+    found = [entry.record for entry in read_records(folder)]
+    opened = [r for r in found if isinstance(r, records.RoundOpened)]
+    assert {r.attempt for r in opened} == {1}
+    assert not [r for r in found if isinstance(r, records.Dropped)]
 
 
 def test_a_rotated_weighted_run_that_dies_gives_the_same_parameters(

@@ -29,9 +29,11 @@ from diffusion.parts import Part, part_of
 from protocol.aggregation_settings import EvaluationConfig
 from protocol.envelope import Kind, make_envelope
 from protocol.files import load_identity
+from protocol.heads import Head, ShownHead
 from protocol.measurement import MAX_DISTANCE, MeasureRequest, silo_seed
 from protocol.model_records import MeasuredInSilos, MeasurementSkipped
-from protocol.transcript import Head, TranscriptWriter, read_records
+from protocol.records import HeadSeen
+from protocol.transcript import TranscriptWriter, read_records
 from protocol.update_settings import ProtectionConfig, UpdateConfig
 from silo.check import explain
 from silo.evaluation import SiloReport, load_report
@@ -312,7 +314,10 @@ class Dishonest:
                 identity=self.identity,
             )
         ) as transcript:
-            head = transcript.sign_head()
+            own = made.federation.silo("silo-1").run(made.plan) / "transcript"
+            seen = [e.record for e in read_records(own)]
+            last = [r.size for r in seen if isinstance(r, HeadSeen)][-1]
+            shown = transcript.show(transcript.sign_head(), last)
         with np.load(made.federation.reference) as file:
             arrays = {name: file[name] for name in file.files}
         statistics = io.BytesIO()
@@ -320,7 +325,7 @@ class Dishonest:
         request = MeasureRequest(
             round_number=made.plan.num_rounds + 1,
             attempt=1,
-            head=head,
+            shown=shown,
             average=average.astype("<f4").tobytes(),
             statistics=statistics.getvalue(),
         )
@@ -401,7 +406,11 @@ def ask(made: Harness, number: int) -> tuple[int, bytes]:
     identity = load_identity(made.federation.aggregator.identity)
     head = Head(party="aggregator", size=0, root="00" * 32, signature="00" * 64)
     request = MeasureRequest(
-        round_number=number, attempt=1, head=head, average=b"", statistics=b""
+        round_number=number,
+        attempt=1,
+        shown=ShownHead(head=head),
+        average=b"",
+        statistics=b"",
     )
     body = request.to_body()
     message = make_envelope(

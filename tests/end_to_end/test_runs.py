@@ -119,6 +119,7 @@ def test_seven_silos_one_lost_before_and_one_after_its_upload(
     ("kind", "moment"),
     [
         (Kind.ROUND, "before"),
+        (Kind.ROUND, "after"),
         (SecAggKind.ACTIVE, "before"),
         (SecAggKind.ACTIVE, "after"),
         (SecAggKind.SURVIVORS, "after"),

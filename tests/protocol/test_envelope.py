@@ -31,25 +31,27 @@ from protocol.envelope import (
     open_envelope,
 )
 from protocol.errors import EnvelopeRejected
-from protocol.transcript import Head
+from protocol.heads import SHOWN_HEAD_BYTES, Head, ShownHead
 from tests.protocol.examples import AGGREGATOR_IDENTITY, IDENTITIES, make_example
 
 PLAN = make_example()
 HEAD = Head(party="aggregator", size=3, root="0a" * 32, signature="0b" * 64)
+SHOWN = ShownHead(head=HEAD, old_size=2, proof=(bytes(range(32)), b"\1" * 32))
 ROUND = RoundRequest(
     round_number=2,
     attempt=1,
-    head=HEAD,
+    shown=SHOWN,
     model="0c" * 32,
     parameters=b"\x00\x00\x80?" * 3,
     ranges=b"\x00\x00\x00@",
     sum_notice=b"signed",
 )
 END = EndRequest(
-    round_number=3, head=HEAD, model="0d" * 32, parameters=b"1234", average=b"5678"
+    round_number=3, shown=SHOWN, model="0d" * 32, parameters=b"1234", average=b"5678"
 )
-END_SEEN = EndReply(head=HEAD)
-REFUSAL = Refusal(stage="masked", check="threshold: 2 of 3")
+OWN_HEAD = Head(party="silo-1", size=9, root="1a" * 32, signature="1b" * 64)
+END_SEEN = EndReply(head=OWN_HEAD, seen=HEAD)
+REFUSAL = Refusal(stage="masked", check="threshold: 2 of 3", seen=7)
 BODIES = [ROUND, END, END_SEEN, REFUSAL]
 NO_SUM = dataclasses.replace(ROUND, sum_notice=b"", ranges=b"")
 
@@ -59,7 +61,7 @@ each_body = pytest.mark.parametrize(
 
 
 def parse(message, body):
-    more = ("aggregator",) if isinstance(message, EndReply) else ()
+    more = ("silo-1",) if isinstance(message, EndReply) else ()
     return type(message).from_body(memoryview(body), *more)
 
 
@@ -74,7 +76,7 @@ def test_a_body_round_trips(message):
 
 def test_a_body_by_hand():
     assert REFUSAL.to_body() == prefixed(
-        b'{"accused":-1,"check":"threshold: 2 of 3","stage":"masked"}'
+        b'{"accused":-1,"check":"threshold: 2 of 3","seen":7,"stage":"masked"}'
     )
     assert join_body({"a": 1}, b"", b"xy") == prefixed(b'{"a":1}', b"", b"xy")
 
@@ -135,9 +137,10 @@ def with_table(message, table):
 
 
 def _num_parts(message):
-    return {RoundRequest: 4, EndRequest: 4, EndReply: 1}.get(type(message), 0)
+    return {RoundRequest: 4, EndRequest: 4, EndReply: 2}.get(type(message), 0)
 
 
+REFUSED = {"stage": "x", "check": "y", "accused": 0, "seen": -1}
 NUMBERS = {"round_number": 2, "attempt": 1, "model": "0c" * 32}
 
 
@@ -158,13 +161,40 @@ NUMBERS = {"round_number": 2, "attempt": 1, "model": "0c" * 32}
         (END, {"round_number": None, "model": "0c" * 32}, "round_number must"),
         (END, {"round_number": 1, "model": "0C" * 32}, "model: must be 64"),
         (END_SEEN, {"head": 1}, "exactly nothing"),
-        (REFUSAL, {"stage": "x"}, "exactly stage, check"),
-        (REFUSAL, {"stage": 1, "check": "x", "accused": 0}, "stage must be text"),
-        (REFUSAL, {"stage": "x", "check": [1], "accused": 0}, "check must be text"),
-        (REFUSAL, {"stage": "x", "check": "y", "accused": "2"}, "accused must be"),
-        (REFUSAL, {"stage": "x", "check": "y", "accused": -2}, "accused must be"),
-        (REFUSAL, {"stage": "x", "check": "y", "accused": 1000}, "accused must be"),
-        (REFUSAL, {"stage": "x", "check": "y", "accused": True}, "accused must be"),
+        (REFUSAL, {"stage": "x"}, "exactly stage, check, accused, seen"),
+        (
+            REFUSAL,
+            REFUSED | {"stage": 1, "check": "x", "accused": 0},
+            "stage must be text",
+        ),
+        (
+            REFUSAL,
+            REFUSED | {"stage": "x", "check": [1], "accused": 0},
+            "check must be text",
+        ),
+        (
+            REFUSAL,
+            REFUSED | {"stage": "x", "check": "y", "accused": "2"},
+            "accused must be",
+        ),
+        (
+            REFUSAL,
+            REFUSED | {"stage": "x", "check": "y", "accused": -2},
+            "accused must be",
+        ),
+        (
+            REFUSAL,
+            REFUSED | {"stage": "x", "check": "y", "accused": 1000},
+            "accused must be",
+        ),
+        (
+            REFUSAL,
+            REFUSED | {"stage": "x", "check": "y", "accused": True},
+            "accused must be",
+        ),
+        (REFUSAL, REFUSED | {"seen": -2}, "seen must be"),
+        (REFUSAL, REFUSED | {"seen": 2**53}, "seen must be"),
+        (REFUSAL, REFUSED | {"seen": False}, "seen must be"),
         (REFUSAL, [], "does not begin with a table"),
         (REFUSAL, b'{"check":"x", "stage":"y"}', "not in canonical form"),
         (REFUSAL, b"[" * 990 + b"]" * 990, "table"),
@@ -182,12 +212,21 @@ def test_a_wrong_table_is_refused(message, table, expected):
 def test_a_head_has_one_length_whatever_it_says():
     small = dataclasses.replace(HEAD, size=0, root="00" * 32)
     large = dataclasses.replace(HEAD, size=2**63 - 1, root="ff" * 32)
-    for message in (ROUND, END, END_SEEN):
-        bodies = [
-            dataclasses.replace(message, head=head).to_body() for head in (small, large)
-        ]
-        assert len(bodies[0]) == len(bodies[1])
-        assert [parse(message, body).head for body in bodies] == [small, large]
+    proof = tuple(bytes([node]) * 32 for node in range(32))
+    shown = (
+        ShownHead(head=small),
+        ShownHead(head=large, old_size=2**62, proof=proof),
+        ShownHead(head=large, old_size=3, proof=proof[:1]),
+    )
+    for message in (ROUND, END):
+        bodies = [dataclasses.replace(message, shown=s).to_body() for s in shown]
+        assert len(set(map(len, bodies))) == 1
+        assert tuple(parse(message, body).shown for body in bodies) == shown
+    bodies = [
+        EndReply(head=dataclasses.replace(own, party="silo-1"), seen=seen).to_body()
+        for own, seen in ((small, large), (large, small))
+    ]
+    assert len(bodies[0]) == len(bodies[1])
     notices = [
         LedgerNotice(size=size, head="ab" * 32, reply=b"reply").to_body()
         for size in (1, 2**31 - 1)
@@ -205,8 +244,31 @@ def test_a_head_has_one_length_whatever_it_says():
     ],
 )
 def test_a_wrong_head_is_refused(fixed, expected):
+    heads = [fixed, HEAD.to_bytes()]
+    for parts in (heads, heads[::-1]):
+        with pytest.raises(EnvelopeRejected, match=re.escape(expected)):
+            EndReply.from_body(memoryview(prefixed(b"{}", *parts)), "silo-1")
+
+
+SHOWN_BYTES = SHOWN.to_bytes()
+
+
+@pytest.mark.parametrize(
+    ("fixed", "expected"),
+    [
+        (SHOWN_BYTES[:-1], f"expected {SHOWN_HEAD_BYTES}"),
+        (SHOWN_BYTES + b"\0", f"a shown head of {SHOWN_HEAD_BYTES + 1} bytes"),
+        (SHOWN_BYTES[:-1] + b"\1", "not in its one form"),
+        (SHOWN_BYTES[:112] + b"\1" + SHOWN_BYTES[113:], "not in its one form"),
+        (SHOWN_BYTES[:112] + b"\x21" + SHOWN_BYTES[113:], "not in its one form"),
+        (b"\xff" + SHOWN_BYTES[1:], "a head's size must be 0 to 2^63 - 1"),
+    ],
+)
+def test_a_wrong_shown_head_is_refused(fixed, expected):
+    _, parts = split_body(memoryview(ROUND.to_body()), 4)
+    body = prefixed(encode(NUMBERS), fixed, *parts[1:])
     with pytest.raises(EnvelopeRejected, match=re.escape(expected)):
-        EndReply.from_body(memoryview(prefixed(b"{}", fixed)), "aggregator")
+        RoundRequest.from_body(memoryview(body))
 
 
 @pytest.mark.parametrize("fixed", [b"", bytes(40), b"\xff" * 40, bytes(7) + b"1" * 34])
@@ -234,7 +296,8 @@ def test_a_refusal_is_short():
     short = Refusal(stage="s" * 64, check="c" * 400)
     assert long.to_body() == short.to_body()
     assert parse(long, long.to_body()) == short
-    wire = with_table(REFUSAL, {"stage": "s" * 100, "check": "c" * 1000, "accused": -1})
+    table = {"stage": "s" * 100, "check": "c" * 1000, "accused": -1, "seen": -1}
+    wire = with_table(REFUSAL, table)
     assert parse(REFUSAL, wire) == short
 
 

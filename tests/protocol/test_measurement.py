@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from protocol.envelope import Kind
 from protocol.errors import EnvelopeRejected
+from protocol.heads import Head, ShownHead
 from protocol.measurement import (
     MAX_DISTANCE,
     MeasureRequest,
@@ -17,10 +18,10 @@ from protocol.measurement import (
     to_words,
 )
 from protocol.settings import MAX_SILOS
-from protocol.transcript import Head
 from tests.protocol.examples import make_example
 
 HEAD = Head(party="aggregator", size=3, root="00" * 32, signature="11" * 64)
+SHOWN = ShownHead(head=HEAD, old_size=2, proof=(bytes(range(32)),))
 distances = st.floats(0, MAX_DISTANCE)
 
 
@@ -81,7 +82,7 @@ def request(**changes: object) -> MeasureRequest:
     fields = {
         "round_number": 4,
         "attempt": 1,
-        "head": HEAD,
+        "shown": SHOWN,
         "average": b"\x00" * 8,
         "statistics": b"npz",
         "sum_notice": b"sum",
@@ -94,7 +95,7 @@ def test_a_request_comes_back_whole() -> None:
     read = MeasureRequest.from_body(memoryview(made.to_body()))
     assert read.model_digest() == made.model_digest()
     assert bytes(read.sum_notice) == b"sum"
-    assert (read.round_number, read.attempt, read.head) == (4, 1, HEAD)
+    assert (read.round_number, read.attempt, read.shown) == (4, 1, SHOWN)
 
 
 def test_the_digest_covers_average_and_statistics() -> None:

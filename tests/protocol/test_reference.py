@@ -12,6 +12,7 @@ from diffusion.features import load_extractor
 from privacy.events import SampledGaussian
 from protocol.envelope import Kind
 from protocol.errors import EncodingError, EnvelopeRejected
+from protocol.heads import Head, ShownHead
 from protocol.mechanism import calibrated, not_covered, run_epsilon, run_events
 from protocol.reference import (
     ReferenceRequest,
@@ -34,10 +35,10 @@ from protocol.reference_words import (
     to_words,
 )
 from protocol.settings import MAX_SILOS
-from protocol.transcript import Head
 from tests.protocol.examples import make_example
 
 HEAD = Head(party="aggregator", size=3, root="00" * 32, signature="11" * 64)
+SHOWN = ShownHead(head=HEAD)
 
 POOLED = {
     "evaluation.reference": "federation",

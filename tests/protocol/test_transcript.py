@@ -1,5 +1,7 @@
+import base64
 import dataclasses
 import errno
+import hashlib
 import itertools
 import json
 import os
@@ -7,17 +9,18 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crypto.merkle import root
+from crypto.merkle import root, verify_consistency
 from protocol import records
 from protocol.errors import EncodingError, TranscriptBroken
+from protocol.heads import Head, ShownHead
 from protocol.transcript import (
     HEADS_FILE,
     MAX_LINE_BYTES,
     RECORDS_FILE,
-    Head,
     TranscriptWriter,
     read_heads,
     read_records,
@@ -59,7 +62,11 @@ def folder(tmp_path):
 
 
 def lines_of(folder, name=RECORDS_FILE):
-    return (folder / name).read_bytes().splitlines(keepends=True)
+    """Return the records of a transcript, or its heads, each a note of six lines."""
+    lines = (folder / name).read_bytes().splitlines(keepends=True)
+    if name == HEADS_FILE:
+        return [b"".join(lines[i : i + 6]) for i in range(0, len(lines), 6)]
+    return lines
 
 
 def check_all(folder):
@@ -89,7 +96,17 @@ def test_records_and_heads_by_hand(tmp_path):
     assert (tmp_path / RECORDS_FILE).read_bytes() == first + b"\n" + second + b"\n"
     assert head.root == root([first, second]).hex()
     assert (head.party, head.size) == ("silo-0", 2)
-    assert json.loads((tmp_path / HEADS_FILE).read_bytes()) == dataclasses.asdict(head)
+    name = f"cloister/{DIGEST.hex()}/silo-0"
+    public = IDENTITY.public
+    key_id = hashlib.sha256(f"{name}\n\1".encode() + public).digest()[:4]
+    encoded = base64.b64encode(key_id + bytes.fromhex(head.signature)).decode()
+    top = base64.b64encode(bytes.fromhex(head.root)).decode()
+    note = f"{name}\n2\n{top}\n\n\u2014 {name} {encoded}\n"
+    assert (tmp_path / HEADS_FILE).read_text() == note + "\n"
+    text = f"{name}\n2\n{top}\n".encode()
+    Ed25519PublicKey.from_public_bytes(public).verify(
+        bytes.fromhex(head.signature), text
+    )
 
 
 def test_what_was_written_is_read(folder):
@@ -295,21 +312,64 @@ def test_a_reader_names_the_line_that_is_wrong(added, message, folder):
 
 
 @pytest.mark.parametrize(
-    ("added", "message"),
+    ("change", "message"),
     [
-        (b"{}\n", "head 2: party: is missing"),
-        (b"1\n", "head 2: input: must be a table"),
-        (b'{"a":1}\n', "head 2: a: unknown field"),
-        (b'{"party":"x"', "line 2: is cut off"),
-        (b"x\n", "head 2: not valid JSON"),
+        (lambda note: note[:-1], "head 2: must be a note and an empty line"),
+        (lambda note: note[:-2], "line 16: is cut off"),
+        (lambda note: note[:-1] + b"x\n", "head 2: must be a note and an empty line"),
+        (lambda note: b"{}\n", "head 2: must be a note and an empty line"),
+        (lambda note: b"\n" * 6, "head 2: its root or its signature"),
+        (lambda note: note.replace(b"\n\n", b"\nx\n", 1), "head 2: must be three"),
+        (lambda note: note.replace(b"\n5\n", b"\n05\n"), "head 2: its size is not"),
+        (lambda note: note.replace(b"\n5\n", b"\n-5\n"), "head 2: its size is not"),
+        (lambda note: note.replace(b"\n5\n", b"\n\xd9\xa5\n"), "head 2: its size"),
+        (
+            lambda note: note.replace(b"\n5\n", b"\n9223372036854775808\n"),
+            "head 2: its size",
+        ),
+        (lambda note: note.replace(b"=\n", b"\n", 1), "head 2: its root or its sig"),
+        (lambda note: note.replace(b"\xe2\x80\x94", b"-"), "head 2: its root or"),
+        (lambda note: note.replace(b"\xe2\x80\x94", b"\xff"), "head 2: is not UTF-8"),
+        (lambda note: note.replace(b"cloister/", b"clo/"), "head 2: is no head"),
+        (lambda note: note.replace(b"cloister/", b"a/cloister/", 1), "head 2: is no"),
+        (lambda note: note.replace(b"/silo-0 ", b"/silo-1 "), "head 2: is no head"),
     ],
 )
-def test_a_wrong_head_is_named(added, message, folder):
+def test_a_wrong_head_is_named(change, message, folder):
+    note = lines_of(folder, HEADS_FILE)[-1]
+    assert change(note) != note
     with (folder / HEADS_FILE).open("ab") as file:
-        file.write(added)
+        file.write(change(note))
     with pytest.raises(TranscriptBroken) as caught:
         list(read_heads(folder))
     assert str(caught.value).startswith(f"{HEADS_FILE}, {message}")
+
+
+def test_a_note_that_says_more_than_its_signature_is_not_continued(folder):
+    """The head in it is sound; the name that other tools read is not."""
+    *heads, note = lines_of(folder, HEADS_FILE)
+    other = note.replace(DIGEST.hex().encode(), OTHER_DIGEST.hex().encode())
+    (folder / HEADS_FILE).write_bytes(b"".join(heads) + other)
+    list(read_heads(folder))[-1].check(DIGEST, IDENTITY.public)
+    with pytest.raises(TranscriptBroken, match="last head signed 5"):
+        open_writer(folder)
+
+
+@pytest.mark.parametrize("size", range(1, 6))
+def test_a_head_is_shown_with_a_proof_from_what_was_seen(size, folder):
+    leaves = [entry.line for entry in read_records(folder)]
+    for open_again in (True, False):
+        with open_writer(folder) as writer:
+            if not open_again:
+                writer.append(lost(6))
+            head = list(read_heads(folder))[1]
+            shown = writer.show(head, size)
+            assert writer.show(head, 0) == ShownHead(head=head)
+            with pytest.raises(ValueError, match="old_size"):
+                writer.show(head, 6)
+        assert (shown.head, shown.old_size) == (head, size)
+        roots = root(leaves[:size]), bytes.fromhex(head.root)
+        verify_consistency(size, 5, *roots, shown.proof)
 
 
 def test_a_missing_transcript_is_named(tmp_path):

@@ -135,6 +135,24 @@ def test_every_silo_gets_its_request_and_its_reply_is_yielded(transport, start):
     assert [request for _, request in silos[1].seen] == [b"a1", b"b1", b"1"]
 
 
+def test_a_silo_that_has_replied_can_be_asked_something_else(transport, start):
+    """Within the exchange, while the others are still at work."""
+    held = threading.Event()
+
+    def slow(number, request):
+        held.wait(SOON)
+        silos[1].echo(number, request)
+
+    silos = [start(0), start(1, answer=slow)]
+    exchange = ask(transport, requests(0, 1))
+    assert next(exchange) == (0, b"0:r0")
+    assert exchange.send(b"more") == (0, b"0:more")
+    held.set()
+    assert list(exchange) == [(1, b"1:r1")]
+    assert [request for _, request in silos[0].seen] == [b"r0", b"more"]
+    assert len({number for number, _ in silos[0].seen}) == 2
+
+
 def test_only_those_asked_are_asked(transport, start):
     silos = [start(index) for index in range(3)]
     transport.wait_for_silos(SOON)

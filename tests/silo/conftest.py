@@ -40,6 +40,7 @@ from protocol.envelope import (
     open_envelope,
 )
 from protocol.grids import first_numbers
+from protocol.heads import ShownHead
 from protocol.plan import PlanDraft, RunPlan, SiloParty, make_plan
 from protocol.settings import TrainingConfig
 from protocol.transcript import TranscriptWriter, read_records
@@ -159,6 +160,7 @@ class Federation:
         )
         self.sessions = [self.open(index) for index in self.everyone]
         self.round_number, self.slot, self.setup = 1, 0, 1
+        self.shown_size = 0
         self.side = self.new_side(1)
         self.requests: dict[str, dict[int, bytes]] = {}
         self.replies: dict[str, dict[int, bytes]] = {}
@@ -272,22 +274,37 @@ class Federation:
         fields = {
             "round_number": self.round_number,
             "attempt": 1,
-            "head": self.transcript.sign_head(),
+            "shown": self.show(),
             "parameters": floats_to_bytes(self.parameters),
             "ranges": floats_to_bytes(ranges),
         }
         return stated_request(**(fields | changes))
+
+    def show(self) -> ShownHead:
+        """Return the newest head, for silos that have seen all that was shown."""
+        head = self.transcript.sign_head()
+        shown = self.transcript.show(head, self.shown_size)
+        self.shown_size = head.size
+        return shown
 
     def round_requests(self) -> dict[int, bytes]:
         """Open the slot, and return the request of its round to each silo."""
         if self.plan.protection.method == "none":
             body = self.round_request().to_body()
             return dict.fromkeys(self.everyone, self.envelope(Kind.ROUND, body))
-        digest = self.round_request().model_digest()
-        members = self.everyone
+        request, members = self.round_request(), self.everyone
         parts = whole(self.num_words, members)
-        self.side.open_slot(self.slot, self.round_number, digest, parts)
-        return dict.fromkeys(members, self.round_envelope())
+        self.side.open_slot(
+            self.slot,
+            self.round_number,
+            request.model_digest(),
+            parts,
+            request.shown.head.to_bytes(),
+        )
+        frame = self.envelope(
+            Kind.ROUND, request.to_body(), setup=self.setup, slot=self.slot
+        )
+        return dict.fromkeys(members, frame)
 
     def round_envelope(self, **changes: Any) -> bytes:
         return self.envelope(
@@ -301,7 +318,7 @@ class Federation:
         shared = unflatten(self.parameters, self.layout)
         return EndRequest(
             round_number=self.plan.num_rounds,
-            head=self.transcript.sign_head(),
+            shown=self.show(),
             model=parameters_digest(shared, self.layout).hex(),
             parameters=floats_to_bytes(self.parameters),
         )

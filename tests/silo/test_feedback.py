@@ -166,6 +166,7 @@ def slot(**changes):
         slot=0,
         round_number=2,
         model_digest=bytes(32),
+        head=bytes(104),
         survivors=(0, 1),
         sum_digest=b"x" * 32,
     )

@@ -17,6 +17,7 @@ from protocol import records
 from protocol.bodies import floats_to_bytes
 from protocol.envelope import EndReply, Kind, open_envelope
 from protocol.errors import TranscriptBroken
+from protocol.heads import ShownHead
 from protocol.transcript import TranscriptWriter, read_heads
 from protocol.update_settings import ProtectionConfig
 from silo.errors import PolicyViolation, StateBroken
@@ -273,7 +274,8 @@ class TestSameUpdateTwice:
         for reply in replies:
             federation.side.slot.add_ready(reply)
         slot = federation.side.slot
-        copy.open_slot(0, 1, slot.model_digest, whole(slot.total.size, range(4)))
+        parts = whole(slot.total.size, range(4))
+        copy.open_slot(0, 1, slot.model_digest, parts, slot.head)
         for reply in replies[:3]:
             copy.slot.add_ready(reply)
         first = federation.sessions[0].handle(federation.side.slot.active())
@@ -481,7 +483,8 @@ class TestRefused:
             root=head.root,
             signature=head.signature,
         )
-        reply = federation.sessions[0].handle(federation.round_envelope(head=forged))
+        shown = ShownHead(head=forged)
+        reply = federation.sessions[0].handle(federation.round_envelope(shown=shown))
         assert "wrong signature" in federation.refusal(reply).check
 
     def test_everything_but_the_end_after_the_end(self, federation, trainings):
@@ -603,12 +606,15 @@ class TestTranscript:
         assert (record.sent_bytes, record.received_bytes) == (len(reply), 8)
 
     def test_order_of_a_round(self, federation):
-        federation.play("end")
+        federation.play("reveal")
+        federation.transcript.append(records.Resumed(software="test"))
+        federation.play("end", first="end")
         kinds = [record.kind for record in federation.records(0)]
         assert [kind for kind in kinds if kind != "traffic"] == [
             "opened",
             "head-seen",
             "round-opened",
+            "cohort",
             "masked",
             "survivors",
             "confirmed",

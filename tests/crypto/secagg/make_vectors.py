@@ -124,6 +124,7 @@ def given_run() -> dict:
                 "slot": 0,
                 "round_number": 1,
                 "model_digest": secret("model of round 1").hex(),
+                "head": given_head(1),
                 "cohort": [0, 1, 2, 3],
                 "lost_before": {"masked": [3], "confirm": [], "reveal": []},
                 "parts": [{"num_words": 3, "contributors": [0, 1, 2, 3]}],
@@ -133,6 +134,7 @@ def given_run() -> dict:
                 "slot": 1,
                 "round_number": 2,
                 "model_digest": secret("model of round 2").hex(),
+                "head": given_head(2),
                 "cohort": [0, 1, 2, 3],
                 "lost_before": {"masked": [], "confirm": [], "reveal": [1]},
                 "parts": [
@@ -155,6 +157,12 @@ def given_silo(silo: int) -> dict:
         "agreement_keys": agreement,
         "dealing_seed": secret(f"dealing seed {silo}").hex(),
     }
+
+
+def given_head(size: int) -> str:
+    """What silos are shown of a transcript: 104 bytes, opaque here."""
+    names = (f"root {size}", f"head {size}", f"signature {size}")
+    return (size.to_bytes(8, "big") + b"".join(map(secret, names))).hex()
 
 
 def given_words(silo: int, slot: int, num_words: int) -> list[str]:

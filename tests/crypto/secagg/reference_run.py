@@ -171,7 +171,7 @@ class Run:
         confirming = [i for i in survivors if i not in lost["confirm"]]
         revealing = [i for i in confirming if i not in lost["reveal"]]
         said = self.t2 + struct.pack(">I", slot["round_number"])
-        said += bytes.fromhex(slot["model_digest"])
+        said += bytes.fromhex(slot["model_digest"]) + bytes.fromhex(slot["head"])
         counted = t3 + bitmap(survivors, self.n)
         frames = {
             "ready": {i: self.frame("ready", said, i, number) for i in cohort},

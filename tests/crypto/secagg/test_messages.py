@@ -4,13 +4,15 @@ from hypothesis import strategies as st
 
 from crypto.errors import MalformedMessage
 from crypto.secagg import messages as m
+from crypto.secagg.ready import Active, Ready
 
 N, R = 11, 2
 D = [bytes([i]) * 32 for i in range(8)]
 S = [bytes([i]) * 64 for i in range(8)]
 SEALED = bytes(m.sealed_shares_bytes(R))
 ADVERTISE = m.Advertise(D[0], (D[1], D[2]), (D[3], D[4]))
-READY = m.Ready(D[0], 7, D[1])
+HEAD = bytes(range(104))
+READY = Ready(D[0], 7, D[1], HEAD)
 SURVIVORS = m.Survivors(D[0], (0, 3, 10))
 
 # message, its bytes, how to parse them, its size by the formula of docs/protocol.md
@@ -39,12 +41,12 @@ CASES = {
         lambda data: m.Envelopes.from_bytes(data, N, R),
         32 + 2 + 2 * (16 + 66 * R),
     ),
-    "READY": (READY, READY.to_bytes(), m.Ready.from_bytes, 68),
+    "READY": (READY, READY.to_bytes(), Ready.from_bytes, 172),
     "ACTIVE": (
-        (active := m.Active(READY, {0: S[0], 8: S[1]})),
+        (active := Active(READY, {0: S[0], 8: S[1]})),
         active.to_bytes(N),
-        lambda data: m.Active.from_bytes(data, N),
-        68 + 2 + 64 * 2,
+        lambda data: Active.from_bytes(data, N),
+        172 + 2 + 64 * 2,
     ),
     "MASKED": (
         (masked := m.Masked(D[0], memoryview(bytes(range(24))))),

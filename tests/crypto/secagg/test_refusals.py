@@ -30,7 +30,8 @@ class Alone:
             self.give("keys")
         if stage not in ("keys", "envelopes"):
             model = bytes.fromhex(SLOT["model_digest"])
-            self.silo.ready(SLOT["slot"], SLOT["round_number"], model)
+            head = bytes.fromhex(SLOT["head"])
+            self.silo.ready(SLOT["slot"], SLOT["round_number"], model, head)
         for name in STAGES[2:]:
             if name == stage:
                 break

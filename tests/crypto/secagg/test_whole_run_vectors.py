@@ -114,9 +114,11 @@ class Replay:
             for part in case["parts"]
         )
         asked = case["slot"], case["round_number"], bytes.fromhex(case["model_digest"])
-        slot = self.aggregator.open_slot(*asked, parts)
+        head = bytes.fromhex(case["head"])
+        slot = self.aggregator.open_slot(*asked, parts, head)
         for i in map(int, case["ready"]):
-            slot.add_ready(same(self.silos[i].ready(*asked), case["ready"][str(i)]))
+            frame = self.silos[i].ready(*asked, head)
+            slot.add_ready(same(frame, case["ready"][str(i)]))
         active = same(slot.active(), case["active"])
         for i in map(int, case["masked"]):
             upload = Upload.of(np.array(list(map(int, case["words"][i])), np.uint64))
@@ -206,7 +208,7 @@ def test_a_slot_holds_together(case):
     said = bytes.fromhex(CASE["members_digest"]) + struct.pack(
         ">I", case["round_number"]
     )
-    said += bytes.fromhex(case["model_digest"])
+    said += bytes.fromhex(case["model_digest"]) + bytes.fromhex(case["head"])
     bodies = {"ready": said, "confirm": counted}
     for name, body in bodies.items():
         for silo, frame in case[name].items():
