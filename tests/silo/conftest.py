@@ -140,6 +140,8 @@ class Federation:
     a test can send one again, or another one in its place.
     """
 
+    shown_size = 0
+
     def __init__(self, root: Path, plan: RunPlan | None = None):
         self.plan = plan or tiny_plan()
         *self.keys, self.aggregator = make_identities(len(self.plan.silos))
@@ -160,7 +162,6 @@ class Federation:
         )
         self.sessions = [self.open(index) for index in self.everyone]
         self.round_number, self.slot, self.setup = 1, 0, 1
-        self.shown_size = 0
         self.side = self.new_side(1)
         self.requests: dict[str, dict[int, bytes]] = {}
         self.replies: dict[str, dict[int, bytes]] = {}

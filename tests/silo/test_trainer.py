@@ -12,7 +12,7 @@ from diffusion.parameters import flatten, parameters_digest, parameters_of, unfl
 from protocol.bodies import floats_to_bytes
 from protocol.envelope import EndRequest, RoundRequest, model_digest
 from protocol.errors import EnvelopeRejected
-from protocol.transcript import Head
+from protocol.heads import Head, ShownHead
 from protocol.update_settings import UpdateConfig
 from silo.errors import DataError, PolicyViolation
 from silo.store import RunStore
@@ -20,7 +20,7 @@ from silo.trainer import RoundTrainer
 from silo.training import TrainingDiverged
 from tests.silo.conftest import CPU, shared_layout, tiny_images, tiny_plan
 
-HEAD = Head(party="aggregator", size=1, root="", signature="")
+SHOWN = ShownHead(head=Head(party="aggregator", size=1, root="", signature=""))
 
 
 def make_trainer(folder, plan, **changes) -> RoundTrainer:
@@ -40,7 +40,7 @@ def request(plan, round_number, value=0.0, **changes) -> RoundRequest:
     fields = {
         "round_number": round_number,
         "attempt": 1,
-        "head": HEAD,
+        "shown": SHOWN,
         "parameters": floats_to_bytes(np.full(layout.size, value, np.float32)),
         "ranges": floats_to_bytes(ranges),
     }
@@ -204,7 +204,7 @@ class TestLastAverage:
     def end(self, plan, vector, **changes) -> EndRequest:
         layout = shared_layout(plan)
         model = parameters_digest(unflatten(vector, layout), layout).hex()
-        return EndRequest(round_number=3, head=HEAD, **({"model": model} | changes))
+        return EndRequest(round_number=3, shown=SHOWN, **({"model": model} | changes))
 
     def test_table(self, tmp_path):
         plan = nearest()
