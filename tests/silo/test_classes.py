@@ -151,7 +151,7 @@ class TestTraining:
         images = replace(labelled(), labels=np.array([0, 1, 2, 2, 1, 0]))
         generator = torch.Generator().manual_seed(1)
         indices = np.arange(6000) % 6
-        told = silo.training._told_labels(images, indices, plan, generator)
+        told = silo.training.told_labels(images, indices, plan, generator)
         dropped = told == NO_CLASS
         kept = torch.from_numpy(images.labels[indices])
         assert torch.equal(told[~dropped], kept[~dropped])
