@@ -20,7 +20,12 @@ from crypto.frame import Header, Kind, verify_frame
 from crypto.merkle import HASH_BYTES
 from crypto.secagg.ready import Ready
 from protocol import envelope
-from protocol.audit_records import HeadConflict, SiloHead, Witnessed
+from protocol.audit_records import (
+    HeadConflict,
+    ReferencePooled,
+    SiloHead,
+    Witnessed,
+)
 from protocol.errors import TranscriptBroken
 from protocol.heads import Head
 from protocol.model_records import MeasuredInSilos
@@ -282,10 +287,11 @@ def _absent(accounts: Accounts) -> Iterator[str]:
 
 
 def _closed(account: Account) -> list[int]:
-    """Return the rounds that ended with a sum, the measurement included."""
+    """Return the rounds that ended with a sum, those before and behind included."""
+    pooled = [placed.record.round_number for placed in account.all(ReferencePooled)]
     closed = [placed.record.round_number for placed in account.all(RoundClosed)]
     measured = [placed.record.round_number for placed in account.all(MeasuredInSilos)]
-    return sorted({*closed, *measured})
+    return sorted({*pooled, *closed, *measured})
 
 
 def _slots(account: Account) -> dict[int, set[Slot]]:

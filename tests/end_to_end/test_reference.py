@@ -28,13 +28,14 @@ from protocol.aggregation_settings import EvaluationConfig
 from protocol.audit_records import ReferencePooled, ReferenceSkipped
 from protocol.envelope import Kind, make_envelope
 from protocol.files import load_identity
+from protocol.heads import Head, ShownHead
 from protocol.model_records import Evaluated, MeasuredInSilos
 from protocol.privacy_settings import PrivacyConfig
 from protocol.records import LedgerSeen, PrivacySpent
 from protocol.reference import ReferenceRequest
 from protocol.reference_settings import reference_events
 from protocol.settings import TrainingConfig
-from protocol.transcript import Head, read_records
+from protocol.transcript import read_records
 from protocol.update_settings import ProtectionConfig
 from silo.config import load_config
 from silo.data import ImageSet, load_images
@@ -289,8 +290,10 @@ def ask(made: Harness, **changes: Any) -> bytes:
         **(  # type: ignore[arg-type]
             {
                 "attempt": 1,
-                "head": Head(
-                    party="aggregator", size=0, root="00" * 32, signature="00" * 64
+                "shown": ShownHead(
+                    head=Head(
+                        party="aggregator", size=0, root="00" * 32, signature="00" * 64
+                    )
                 ),
                 "extractor_digest": digest,
             }
@@ -419,6 +422,7 @@ def test_too_few_images_and_too_large_features_are_refused_without_a_word(
     made.run()
     assert isinstance(told(made), ReferenceSkipped)
     refused = [r for *_, r in made.wire if read_header(r).kind == Kind.REFUSED]
+    refused = [r for r in refused if b"has seen a head" not in r]
     assert refused
     assert all(
         b"its operator was told why" in r and b"30" not in r[20:-64] for r in refused

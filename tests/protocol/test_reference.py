@@ -129,7 +129,7 @@ def test_lengths() -> None:
 def request(**changes: Any) -> ReferenceRequest:
     fields: dict[str, Any] = {
         "attempt": 1,
-        "head": HEAD,
+        "shown": SHOWN,
         "extractor_digest": "ab" * 32,
         "sum_notice": b"sum",
     }
