@@ -15,6 +15,7 @@ from aggregator.state import shared_layout
 from audits.audit import run_audit
 from audits.evidence import load_evidence
 from audits.findings import Severity
+from audits.report.content import NO_INPUTS
 from audits.report.page import write_report
 from crypto.frame import AGGREGATOR, OVERHEAD_BYTES, read_header
 from crypto.frame import Kind as SecAggKind
@@ -135,7 +136,7 @@ def test_what_is_measured_is_dealt_to_nobody(harness: Make) -> None:
 def check_written(made: Harness, record: MeasuredInSilos) -> None:
     """Check that the report says what was measured, and on whose word."""
     root = made.federation.root
-    write_report(run_audit(load_evidence(root, None)), None, root)
+    write_report(run_audit(load_evidence(root, None)), NO_INPUTS, root)
     for name in ("report.md", "report.html"):
         assert "their own word" in (root / name).read_text()
     report = json.loads((root / "report.json").read_text())
