@@ -45,7 +45,7 @@ from silo.randomness import PrivateRandom
 from silo.resources import LocalResources
 from silo.store import RunStore, TrainedRound
 from silo.training import TrainingState
-from silo.units import PrivacyUnits
+from silo.units import PrivacyUnits, units_of
 
 logger = logging.getLogger(__name__)
 
@@ -94,6 +94,7 @@ class ReferenceShare:
             raise ConfigRejected("a plan with a reference needs a folder to note it in")
         self._past = PastReferences(
             resources.references,
+            store.folder,
             plan.digest.hex(),
             resources.images,
             may_repeat=resources.repeat_reference,
@@ -133,9 +134,10 @@ class ReferenceShare:
             ReferenceRefused: another run's exact sum holds some of the images.
             BudgetExceeded: the noisy sums would cost more than a limit.
         """
+        is_summed = self._store.load_trained() is not None
         if not self.is_charged:
-            self._past.check()
-        if self._store.load_trained() is not None:
+            (self._past.check if is_summed else self._past.begin)()
+        if is_summed:
             return
         vector = self._noisy_sums() if self.is_charged else self._exact_sums()
         trained = TrainedRound(
@@ -179,11 +181,11 @@ class ReferenceShare:
         if self._private is None:
             raise ConfigRejected("a noisy reference needs the plan's mechanism")
         (event,) = reference_events(self._plan)
-        units, random = self._private.release(event, "reference statistics")
+        random = self._private.release(event, "reference statistics")
         vector = noisy_vector(
             self._extractor,
             self._images,
-            units,
+            units_of(self._images, self._plan.privacy.unit),
             clipping_norm=event.clipping_norm,
             noise_multiplier=event.noise_multiplier,
             max_images=self._plan.privacy.max_images_per_patient,

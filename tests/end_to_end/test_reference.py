@@ -1,6 +1,7 @@
 """The federation's own reference: summed once, exact or noisy, and measured against."""
 
 import dataclasses
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,7 @@ from simulation.federation import make_federation
 from simulation.settings import PartitionConfig, SimulationConfig
 from simulation.transport import open_session
 from tests.end_to_end.conftest import Crash, Harness, tiny_draft
+from tests.end_to_end.test_canaries import plant
 
 Make = Callable[..., Harness]
 
@@ -263,6 +265,18 @@ def test_noise_that_was_lost_in_a_crash_is_charged_again(
     assert not failures(made)
 
 
+def test_planted_canaries_are_in_no_reference(harness: Make) -> None:
+    """They are in the ledger's data set, and trained on, and not what is measured."""
+    made = harness(private_draft(clipping_norm=1e-3, noise_multiplier=50.0))
+    plant(made, images=12)
+    made.run()
+    assert isinstance(told(made), ReferencePooled)
+    exact = harness(pooled_draft())
+    plant(exact, images=12)
+    exact.run()
+    check_exact(exact, all_silos(exact))
+
+
 def crash(*arguments: Any, **options: Any) -> None:
     raise Crash
 
@@ -402,6 +416,19 @@ def deliberately(monkeypatch: pytest.MonkeyPatch) -> None:
         "simulation.transport.resources_of",
         lambda *a: dataclasses.replace(resources_of(*a), repeat_reference=True),
     )
+
+
+def test_no_second_sum_where_state_and_journal_are_lost(harness: Make) -> None:
+    """Begun anew under the same plan, perhaps over other silos."""
+    made = harness(pooled_draft())
+    with pytest.raises(Crash):
+        made.run(stop_at(SecAggKind.CONFIRMS))
+    shutil.rmtree(made.federation.aggregator.run(made.plan))
+    for name in all_silos(made):
+        shutil.rmtree(made.federation.silo(name).run(made.plan))
+        made.federation.silo(name).journal(made.plan).unlink()
+    made.run()
+    assert isinstance(told(made), ReferenceSkipped)
 
 
 def test_what_never_left_may_enter_another_sum(harness: Make, tmp_path: Path) -> None:

@@ -154,27 +154,58 @@ def test_the_noise_has_the_law_of_the_event(claimed: float, accepted: bool) -> N
         assert off_diagonal.max() < 5.5 / num_words(64) ** 0.5
 
 
-def test_images_are_remembered_under_a_key(tmp_path: Any) -> None:
-    def past(plan: str, *rows: tuple[float, float], may_repeat: bool = False) -> Any:
+class Memory:
+    """What one silo remembers over runs."""
+
+    def __init__(self, root: Any) -> None:
+        self.root = root
+
+    def past(
+        self, plan: str, *rows: tuple[float, float], may_repeat: bool = False
+    ) -> PastReferences:
+        run = self.root / plan
+        run.mkdir(exist_ok=True)
         return PastReferences(
-            tmp_path / "references", plan, images(*rows), may_repeat=may_repeat
+            self.root / "references", run, plan, images(*rows), may_repeat=may_repeat
         )
 
-    past("aa", (1.0, 0.0), (0.0, 1.0)).note()
-    past("aa", (1.0, 0.0)).check()
-    past("bb", (0.5, 0.0)).check()
-    with pytest.raises(ReferenceRefused, match=r"of plan aa; .* --repeat-reference"):
-        past("bb", (0.5, 0.0), (0.0, 1.0)).check()
-    past("bb", (0.0, 1.0), may_repeat=True).note()
+
+def test_images_are_remembered_under_a_key(tmp_path: Any) -> None:
+    past = Memory(tmp_path).past
+    first = past("aa", (1.0, 0.0), (0.0, 1.0))
+    first.begin()
+    past("bb", (0.0, 1.0)).begin()
+    first.note()
+    first.check()
+    for refuse in (
+        past("bb", (0.0, 1.0)).check,
+        past("bb", (0.0, 1.0)).note,
+        past("bb", (0.5, 0.0), (0.0, 1.0)).begin,
+    ):
+        with pytest.raises(ReferenceRefused, match=r"of plan aa; .* --repeat-refer"):
+            refuse()
+    past("bb", (0.5, 0.0)).begin()
+    past("bb", (0.0, 1.0), may_repeat=True).begin()
+    past("bb", (0.5, 0.0), may_repeat=True).note()
     with pytest.raises(ReferenceRefused):
-        past("cc", (0.0, 1.0)).note()
+        past("cc", (0.0, 1.0)).begin()
     assert sorted(p.name for p in (tmp_path / "references").iterdir()) == [
         "aa.tags",
         "bb.tags",
         "tags.key",
     ]
-    files = list((tmp_path / "references").iterdir())
+    files = [*(tmp_path / "references").iterdir(), tmp_path / "aa" / "reference.tags"]
     assert all(path.stat().st_mode & 0o077 == 0 for path in files)
+
+
+def test_what_left_is_remembered_whatever_the_data_are_now(tmp_path: Any) -> None:
+    """Between the sum and its leaving the process ended, and silo.toml was changed."""
+    past = Memory(tmp_path).past
+    past("aa", (1.0, 0.0)).begin()
+    past("aa", (0.0, 1.0)).note()
+    past("bb", (0.0, 1.0)).begin()
+    with pytest.raises(ReferenceRefused):
+        past("bb", (1.0, 0.0)).begin()
 
 
 @pytest.mark.parametrize(
