@@ -44,6 +44,7 @@ from simulation.federation import make_federation
 from simulation.settings import PartitionConfig, SimulationConfig
 from simulation.transport import open_session
 from tests.end_to_end.conftest import Crash, Harness, tiny_draft
+from tests.end_to_end.ledgers import check_ledgers
 from tests.end_to_end.test_canaries import plant
 
 Make = Callable[..., Harness]
@@ -247,6 +248,7 @@ def test_noise_is_on_account_and_in_the_sum(harness: Make) -> None:
     seen = [r for r in records_of(folder, LedgerSeen) if r.round_number == 0]
     assert len(seen) == 3
     assert not failures(made)
+    check_ledgers(made)
 
 
 def test_noise_that_was_lost_in_a_crash_is_charged_again(
@@ -291,6 +293,7 @@ def test_exact_statistics_in_a_private_run_are_said_to_be_uncovered(
     warned = [f for f in findings(made) if f.check == "reference"]
     assert [f.severity for f in warned] == [Severity.PASS, Severity.WARN]
     assert not failures(made)
+    check_ledgers(made)
 
 
 # ------------------------------------------------------------------ attacks
