@@ -51,8 +51,8 @@ logger = logging.getLogger(__name__)
 
 BLOCK = 500
 """Images whose features are measured at a time."""
-UNITS_BLOCK = 256
-"""Privacy units whose vectors are in memory at a time."""
+VECTORS_BLOCK = 256
+"""Images whose vectors are in memory at a time; more only where one unit has more."""
 
 Vector = npt.NDArray[np.float64]
 
@@ -251,9 +251,7 @@ def noisy_vector(
     """
     total: Vector = np.zeros(num_words(extractor.dims))
     rows, columns = np.triu_indices(extractor.dims)
-    for start in range(0, len(units), UNITS_BLOCK):
-        chosen = range(start, min(start + UNITS_BLOCK, len(units)))
-        picked = [_pick(units.images(unit), max_images, random) for unit in chosen]
+    for picked in _picked(units, max_images, random):
         f = np.concatenate(list(_blocks(extractor, images, np.concatenate(picked))))
         vectors = np.hstack((np.ones((len(f), 1)), f, f[:, rows] * f[:, columns]))
         starts = np.cumsum([0, *(len(own) for own in picked[:-1])])
@@ -264,11 +262,21 @@ def noisy_vector(
     return total
 
 
-def _pick(
-    own: npt.NDArray[np.int64], most: int, random: PrivateRandom
-) -> npt.NDArray[np.int64]:
-    """Return a unit's images, or as many of them as may be, at random."""
-    return own[random.choose(len(own), most)] if len(own) > most else own
+def _picked(
+    units: PrivacyUnits, most: int, random: PrivateRandom
+) -> Iterator[list[npt.NDArray[np.int64]]]:
+    """Yield each unit's images, or as many of them as may be, in blocks of units."""
+    block: list[npt.NDArray[np.int64]] = []
+    for unit in range(len(units)):
+        own = units.images(unit)
+        if len(own) > most:
+            own = own[random.choose(len(own), most)]
+        if block and sum(map(len, block)) + len(own) > VECTORS_BLOCK:
+            yield block
+            block = []
+        block.append(own)
+    if block:
+        yield block
 
 
 def _blocks(

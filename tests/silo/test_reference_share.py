@@ -8,6 +8,7 @@ import torch
 
 from diffusion.features import load_extractor
 from protocol.reference_words import Moments, num_words, to_vector
+from silo.central_images import clipped
 from silo.data import ImageSet
 from silo.errors import DataError, ReferenceRefused
 from silo.past_references import PastReferences
@@ -80,7 +81,7 @@ def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     units = units_of(data, "example")
     once = noisy_vector(extractor, data, units, random=PrivateRandom(1), **wide)
     monkeypatch.setattr("silo.reference_share.BLOCK", 5)
-    monkeypatch.setattr("silo.reference_share.UNITS_BLOCK", 4)
+    monkeypatch.setattr("silo.reference_share.VECTORS_BLOCK", 4)
     np.testing.assert_allclose(to_vector(exact_moments(extractor, data)), whole)
     again = noisy_vector(extractor, data, units, random=PrivateRandom(1), **wide)
     np.testing.assert_allclose(again, once)
@@ -113,6 +114,24 @@ def test_a_patient_is_one_unit_however_many_images() -> None:
     np.testing.assert_allclose(noisy(data), expected)
     one = noisy(images(*[(1.0, 0.0)] * 3, patients=[0, 0, 0]), norm=1.0, most=2)
     assert np.linalg.norm(one) == pytest.approx(1.0)
+
+
+def test_vectors_of_many_patients_are_not_in_memory_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A block is of so many images, not of so many patients with all theirs."""
+    rows = [(0.1 * n, 0.5) for n in range(10)]
+    data = images(*rows, patients=[0, 0, 0, 1, 2, 2, 3, 3, 3, 3])
+    whole, units, real = noisy(data), [], clipped
+
+    def clip(vectors: np.ndarray, norm: float) -> np.ndarray:
+        units.append(len(vectors))
+        return real(vectors, norm)
+
+    monkeypatch.setattr("silo.reference_share.VECTORS_BLOCK", 3)
+    monkeypatch.setattr("silo.reference_share.clipped", clip)
+    np.testing.assert_allclose(noisy(data), whole)
+    assert units == [1, 2, 1]
 
 
 def test_leaving_a_unit_out_moves_the_sum_by_at_most_the_norm() -> None:
