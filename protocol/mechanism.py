@@ -214,5 +214,6 @@ def _uncovered_reference(config: EvaluationConfig) -> Iterator[str]:
         yield (
             "the exact feature statistics of all silos' images together, which the "
             "aggregator learns (evaluation.reference_uncovered), every Fréchet "
-            "distance measured against them, and whether a silo has too few images for them"
+            "distance measured against them, and whether a silo has too few images "
+            "for them"
         )
