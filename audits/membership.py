@@ -33,6 +33,7 @@ from protocol.audit_records import CanariesCommitted, CanariesOpened
 from protocol.canaries import CanaryForm, draw_included
 from protocol.noise_claim import upward
 from protocol.plan import RunPlan
+from protocol.reference_settings import training_events
 
 CONFIDENCE = 0.95
 """Of each lower bound that is told."""
@@ -201,7 +202,9 @@ def _claim(
     events = canary_events(account)
     if plan.privacy.is_in_sum or not events or not plan.privacy.is_private:
         return None
-    scored = _scored(events, opened.num_steps) if opened.form == "gradient" else ()
+    scored: tuple[SampledGaussian, ...] = ()
+    if opened.form == "gradient":
+        scored = _scored(training_events(plan, events), opened.num_steps)
     return _priced(events, plan.privacy.delta, scored)
 
 

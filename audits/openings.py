@@ -17,6 +17,7 @@ from protocol.records import (
     Refused,
     RoundOpened,
 )
+from protocol.reference_settings import training_events
 
 R = TypeVar("R", bound=CanariesCommitted | CanariesOpened)
 
@@ -104,7 +105,7 @@ def _wrong_steps(account: Account, num_steps: int) -> Iterator[str]:
     After a crash, or a training that failed and was refused, steps are on account that
     nobody scored; never the other way round.
     """
-    events = canary_events(account)
+    events = training_events(account.plan, canary_events(account))
     on_account = sum(event.steps for event in events)
     missing_may_be = bool(account.resumed_rounds or account.all(Refused))
     if not events:

@@ -88,10 +88,16 @@ def _public(what: str, recipient: str = AGGREGATOR) -> StageContents:
     return StageContents(rest=content)
 
 
+_SEEN = "or first, how many records of the aggregator it has seen"
+"""Where a proof is to come again from there (``silo.errors.ProofBeginsElsewhere``)."""
+_LEDGER = "; size and hash of its privacy ledger"
+
 _ALWAYS: Mapping[str, StageContents] = {
     CONNECTION: _public("signed answers to challenges, and the length of each message"),
     UNREAD: StageContents(rest=_REFUSED),
-    "end": _public("word that the run is over, with the head of its transcript"),
+    "end": _public(
+        f"word that the run is over, with the head of its transcript; {_SEEN}"
+    ),
 }
 _WITH_MASKS: Mapping[str, StageContents] = {
     "setup": _public("fresh public keys, and commitments to mask seeds", EVERYONE),
@@ -133,11 +139,14 @@ def contents_of(
     if stage == "broadcast" and plan.update.broadcast_bits:
         return _public("the digest of the global model that it holds")
     if stage == "ready":
-        return StageContents(rest=_ready(plan), vector=_plain(plan, _update(plan)))
+        ready = _ready(plan, "model received", plan.privacy.is_private)
+        return StageContents(rest=ready, vector=_plain(plan, _update(plan)))
     if stage == MEASURE and plan.evaluation.in_silos:
-        return StageContents(rest=_ready(plan), vector=_plain(plan, _DISTANCE))
+        ready = _ready(plan, "model and reference received", has_ledger=False)
+        return StageContents(rest=ready, vector=_plain(plan, _DISTANCE))
     if stage == REFERENCE and plan.evaluation.is_pooled:
-        return StageContents(rest=_ready(plan))
+        is_noised = plan.evaluation.is_noised
+        return StageContents(rest=_ready(plan, "extractor", has_ledger=is_noised))
     if stage == "masked" and is_masked:
         return _masked(plan, round_number)
     if stage == AUXILIARY and plan.calibration.asks_silos:
@@ -154,13 +163,12 @@ _DISTANCE = "the Fréchet distance of its own model, and its square"
 _FEATURES = "number, sums and outer products of its images' features"
 
 
-def _ready(plan: RunPlan) -> Content:
+def _ready(plan: RunPlan, signed: str, has_ledger: bool) -> Content:
     """Return the signature under a round, and what goes with it."""
-    what = "a signature under the round and the digest of the model received"
+    what = f"a signature under the round and the digest of the {signed}"
     if plan.protection.method == "none":
         what = "header and signature of the message"
-    if plan.privacy.is_private:
-        what += "; size and hash of its privacy ledger"
+    what += f"{_LEDGER * has_ledger}; {_SEEN}"
     to = EVERYONE if plan.protection.method == "mask" else AGGREGATOR
     return Content(what=what, recipient=to, form=Form.PUBLIC, covers=_INDEPENDENT)
 
@@ -183,7 +191,7 @@ def _masked(plan: RunPlan, round_number: int) -> StageContents:
     private = _private(plan)
     if plan.evaluation.is_pooled and round_number == REFERENCE_ROUND:
         what = _FEATURES
-        private = private if plan.evaluation.reference_noise_multiplier > 0 else ()
+        private = private if plan.evaluation.is_noised else ()
     vector = Content(
         what=f"{what}, masked",
         recipient=AGGREGATOR,
@@ -199,7 +207,8 @@ def _auxiliary(plan: RunPlan) -> Content:
     is_model = plan.calibration.images == "silo-models"
     what = "its own model" if is_model else "samples of its own model"
     return Content(
-        what=f"{what}, for auxiliary images, in the clear",
+        what=f"{what}, for auxiliary images, in the clear"
+        + _LEDGER * plan.privacy.is_private,
         recipient=AGGREGATOR,
         form=Form.PLAIN,
         covers=_private(plan) or (Cover.NONE,),

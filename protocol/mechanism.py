@@ -213,6 +213,7 @@ def _uncovered_reference(config: EvaluationConfig) -> Iterator[str]:
     elif config.is_pooled:
         yield (
             "the exact feature statistics of all silos' images together, which the "
-            "aggregator learns (evaluation.reference_uncovered), and every Fréchet "
-            "distance measured against them"
+            "aggregator learns (evaluation.reference_uncovered), every Fréchet "
+            "distance measured against them, and whether a silo has too few images "
+            "for them"
         )

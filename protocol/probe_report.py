@@ -16,7 +16,7 @@ from crypto.keys import IdentityKey
 from crypto.signatures import sign, verify
 from protocol.encoding import decode, encode, from_table, to_table
 from protocol.errors import EncodingError, ProtocolError
-from protocol.files import save_bytes
+from protocol.files import save_secret
 from protocol.plan import RunPlan
 from protocol.settings import require
 
@@ -189,10 +189,13 @@ class ProbeReport:
 
 
 def save_probe(path: Path, report: ProbeReport, identity: IdentityKey) -> None:
-    """Write a report with its silo's signature, whole or not at all."""
+    """Write a report with its silo's signature, whole or not at all.
+
+    Its owner alone may read it: who else does is for the operator to say.
+    """
     body = encode(to_table(report))
     signature = sign(identity, labels.PROBE, body)
-    save_bytes(path, encode({"body": body.decode(), "signature": signature.hex()}))
+    save_secret(path, encode({"body": body.decode(), "signature": signature.hex()}))
 
 
 def load_probe(path: Path, public_key: bytes | None = None) -> ProbeReport:

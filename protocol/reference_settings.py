@@ -48,10 +48,17 @@ def reference_events(plan: HasReference) -> tuple[SampledGaussian, ...]:
     )
 
 
+def training_events(
+    plan: HasReference, events: tuple[SampledGaussian, ...]
+) -> tuple[SampledGaussian, ...]:
+    """Return those of some events that are not of the reference."""
+    releases = reference_events(plan)
+    return tuple(event for event in events if event.times(1) not in releases)
+
+
 def training_steps(plan: HasReference, events: tuple[SampledGaussian, ...]) -> int:
     """Return how many steps of some events are not those of the reference."""
-    releases = reference_events(plan)
-    return sum(e.steps for e in events if e.times(1) not in releases)
+    return sum(event.steps for event in training_events(plan, events))
 
 
 def check_reference(plan: HasProtection) -> None:

@@ -167,11 +167,13 @@ def _privacy_sentences(plan: RunPlan, policy: Policy) -> list[str]:
         return [
             "Privacy cost: no differential privacy, epsilon is unbounded. The sum and "
             "the trained model are public to the run, and nothing limits what they may "
-            "reveal about an image."
+            "reveal about an image.",
+            _known_draws_sentence(plan),
         ]
     if privacy.is_in_sum:
         return [
             *plan_sentences(plan),
+            *([_known_draws_sentence(plan)] if privacy.mechanism == "silo" else []),
             "Not covered by epsilon: " + "; ".join(not_covered(plan)) + ".",
             *_own_limit(policy),
         ]
@@ -188,6 +190,24 @@ def _privacy_sentences(plan: RunPlan, policy: Policy) -> list[str]:
         "Not covered by epsilon: " + "; ".join(not_covered(plan)) + ".",
     ]
     return lines + _own_limit(policy)
+
+
+def _known_draws_sentence(plan: RunPlan) -> str:
+    """Say that training without DP-SGD has no secret draws, and what that helps."""
+    hidden = (
+        "Only the masks stand before that, and a sum of few examples is as readable"
+    )
+    if plan.protection.method == "none":
+        hidden = "Nothing stands before that here: updates leave in the clear"
+    if plan.privacy.is_private:
+        hidden = "The masks and the noise in the sum stand before that"
+    return (
+        "Order of the images, timesteps and training noise are NO secret: they follow "
+        "from the plan's seed and this silo's number of images. Whoever has this "
+        "silo's update by itself can draw them again, which makes it easier to rebuild "
+        f"images from it (gradient inversion). {hidden}; `cloister rehearse` shows how "
+        "much."
+    )
 
 
 def _measurement_sentences(plan: RunPlan) -> list[str]:

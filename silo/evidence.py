@@ -1,7 +1,8 @@
 """What a silo writes to its transcript: one method for each thing that happens.
 
 Records hold digests, names and counts of bytes; never a secret, a path, or a value
-that depends on this silo's images.
+that depends on this silo's images, but for what a mechanism spent on them, and the
+scores of canaries, which their operator asked for.
 """
 
 import hashlib

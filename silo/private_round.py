@@ -36,7 +36,7 @@ from silo.prv import prv_epsilon
 from silo.randomness import PrivateRandom
 from silo.resources import LocalResources
 from silo.training import Progress, TrainingState
-from silo.units import PrivacyUnits, units_of
+from silo.units import units_of
 
 
 class PrivateRounds:
@@ -253,10 +253,8 @@ class PrivateRounds:
         account.close_round(round_number)
         return state
 
-    def release(
-        self, event: SampledGaussian, what: str
-    ) -> tuple[PrivacyUnits, PrivateRandom]:
-        """Charge a release outside of training; lend units and randomness for it.
+    def release(self, event: SampledGaussian, what: str) -> PrivateRandom:
+        """Charge a release outside of training; lend the randomness for it.
 
         The charge is on disk when this returns. Made anew after a crash, the release
         is another one, and is charged again.
@@ -265,7 +263,7 @@ class PrivateRounds:
             BudgetExceeded: a limit would be passed; nothing was charged.
         """
         self._account.release(event, what)
-        return self._units, self._random
+        return self._random
 
     def check_ledger(self, head: LedgerHead | None) -> None:
         """Refuse a ledger that lacks the head which a finished round remembers.

@@ -45,14 +45,14 @@ from silo.randomness import PrivateRandom
 from silo.resources import LocalResources
 from silo.store import RunStore, TrainedRound
 from silo.training import TrainingState
-from silo.units import PrivacyUnits
+from silo.units import PrivacyUnits, units_of
 
 logger = logging.getLogger(__name__)
 
 BLOCK = 500
 """Images whose features are measured at a time."""
-UNITS_BLOCK = 256
-"""Privacy units whose vectors are in memory at a time."""
+VECTORS_BLOCK = 256
+"""Images whose vectors are in memory at a time; more only where one unit has more."""
 
 Vector = npt.NDArray[np.float64]
 
@@ -94,6 +94,7 @@ class ReferenceShare:
             raise ConfigRejected("a plan with a reference needs a folder to note it in")
         self._past = PastReferences(
             resources.references,
+            store.folder,
             plan.digest.hex(),
             resources.images,
             may_repeat=resources.repeat_reference,
@@ -133,9 +134,10 @@ class ReferenceShare:
             ReferenceRefused: another run's exact sum holds some of the images.
             BudgetExceeded: the noisy sums would cost more than a limit.
         """
+        is_summed = self._store.load_trained() is not None
         if not self.is_charged:
-            self._past.check()
-        if self._store.load_trained() is not None:
+            (self._past.check if is_summed else self._past.begin)()
+        if is_summed:
             return
         vector = self._noisy_sums() if self.is_charged else self._exact_sums()
         trained = TrainedRound(
@@ -179,11 +181,11 @@ class ReferenceShare:
         if self._private is None:
             raise ConfigRejected("a noisy reference needs the plan's mechanism")
         (event,) = reference_events(self._plan)
-        units, random = self._private.release(event, "reference statistics")
+        random = self._private.release(event, "reference statistics")
         vector = noisy_vector(
             self._extractor,
             self._images,
-            units,
+            units_of(self._images, self._plan.privacy.unit),
             clipping_norm=event.clipping_norm,
             noise_multiplier=event.noise_multiplier,
             max_images=self._plan.privacy.max_images_per_patient,
@@ -249,9 +251,7 @@ def noisy_vector(
     """
     total: Vector = np.zeros(num_words(extractor.dims))
     rows, columns = np.triu_indices(extractor.dims)
-    for start in range(0, len(units), UNITS_BLOCK):
-        chosen = range(start, min(start + UNITS_BLOCK, len(units)))
-        picked = [_pick(units.images(unit), max_images, random) for unit in chosen]
+    for picked in _picked(units, max_images, random):
         f = np.concatenate(list(_blocks(extractor, images, np.concatenate(picked))))
         vectors = np.hstack((np.ones((len(f), 1)), f, f[:, rows] * f[:, columns]))
         starts = np.cumsum([0, *(len(own) for own in picked[:-1])])
@@ -262,11 +262,21 @@ def noisy_vector(
     return total
 
 
-def _pick(
-    own: npt.NDArray[np.int64], most: int, random: PrivateRandom
-) -> npt.NDArray[np.int64]:
-    """Return a unit's images, or as many of them as may be, at random."""
-    return own[random.choose(len(own), most)] if len(own) > most else own
+def _picked(
+    units: PrivacyUnits, most: int, random: PrivateRandom
+) -> Iterator[list[npt.NDArray[np.int64]]]:
+    """Yield each unit's images, or as many of them as may be, in blocks of units."""
+    block: list[npt.NDArray[np.int64]] = []
+    for unit in range(len(units)):
+        own = units.images(unit)
+        if len(own) > most:
+            own = own[random.choose(len(own), most)]
+        if block and sum(map(len, block)) + len(own) > VECTORS_BLOCK:
+            yield block
+            block = []
+        block.append(own)
+    if block:
+        yield block
 
 
 def _blocks(

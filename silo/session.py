@@ -346,7 +346,6 @@ class SiloSession:
             return last_reply
         self._close_slot(request.sum_notice)
         self._trainer.save_model(average)
-        self._canaries.open(self._evidence, self._trainer.finished_model(average))
         self._trainer.residual.forget()
         self._auxiliary.destroy()
         if self._private is not None:
@@ -355,6 +354,7 @@ class SiloSession:
             if self._private.head != ledger_head:
                 number = min(self._asked_round, self._plan.num_rounds)
                 self._evidence.spend(self._private.record(number))
+        self._canaries.open(self._evidence, self._trainer.finished_model(average))
         digests = (request.model, self._trainer.held.digest_of(average))
         head = self._evidence.finish(request.round_number, *digests)
         last = EndReply(head=head, seen=request.shown.head)

@@ -14,6 +14,7 @@
       auxiliary                what was given before round 1; secret, mode 0600
       auxiliary-over           stands there from round 1 on (silo.auxiliary)
       residual                 what is added to the next update; secret, mode 0600
+      reference.tags           the images in its exact sum of features, as keyed tags
       canaries-gradient, -input  their seeds and scores; secret, mode 0600, until opened
       finished                 the answer to END
       measuring                for which request it measures, once (silo.evaluation)

@@ -10,12 +10,15 @@ import silo.session
 from audits.audit import run_audit
 from audits.evidence import load_evidence
 from audits.findings import Severity
+from audits.membership import analyse_canaries
 from protocol import records
+from protocol.aggregation_settings import EvaluationConfig
 from protocol.audit_records import CanariesCommitted, CanariesOpened
 from protocol.canaries import canary_commitment, draw_included
 from protocol.envelope import Kind
 from protocol.privacy_settings import PrivacyConfig
 from protocol.transcript import read_records
+from protocol.update_settings import ProtectionConfig
 from silo.errors import ConfigRejected, StateBroken
 from tests.end_to_end.conftest import Harness
 from tests.end_to_end.test_private_runs import (
@@ -76,6 +79,52 @@ def test_gradient_canaries_from_the_commitment_to_the_audit(harness):
     assert not failures(run)
     assert not records_of_kind(run, "silo-2", CanariesCommitted)
     assert not list(run_folder(run, "silo-2").glob("canaries-*"))
+
+
+def test_beside_a_noisy_reference_they_are_in_the_training_steps_alone(harness):
+    """Its one event, with other noise, is on account and in no score."""
+    evaluation = EvaluationConfig(
+        every_rounds=1,
+        num_samples=8,
+        extractor="fd-small-digits",
+        reference="federation",
+        min_reference_count=16,
+        reference_clipping=40.0,
+        reference_noise_multiplier=64.0,
+    )
+    run = harness(private_draft(evaluation=evaluation, num_rounds=1))
+    plant(run, gradient=40)
+    run.run()
+    (opened,) = records_of_kind(run, SILO, CanariesOpened)
+    spent = records_of_kind(run, SILO, records.PrivacySpent)[-1]
+    assert (opened.num_steps, sum(event.steps for event in spent.events)) == (4, 5)
+    audit = run_audit(load_evidence(run.federation.root, None))
+    assert not audit.with_severity(Severity.FAIL)
+    (found,) = analyse_canaries(audit.accounts)
+    assert found.expected_gap == pytest.approx(4 * run.plan.privacy.sample_rate)
+    assert found.expected_stddev == pytest.approx(2.0)
+
+
+def test_opened_after_what_an_unfinished_round_has_spent(harness, monkeypatch):
+    """The silo fails in the last round, and the others go on without it."""
+    spare = ProtectionConfig(slots_per_setup=2, threshold=3, max_colluding=0)
+    run = harness(private_draft(protection=spare), num_silos=4)
+    plant(run, gradient=6)
+    real = silo.private_round.train_privately
+
+    def diverge(*arguments, **options):
+        if options["canaries"] is not None and options["round_number"] == 2:
+            options["keep"] = diverged
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(silo.private_round, "train_privately", diverge)
+    run.run()
+    entries = [e.record for e in read_records(run_folder(run) / "transcript")]
+    kinds = [record.kind for record in entries]
+    assert kinds.count("privacy-spent") > 2
+    last_spent = len(kinds) - 1 - kinds[::-1].index("privacy-spent")
+    assert last_spent < kinds.index("canaries-opened")
+    assert not failures(run)
 
 
 @pytest.mark.parametrize("mechanism", ["none", "dp-sgd"])

@@ -1,6 +1,7 @@
 """The federation's own reference: summed once, exact or noisy, and measured against."""
 
 import dataclasses
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,8 @@ from simulation.federation import make_federation
 from simulation.settings import PartitionConfig, SimulationConfig
 from simulation.transport import open_session
 from tests.end_to_end.conftest import Crash, Harness, tiny_draft
+from tests.end_to_end.ledgers import check_ledgers
+from tests.end_to_end.test_canaries import plant
 
 Make = Callable[..., Harness]
 
@@ -245,6 +248,7 @@ def test_noise_is_on_account_and_in_the_sum(harness: Make) -> None:
     seen = [r for r in records_of(folder, LedgerSeen) if r.round_number == 0]
     assert len(seen) == 3
     assert not failures(made)
+    check_ledgers(made)
 
 
 def test_noise_that_was_lost_in_a_crash_is_charged_again(
@@ -263,6 +267,18 @@ def test_noise_that_was_lost_in_a_crash_is_charged_again(
     assert not failures(made)
 
 
+def test_planted_canaries_are_in_no_reference(harness: Make) -> None:
+    """They are in the ledger's data set, and trained on, and not what is measured."""
+    made = harness(private_draft(clipping_norm=1e-3, noise_multiplier=50.0))
+    plant(made, images=12)
+    made.run()
+    assert isinstance(told(made), ReferencePooled)
+    exact = harness(pooled_draft())
+    plant(exact, images=12)
+    exact.run()
+    check_exact(exact, all_silos(exact))
+
+
 def crash(*arguments: Any, **options: Any) -> None:
     raise Crash
 
@@ -277,6 +293,7 @@ def test_exact_statistics_in_a_private_run_are_said_to_be_uncovered(
     warned = [f for f in findings(made) if f.check == "reference"]
     assert [f.severity for f in warned] == [Severity.PASS, Severity.WARN]
     assert not failures(made)
+    check_ledgers(made)
 
 
 # ------------------------------------------------------------------ attacks
@@ -402,6 +419,19 @@ def deliberately(monkeypatch: pytest.MonkeyPatch) -> None:
         "simulation.transport.resources_of",
         lambda *a: dataclasses.replace(resources_of(*a), repeat_reference=True),
     )
+
+
+def test_no_second_sum_where_state_and_journal_are_lost(harness: Make) -> None:
+    """Begun anew under the same plan, perhaps over other silos."""
+    made = harness(pooled_draft())
+    with pytest.raises(Crash):
+        made.run(stop_at(SecAggKind.CONFIRMS))
+    shutil.rmtree(made.federation.aggregator.run(made.plan))
+    for name in all_silos(made):
+        shutil.rmtree(made.federation.silo(name).run(made.plan))
+        made.federation.silo(name).journal(made.plan).unlink()
+    made.run()
+    assert isinstance(told(made), ReferenceSkipped)
 
 
 def test_what_never_left_may_enter_another_sum(harness: Make, tmp_path: Path) -> None:

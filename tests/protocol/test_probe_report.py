@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import stat
 
 import pytest
 
@@ -83,6 +84,7 @@ def report(**changes) -> ProbeReport:
 def test_it_comes_back_as_it_was(tmp_path):
     path = tmp_path / "probe.json"
     save_probe(path, report(), KEYS[1])
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert load_probe_of(path, PLAN) == report()
     assert load_probe(path, KEYS[1].public) == load_probe(path) == report()
 

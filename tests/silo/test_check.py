@@ -5,8 +5,9 @@ from protocol import records
 from protocol.update_settings import ProtectionConfig, UpdateConfig
 from silo.check import bytes_lines, count_parameters, explain, what_would_leave
 from silo.policy import Policy, refusals
-from tests.protocol.examples import with_change
+from tests.protocol.examples import make_example, with_change
 from tests.protocol.test_noise_plan import RECORD, SILO, planned
+from tests.protocol.test_reference import DP
 from tests.silo.conftest import TINY_MODEL, Federation, tiny_plan
 
 
@@ -130,6 +131,27 @@ class TestExplain:
         lines = explain(plan, Policy())
         assert any(line.startswith("Protection: NONE") for line in lines)
         assert any('is "none"' in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("plan", "words"),
+    [
+        (tiny_plan(), "Only the masks stand before that"),
+        (
+            tiny_plan(protection=ProtectionConfig(method="none")),
+            "updates leave in the clear",
+        ),
+        (planned(SILO), "The masks and the noise in the sum stand before that"),
+        (planned(RECORD), ""),
+        (make_example(DP), ""),
+    ],
+    ids=["none", "plain", "silo", "record-distributed", "dp-sgd"],
+)
+def test_says_where_draws_are_no_secret(plan, words):
+    """They follow from the plan's seed unless the mechanism draws them in secret."""
+    text = "\n".join(explain(plan, Policy(max_delta=1e-2)))
+    assert ("training noise are NO secret" in text) == bool(words)
+    assert words in text
 
 
 @pytest.mark.parametrize("changes", [SILO, RECORD], ids=["silo", "record-distributed"])

@@ -8,6 +8,7 @@ import torch
 
 from diffusion.features import load_extractor
 from protocol.reference_words import Moments, num_words, to_vector
+from silo.central_images import clipped
 from silo.data import ImageSet
 from silo.errors import DataError, ReferenceRefused
 from silo.past_references import PastReferences
@@ -80,7 +81,7 @@ def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     units = units_of(data, "example")
     once = noisy_vector(extractor, data, units, random=PrivateRandom(1), **wide)
     monkeypatch.setattr("silo.reference_share.BLOCK", 5)
-    monkeypatch.setattr("silo.reference_share.UNITS_BLOCK", 4)
+    monkeypatch.setattr("silo.reference_share.VECTORS_BLOCK", 4)
     np.testing.assert_allclose(to_vector(exact_moments(extractor, data)), whole)
     again = noisy_vector(extractor, data, units, random=PrivateRandom(1), **wide)
     np.testing.assert_allclose(again, once)
@@ -113,6 +114,24 @@ def test_a_patient_is_one_unit_however_many_images() -> None:
     np.testing.assert_allclose(noisy(data), expected)
     one = noisy(images(*[(1.0, 0.0)] * 3, patients=[0, 0, 0]), norm=1.0, most=2)
     assert np.linalg.norm(one) == pytest.approx(1.0)
+
+
+def test_vectors_of_many_patients_are_not_in_memory_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A block is of so many images, not of so many patients with all theirs."""
+    rows = [(0.1 * n, 0.5) for n in range(10)]
+    data = images(*rows, patients=[0, 0, 0, 1, 2, 2, 3, 3, 3, 3])
+    whole, units, real = noisy(data), [], clipped
+
+    def clip(vectors: np.ndarray, norm: float) -> np.ndarray:
+        units.append(len(vectors))
+        return real(vectors, norm)
+
+    monkeypatch.setattr("silo.reference_share.VECTORS_BLOCK", 3)
+    monkeypatch.setattr("silo.reference_share.clipped", clip)
+    np.testing.assert_allclose(noisy(data), whole)
+    assert units == [1, 2, 1]
 
 
 def test_leaving_a_unit_out_moves_the_sum_by_at_most_the_norm() -> None:
@@ -154,27 +173,58 @@ def test_the_noise_has_the_law_of_the_event(claimed: float, accepted: bool) -> N
         assert off_diagonal.max() < 5.5 / num_words(64) ** 0.5
 
 
-def test_images_are_remembered_under_a_key(tmp_path: Any) -> None:
-    def past(plan: str, *rows: tuple[float, float], may_repeat: bool = False) -> Any:
+class Memory:
+    """What one silo remembers over runs."""
+
+    def __init__(self, root: Any) -> None:
+        self.root = root
+
+    def past(
+        self, plan: str, *rows: tuple[float, float], may_repeat: bool = False
+    ) -> PastReferences:
+        run = self.root / plan
+        run.mkdir(exist_ok=True)
         return PastReferences(
-            tmp_path / "references", plan, images(*rows), may_repeat=may_repeat
+            self.root / "references", run, plan, images(*rows), may_repeat=may_repeat
         )
 
-    past("aa", (1.0, 0.0), (0.0, 1.0)).note()
-    past("aa", (1.0, 0.0)).check()
-    past("bb", (0.5, 0.0)).check()
-    with pytest.raises(ReferenceRefused, match=r"of plan aa; .* --repeat-reference"):
-        past("bb", (0.5, 0.0), (0.0, 1.0)).check()
-    past("bb", (0.0, 1.0), may_repeat=True).note()
+
+def test_images_are_remembered_under_a_key(tmp_path: Any) -> None:
+    past = Memory(tmp_path).past
+    first = past("aa", (1.0, 0.0), (0.0, 1.0))
+    first.begin()
+    past("bb", (0.0, 1.0)).begin()
+    first.note()
+    first.check()
+    for refuse in (
+        past("bb", (0.0, 1.0)).check,
+        past("bb", (0.0, 1.0)).note,
+        past("bb", (0.5, 0.0), (0.0, 1.0)).begin,
+    ):
+        with pytest.raises(ReferenceRefused, match=r"of plan aa; .* --repeat-refer"):
+            refuse()
+    past("bb", (0.5, 0.0)).begin()
+    past("bb", (0.0, 1.0), may_repeat=True).begin()
+    past("bb", (0.5, 0.0), may_repeat=True).note()
     with pytest.raises(ReferenceRefused):
-        past("cc", (0.0, 1.0)).note()
+        past("cc", (0.0, 1.0)).begin()
     assert sorted(p.name for p in (tmp_path / "references").iterdir()) == [
         "aa.tags",
         "bb.tags",
         "tags.key",
     ]
-    files = list((tmp_path / "references").iterdir())
+    files = [*(tmp_path / "references").iterdir(), tmp_path / "aa" / "reference.tags"]
     assert all(path.stat().st_mode & 0o077 == 0 for path in files)
+
+
+def test_what_left_is_remembered_whatever_the_data_are_now(tmp_path: Any) -> None:
+    """Between the sum and its leaving the process ended, and silo.toml was changed."""
+    past = Memory(tmp_path).past
+    past("aa", (1.0, 0.0)).begin()
+    past("aa", (0.0, 1.0)).note()
+    past("bb", (0.0, 1.0)).begin()
+    with pytest.raises(ReferenceRefused):
+        past("bb", (1.0, 0.0)).begin()
 
 
 @pytest.mark.parametrize(
