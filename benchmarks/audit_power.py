@@ -69,8 +69,8 @@ NOTES = (
     "Canaries are added after the clip: no check of their scores sees an error of the "
     "clip. The self-test does.",
     "The self-test runs without canaries and sees no fault in how they are planted.",
-    "A leak at a few canaries may drown in the others: without noise at 100 of 1,000 it "
-    "was caught in 8 of 10 runs at epsilon 10 and in all at epsilon 1; ten canaries "
+    "A leak at a few canaries may drown in the others: without noise at 100 of 1,000 "
+    "it was caught in 8 of 10 runs at epsilon 10 and in all at epsilon 1; ten canaries "
     "that are added ten times over pass every check. A leak at half of them does not.",
     "Half the steps uncounted: twice the steps of the claim were taken. The gap test "
     "sees it at epsilon 10, the count of steps always.",

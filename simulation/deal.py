@@ -6,7 +6,7 @@ from protocol.files import save_bytes, whole_folder
 from protocol.plan import PlanDraft
 from silo.reference import save_reference
 from simulation.errors import SettingsRejected
-from simulation.federation import REFERENCE_FILE, images_to_npz
+from simulation.federation import HELD_OUT_FILE, REFERENCE_FILE, images_to_npz
 from simulation.partition import partition
 from simulation.settings import SimulationConfig
 from simulation.sources import load_pool, subset
@@ -15,7 +15,7 @@ from simulation.sources import load_pool, subset
 def deal(
     root: Path, draft: PlanDraft, config: SimulationConfig, weights: Path | None = None
 ) -> tuple[list[Path], tuple[float, float]]:
-    """Write each silo's share as an .npz file, and the reference statistics.
+    """Write each silo's share as an .npz file, held-out images and their statistics.
 
     Returns:
         The files of the shares, and the range of their values.
@@ -37,6 +37,7 @@ def deal(
     with whole_folder(root) as folder:
         for name, share in zip(names, shares, strict=True):
             save_bytes(folder / name, images_to_npz(subset(pool.dealt, share)))
+        save_bytes(folder / HELD_OUT_FILE, images_to_npz(pool.held_out))
         if draft.evaluation.is_asked_for:
             save_reference(
                 folder / REFERENCE_FILE,

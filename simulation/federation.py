@@ -5,6 +5,7 @@
     RUN/
       plan.toml                 signed
       reference.npz             statistics of the held-out images
+      held-out.npz              those images, for `silo probe`
       aggregator/               as `aggregator init` makes it
       silos/silo-1/ …           as `silo init` makes it, with data.npz
 """
@@ -36,6 +37,7 @@ from simulation.sources import Pool, load_pool, subset
 
 PLAN_FILE = "plan.toml"
 REFERENCE_FILE = "reference.npz"
+HELD_OUT_FILE = "held-out.npz"
 DATA_FILE = "data.npz"
 
 
@@ -127,6 +129,7 @@ def make_federation(
             _copy(
                 Path(config.auxiliary), "auxiliary", [federation.aggregator.auxiliary]
             )
+        save_bytes(folder / HELD_OUT_FILE, images_to_npz(pool.held_out))
         if plan.evaluation.needs_published:
             save_reference(
                 federation.reference,
@@ -153,6 +156,7 @@ def _make_silo(
     silo_config = SiloConfig(
         data=DataConfig(path=DATA_FILE, value_range=pool.dealt.value_range),
         compute=ComputeConfig(device="auto", threads=config.threads_per_silo),
+        canaries=config.canaries,
     )
     policy = Policy(
         min_cohort=min(Policy().min_cohort, plan.protection.min_cohort),

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from protocol.encoding import from_table
 from protocol.errors import EncodingError
-from silo.config import DataConfig, check_value_range
+from silo.config import CanaryConfig, DataConfig, check_value_range
 from simulation.errors import SettingsRejected
 
 
@@ -84,7 +84,8 @@ class SimulationConfig:
     silo as a process of its own behind a local socket, or all of them in this one.
     The threads are those of a silo's training and of the aggregator's sampling; small
     images want one. ``initial`` is the file of the parameters that the plan begins
-    with; ``auxiliary`` that of the public images that it calibrates on.
+    with; ``auxiliary`` that of the public images that it calibrates on. ``canaries``
+    are those that every silo plants.
     """
 
     num_silos: int = 3
@@ -97,6 +98,7 @@ class SimulationConfig:
     auxiliary: str = ""
     data: SourceConfig = SourceConfig()
     partition: PartitionConfig = PartitionConfig()
+    canaries: CanaryConfig = CanaryConfig()
 
     def __post_init__(self) -> None:
         """Check the ranges."""
