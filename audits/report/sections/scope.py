@@ -54,7 +54,8 @@ def data(content: Content) -> Iterator[Block]:
             "privacy do.",
             "quiet",
         )
-    sizes = {row["silo"]: row["attacks"][0] for row in content["membership"] or ()}
+    attacked = [r for r in content["membership"] or () if r["target"] != "control"]
+    sizes = {row["silo"]: row["attacks"][0] for row in attacked}
     if sizes:
         yield Heading("Images that were attacked")
         yield rows(
