@@ -220,7 +220,9 @@ class _Run:
         if not slot:
             self._setup(setup + 1)
         place = {"round_number": number, "setup": setup + 1, "slot": slot}
-        lost = self._silos[number % len(self._silos)] if number % LOST_EVERY == 0 else None
+        lost = (
+            self._silos[number % len(self._silos)] if number % LOST_EVERY == 0 else None
+        )
         if number > 1:
             self._broadcast(number, _digest("parameters", number - 1))
         self._ready(place)

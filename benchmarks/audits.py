@@ -1,9 +1,10 @@
 """What an audit takes: time and memory of the real command, in a fresh process.
 
 ``python -m benchmarks.audits [NAME …]``: ``verify`` measures `audits verify` on made-up
-runs of ten silos, of 1,000, 10,000 and 100,000 records; ``witnesses`` on one of 100 silos
-and 100 rounds, with 10,000 signatures under its heads. Rows of names that are not measured again
-stay in the file. Ends with status 1 where a limit is not kept, or torch was loaded.
+runs of ten silos, of 1,000, 10,000 and 100,000 records; ``witnesses`` on one of 100
+silos and 100 rounds, with 10,000 signatures under its heads. Rows of names that are not
+measured again stay in the file. Ends with status 1 where a limit is not kept, or torch
+was loaded.
 """
 
 import json
@@ -83,7 +84,10 @@ def _verified(
     ]
 
 
-MEASURED: dict[str, Callable[[], list[Row]]] = {"verify": verify, "witnesses": witnesses}
+MEASURED: dict[str, Callable[[], list[Row]]] = {
+    "verify": verify,
+    "witnesses": witnesses,
+}
 """What there is to measure, by the first word of its rows."""
 
 
