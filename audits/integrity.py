@@ -16,8 +16,15 @@ from audits.findings import Finding, count, fail, listing, passed, settle, warn
 from protocol.audit_records import HeadConflict, SiloHead
 from protocol.errors import TranscriptBroken
 from protocol.heads import Head
-from protocol.model_records import Evaluated
-from protocol.records import Dropped, Finished, HeadSeen, Opened, Refused
+from protocol.model_records import Evaluated, ModelHeld
+from protocol.records import (
+    Dropped,
+    Finished,
+    HeadSeen,
+    LedgerOpened,
+    Opened,
+    Refused,
+)
 
 _AFTER_THE_END = (
     Dropped,
@@ -29,6 +36,9 @@ _AFTER_THE_END = (
     SiloHead,
 )
 """What may follow `finished`: the exchange that ends a run, and its repetition."""
+
+_REPEATED = (LedgerOpened, ModelHeld)
+"""What may, too, where `finished` follows again: a party was killed behind it."""
 
 
 @dataclass(frozen=True)
@@ -156,13 +166,14 @@ def _ending(account: Account) -> Iterator[Finding]:
             party=party,
         )
         return
-    finished = account.all(Finished)[0]
+    finished, last = account.all(Finished)[0], account.all(Finished)[-1]
     late = [
         placed.index
         for kind in account.kinds
         if not issubclass(kind, _AFTER_THE_END)
         for placed in account.all(kind)
         if placed.index > finished.index
+        and not (issubclass(kind, _REPEATED) and placed.index < last.index)
     ]
     if late:
         yield fail(
