@@ -32,13 +32,12 @@ _AFTER_THE_END = (
     Finished,
     HeadConflict,
     HeadSeen,
+    LedgerOpened,
     Refused,
     SiloHead,
 )
-"""What may follow `finished`: the exchange that ends a run, and its repetition."""
-
-_REPEATED = (LedgerOpened, ModelHeld)
-"""What may, too, where `finished` follows again: a party was killed behind it."""
+"""What may follow `finished`: the exchange that ends a run, and its repetition, before
+which a silo that was killed opens its ledger and is brought to the last model again."""
 
 
 @dataclass(frozen=True)
@@ -166,14 +165,14 @@ def _ending(account: Account) -> Iterator[Finding]:
             party=party,
         )
         return
-    finished, last = account.all(Finished)[0], account.all(Finished)[-1]
+    finished = account.all(Finished)[0]
     late = [
         placed.index
         for kind in account.kinds
         if not issubclass(kind, _AFTER_THE_END)
         for placed in account.all(kind)
         if placed.index > finished.index
-        and not (issubclass(kind, _REPEATED) and placed.index < last.index)
+        and not (kind is ModelHeld and not placed.record.round_number)
     ]
     if late:
         yield fail(
