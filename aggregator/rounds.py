@@ -145,6 +145,8 @@ class Run:
         """Open, or resume, the transcript; return the state to go on from."""
         state = self._store.load()
         if self._said.is_finished and state is not None:
+            if not self._transcript.is_signed:
+                self._transcript.sign_head()
             return state
         first: records.Record = records.Resumed(software=SOFTWARE)
         if not self._transcript.size:

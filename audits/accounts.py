@@ -242,12 +242,10 @@ class Account:
 
     def _wrong_field(self, record: Record) -> str:
         """Return which field of a record cannot be, or nothing."""
-        for name, value in _fields(record):
+        for name, value in _numbers(record):
             if isinstance(value, float) and not math.isfinite(value):
                 return f"{name} is not finite"
-            if isinstance(value, (int, float)) and not (
-                _least(record, name) <= value < MAX_NUMBER
-            ):
+            if not _least(record, name) <= value < MAX_NUMBER:
                 return f"{name} is {value!r:.40}"
             if name == "round_number" and value > self._last_round_of(record):
                 return f"round {value} of {self.plan.num_rounds}"
@@ -264,12 +262,17 @@ def _least(record: Record, name: str) -> float:
     return -MAX_NUMBER if isinstance(record, CanariesOpened) and name == "scores" else 0
 
 
-def _fields(record: Record) -> Iterator[tuple[str, Any]]:
-    """Yield the fields of a record, tuples element by element."""
+def _numbers(record: Record) -> Iterator[tuple[str, int | float]]:
+    """Yield the numbers in the fields of a record, those in lists one by one.
+
+    A list is of one type.
+    """
     for item in dataclasses.fields(record):
         value = getattr(record, item.name)
-        for element in value if isinstance(value, tuple) else (value,):
-            yield item.name, element
+        elements = value if isinstance(value, tuple) else (value,)
+        if elements and isinstance(elements[0], (int, float)):
+            for element in elements:
+                yield item.name, element
 
 
 _SILO_FIELDS = (

@@ -5,14 +5,13 @@ signed. Whoever has the plan can verify it; nothing else of the transcript is to
 how many records it had, and hashes.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from audits.errors import ExtractRejected
 from audits.evidence import AGGREGATOR, Evidence, Transcript
 from crypto.errors import CryptoError
-from crypto.merkle import leaf_hash, node_hash, verify_inclusion
+from crypto.merkle import ProvingTree, leaf_hash, verify_inclusion
 from protocol.encoding import decode, encode, from_table, to_table
 from protocol.errors import EncodingError, TranscriptBroken
 from protocol.heads import Head
@@ -55,11 +54,11 @@ def make_extract(evidence: Evidence, party: str, index: int) -> Extract:
     transcript = _transcript(evidence, party)
     try:
         head = _covering(transcript, index)
-        leaves, line = [], b""
+        tree, line = ProvingTree(), b""
         for entry in read_records(transcript.folder):
             if entry.index == head.size:
                 break
-            leaves.append(leaf_hash(entry.line))
+            tree.append(entry.line)
             line = entry.line if entry.index == index else line
     except TranscriptBroken as error:
         raise ExtractRejected(f"{transcript.name}: {error}") from None
@@ -68,7 +67,7 @@ def make_extract(evidence: Evidence, party: str, index: int) -> Extract:
         plan=evidence.plan.digest.hex(),
         index=index,
         record=line.decode(),
-        proof=tuple(node.hex() for node in _path(leaves, index)),
+        proof=tuple(node.hex() for node in tree.inclusion_proof(index)),
         head=head,
     )
     check_extract(made, evidence.plan)
@@ -150,17 +149,3 @@ def _key_of(plan: RunPlan, party: str) -> bytes:
     if party not in keys:
         raise ExtractRejected(f"{party!r:.80} is no party of the plan")
     return keys[party]
-
-
-def _path(leaves: list[bytes], index: int) -> Iterator[bytes]:
-    """Yield the siblings on the way from a leaf's hash to the root, lowest first."""
-    level = leaves
-    while len(level) > 1:
-        sibling = index ^ 1
-        if sibling < len(level):
-            yield level[sibling]
-        pairs = zip(level[::2], level[1::2], strict=False)
-        level = [node_hash(left, right) for left, right in pairs] + (
-            level[-1:] if len(level) % 2 else []
-        )
-        index >>= 1

@@ -16,8 +16,15 @@ from audits.findings import Finding, count, fail, listing, passed, settle, warn
 from protocol.audit_records import HeadConflict, SiloHead
 from protocol.errors import TranscriptBroken
 from protocol.heads import Head
-from protocol.model_records import Evaluated
-from protocol.records import Dropped, Finished, HeadSeen, Opened, Refused
+from protocol.model_records import Evaluated, ModelHeld
+from protocol.records import (
+    Dropped,
+    Finished,
+    HeadSeen,
+    LedgerOpened,
+    Opened,
+    Refused,
+)
 
 _AFTER_THE_END = (
     Dropped,
@@ -25,10 +32,12 @@ _AFTER_THE_END = (
     Finished,
     HeadConflict,
     HeadSeen,
+    LedgerOpened,
     Refused,
     SiloHead,
 )
-"""What may follow `finished`: the exchange that ends a run, and its repetition."""
+"""What may follow `finished`: the exchange that ends a run, and its repetition, before
+which a silo that was killed opens its ledger and is brought to the last model again."""
 
 
 @dataclass(frozen=True)
@@ -163,6 +172,7 @@ def _ending(account: Account) -> Iterator[Finding]:
         if not issubclass(kind, _AFTER_THE_END)
         for placed in account.all(kind)
         if placed.index > finished.index
+        and not (kind is ModelHeld and not placed.record.round_number)
     ]
     if late:
         yield fail(

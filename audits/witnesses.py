@@ -8,13 +8,15 @@ evidence on their own: the aggregator signed both.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from audits.accounts import Account, Accounts, Placed
 from audits.chain import roots_at
 from audits.evidence import AGGREGATOR, Evidence
 from audits.findings import Finding, count, fail, listing, settle, warn
+from audits.forks import CHECK, check_conflict, head_of, in_words, two_heads
 from crypto.errors import InvalidSignature
 from crypto.frame import Header, Kind, verify_frame
 from crypto.merkle import HASH_BYTES
@@ -23,35 +25,49 @@ from protocol import envelope
 from protocol.audit_records import (
     HeadConflict,
     ReferencePooled,
+    ReferenceSkipped,
     SiloHead,
     Witnessed,
 )
-from protocol.errors import TranscriptBroken
 from protocol.heads import Head
-from protocol.model_records import MeasuredInSilos
+from protocol.model_records import MeasuredInSilos, MeasurementSkipped
 from protocol.plan import RunPlan
 from protocol.records import (
     Finished,
     HeadSeen,
     RoundClosed,
     RoundLost,
+    RoundOpened,
     Summed,
 )
 
-CHECK = "witnesses"
-Slot = tuple[int, int]
-"""Setup and slot."""
+Slot = tuple[int, int, int]
+"""Round, setup and slot."""
+
+
+_ENDS: tuple[type[Any], ...] = (
+    MeasuredInSilos,
+    MeasurementSkipped,
+    ReferencePooled,
+    ReferenceSkipped,
+    RoundClosed,
+    RoundLost,
+)
+"""Records with which a round ends."""
 
 
 @dataclass
 class _Ledger:
     """Which silos have validly signed what.
 
-    ``by_slot`` are those of READY, by setup and slot; ``ended`` those that acknowledged
-    the end, with the size of the head.
+    ``by_slot`` are those of READY, and ``sizes`` the smallest head that they signed
+    there; ``verified`` what was verified before; ``ended`` those that acknowledged the
+    end, with the size of the head.
     """
 
     by_slot: dict[Slot, set[str]] = field(default_factory=dict)
+    sizes: dict[Slot, int] = field(default_factory=dict)
+    verified: set[tuple[Slot, str, bytes, bytes]] = field(default_factory=set)
     ended: dict[str, int] = field(default_factory=dict)
 
 
@@ -77,7 +93,8 @@ def _findings(evidence: Evidence, accounts: Accounts) -> Iterator[Finding]:
     roots = _roots(evidence, accounts)
     for silo in accounts.silos.values():
         for conflict in silo.all(HeadConflict):
-            yield from _conflict(plan, silo, conflict, roots)
+            yield from check_conflict(plan, silo, conflict, roots)
+    yield from two_heads(evidence, accounts, roots)
     if account is None or roots is None:
         yield warn(
             CHECK,
@@ -86,8 +103,10 @@ def _findings(evidence: Evidence, accounts: Accounts) -> Iterator[Finding]:
         )
         return
     ledger = _Ledger()
+    models = {_slot(p.record): p.record.model for p in account.all(RoundOpened)}
     for witnessed in account.all(Witnessed):
         yield from _ready_signatures(plan, witnessed, roots, ledger)
+        yield from _other_model(witnessed, models)
     for told in account.all(SiloHead):
         yield from _acknowledgement(plan, told, roots, ledger)
     if plan.protection.method == "mask":
@@ -111,6 +130,7 @@ def _roots(evidence: Evidence, accounts: Accounts) -> Mapping[int, str] | None:
     sizes = {p.record.size for p in accounts.aggregator.all(Witnessed)}
     sizes |= {p.record.seen_size for p in accounts.aggregator.all(SiloHead)}
     for silo in accounts.silos.values():
+        sizes |= {p.record.size for p in silo.all(HeadSeen)}
         for placed in silo.all(HeadConflict):
             sizes |= {placed.record.seen_size, placed.record.shown_size}
     return roots_at(evidence.aggregator.folder, sizes)[0]
@@ -128,9 +148,10 @@ def _ready_signatures(
     """Verify what the silos of one slot have signed."""
     record, where = placed.record, f"record {placed.index:,}"
     number, names = record.round_number, [silo.name for silo in plan.silos]
-    valid = ledger.by_slot.setdefault((record.setup, record.slot), set())
+    slot = _slot(record)
+    valid = ledger.by_slot.setdefault(slot, set())
     try:
-        head = _head(record.size, record.root, record.signature)
+        head = head_of(record.size, record.root, record.signature)
         agreed, model = (_digest(each) for each in (record.agreed, record.model))
         body = Ready(agreed, number, model, head.to_bytes()).to_bytes()
         pairs = list(zip(record.silos, record.signatures, strict=True))
@@ -149,7 +170,8 @@ def _ready_signatures(
         return
     forged = []
     for silo, signature in signatures.items():
-        if names[silo] in valid:
+        signed = (slot, names[silo], body, signature)
+        if signed in ledger.verified:
             continue
         try:
             verify_frame(plan.roster[silo], headers[silo], body, signature)
@@ -157,6 +179,8 @@ def _ready_signatures(
             forged.append(names[silo])
         else:
             valid.add(names[silo])
+            ledger.verified.add(signed)
+            ledger.sizes[slot] = min(head.size, ledger.sizes.get(slot, head.size))
     if forged:
         yield fail(
             CHECK,
@@ -169,6 +193,24 @@ def _ready_signatures(
     yield from _unknown(plan, head, roots, f"Round {number}", listing(record.silos))
 
 
+def _other_model(
+    placed: Placed[Witnessed], models: Mapping[Slot, str]
+) -> Iterator[Finding]:
+    """Yield that silos signed another model than the aggregator says it sent."""
+    record = placed.record
+    sent = models.get(_slot(record))
+    if sent != record.model:
+        yield fail(
+            CHECK,
+            f"Round {record.round_number}: record {placed.index:,} of {AGGREGATOR} "
+            "shows that silos signed another model than it says it sent them.",
+            f"signed {record.model:.64}",
+            f"sent {sent:.64}" if sent else "it says nothing of that slot",
+            party=AGGREGATOR,
+            round_number=record.round_number,
+        )
+
+
 def _acknowledgement(
     plan: RunPlan,
     placed: Placed[SiloHead],
@@ -178,7 +220,7 @@ def _acknowledgement(
     """Verify what one silo has signed at the end."""
     record, names = placed.record, [silo.name for silo in plan.silos]
     index = names.index(record.silo)
-    seen = _head(record.seen_size, record.seen_root, record.seen_signature)
+    seen = head_of(record.seen_size, record.seen_root, record.seen_signature)
     own = Head(
         party=record.silo,
         size=record.size,
@@ -213,7 +255,7 @@ def _unknown(
         CHECK,
         f"{when}: {who} signed a head over {head.size:,} records that is none of the "
         "aggregator's transcript: it was altered, or there are two versions of it.",
-        *_in_words(plan, head),
+        *in_words(plan, head),
         f"root here {roots.get(head.size, 'none')}",
         party=AGGREGATOR,
     )
@@ -224,7 +266,7 @@ def _unknown(
 
 def _rounds(account: Account, ledger: _Ledger) -> Iterator[Finding]:
     """Check that every round with a sum was witnessed by enough silos."""
-    least, slots = _threshold(account.plan), _slots(account)
+    least, slots, ends = _threshold(account.plan), _slots(account), _ends(account)
     for number in _closed(account):
         witnesses = [ledger.by_slot.get(slot) for slot in slots[number]]
         known = [silos for silos in witnesses if silos is not None]
@@ -237,6 +279,17 @@ def _rounds(account: Account, ledger: _Ledger) -> Iterator[Finding]:
                 round_number=number,
             )
             continue
+        before = max((i for n, i in ends.items() if n < number), default=-1)
+        shown = min(ledger.sizes.get(slot, before + 1) for slot in slots[number])
+        if shown <= before:
+            yield fail(
+                CHECK,
+                f"Round {number}: the head that silos signed is over {shown:,} records "
+                f"and leaves out record {before:,}, with which an earlier round ended.",
+                "the aggregator could still have written them otherwise",
+                party=AGGREGATOR,
+                round_number=number,
+            )
         fewest = min(known, key=len)
         if len(fewest) < least:
             yield warn(
@@ -253,10 +306,7 @@ def _end(account: Account, ledger: _Ledger) -> Iterator[Finding]:
     """Check that enough silos acknowledged a head behind the last round."""
     if not account.all(Finished):
         return
-    last = max(
-        (p.index for kind in (RoundClosed, RoundLost) for p in account.all(kind)),
-        default=-1,
-    )
+    last = max(_ends(account).values(), default=-1)
     silos = [silo for silo, size in ledger.ended.items() if size > last]
     least = _threshold(account.plan)
     if len(silos) < least:
@@ -294,80 +344,26 @@ def _closed(account: Account) -> list[int]:
     return sorted({*pooled, *closed, *measured})
 
 
+def _ends(account: Account) -> dict[int, int]:
+    """Return with which record each round ended, those before and behind included."""
+    return {
+        placed.record.round_number: placed.index
+        for kind in _ENDS
+        for placed in account.all(kind)
+    }
+
+
+def _slot(record: Witnessed | RoundOpened | Summed) -> Slot:
+    """Return where a record belongs."""
+    return record.round_number, record.setup, record.slot
+
+
 def _slots(account: Account) -> dict[int, set[Slot]]:
     """Return the slots whose sums were taken, by round."""
     slots: dict[int, set[Slot]] = defaultdict(set)
     for placed in account.all(Summed):
-        slots[placed.record.round_number].add((placed.record.setup, placed.record.slot))
+        slots[placed.record.round_number].add(_slot(placed.record))
     return slots
-
-
-# ------------------------------------------------------------------ two transcripts
-
-
-def _conflict(
-    plan: RunPlan,
-    silo: Account,
-    placed: Placed[HeadConflict],
-    roots: Mapping[int, str] | None,
-) -> Iterator[Finding]:
-    """Judge two heads that a silo says do not go together."""
-    record, where = placed.record, f"record {placed.index:,} of {silo.party}"
-    heads = (
-        _head(record.seen_size, record.seen_root, record.seen_signature),
-        _head(record.shown_size, record.shown_root, record.shown_signature),
-    )
-    try:
-        for head in heads:
-            head.check(plan.digest, plan.aggregator_key)
-    except TranscriptBroken:
-        yield fail(
-            CHECK,
-            f"{silo.party}: {where} holds a head that the aggregator did not sign.",
-            party=silo.party,
-            round_number=record.round_number,
-        )
-        return
-    shown = [line for head in heads for line in _in_words(plan, head)]
-    is_fork = heads[0].size == heads[1].size and heads[0].root != heads[1].root
-    strange = [h for h in heads if roots is not None and roots.get(h.size) != h.root]
-    if is_fork or strange:
-        what = (
-            f"signed two heads over {heads[0].size:,} records"
-            if is_fork
-            else f"signed a head over {strange[0].size:,} records that is none of its "
-            "transcript"
-        )
-        yield fail(
-            CHECK,
-            f"Round {record.round_number}: the aggregator {what}: there are two "
-            f"versions of the transcript; see {where}.",
-            *shown,
-            party=AGGREGATOR,
-            round_number=record.round_number,
-        )
-        return
-    known = "is missing" if roots is None else "has both"
-    yield warn(
-        CHECK,
-        f"Round {record.round_number}: {silo.party} was shown two heads that it could "
-        f"not bring together; the aggregator's transcript {known}.",
-        *shown,
-        party=silo.party,
-        round_number=record.round_number,
-    )
-
-
-def _in_words(plan: RunPlan, head: Head) -> Iterable[str]:
-    """Return a head as evidence that stands alone."""
-    origin = f"cloister/{plan.digest.hex()}/{head.party}"
-    yield f"{origin}: head over {head.size:,} records, root {head.root:.64}"
-    yield f"signature of that head {head.signature:.128}"
-
-
-def _head(size: int, root: str, signature: str) -> Head:
-    """Return a head of the aggregator from the fields of a record."""
-    return Head(party=AGGREGATOR, size=size, root=root, signature=signature)
 
 
 def _digest(text: str) -> bytes:

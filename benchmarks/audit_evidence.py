@@ -1,7 +1,8 @@
-"""The evidence of a made-up run of ten silos with DP-SGD, as many rounds as it takes.
+"""The evidence of a made-up run with DP-SGD, of as many silos and rounds as one likes.
 
 Every party writes what ``silo.session`` and ``aggregator`` would: through the writer of
-transcripts, with true keys, heads, prices and plan. One silo drops out now and then.
+transcripts, with true keys, heads, signatures, prices and plan. One silo drops out now
+and then.
 """
 
 import functools
@@ -12,13 +13,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from crypto.frame import Kind as ReadyKind
 from crypto.keys import IdentityKey
+from crypto.secagg.ready import Ready
+from crypto.signatures import SIGNATURE_BYTES
 from diffusion.config import UNetConfig
 from privacy.events import SampledGaussian
 from privacy.pricing import epsilon
 from protocol import records as r
 from protocol.aggregation_settings import EvaluationConfig
-from protocol.audit_records import Connected, SiloHead
+from protocol.audit_records import Connected, SiloHead, Witnessed
+from protocol.envelope import EndReply, Kind, make_envelope
 from protocol.model_records import Evaluated, ModelHeld
 from protocol.plan import PlanDraft, RunPlan, SiloParty, make_plan
 from protocol.plan_files import save_plan
@@ -28,10 +33,9 @@ from protocol.transcript import Head, TranscriptWriter
 from protocol.update_settings import ProtectionConfig, UpdateConfig
 
 AGGREGATOR = "aggregator"
-SILOS = tuple(f"hospital-{number}" for number in range(1, 11))
 SOFTWARE = "cloister benchmark"
-RECORDS_PER_ROUND = 225
-"""About as many records do all parties together write in a round."""
+RECORDS_PER_ROUND = 23
+"""About as many records are written in a round for each silo, at both ends."""
 SLOTS_PER_SETUP = 10
 EVALUATED_EVERY = 5
 LOST_EVERY = 7
@@ -51,9 +55,15 @@ STAGES = {
 """Bytes that a silo sends and receives in each stage."""
 
 
-def write_evidence(run: Path, num_records: int) -> int:
-    """Write plan and transcripts of at least so many records; return their number."""
-    made = _Run(run, max(1, -(-num_records // RECORDS_PER_ROUND)))
+def rounds_for(num_records: int, num_silos: int) -> int:
+    """Return how many rounds make at least so many records."""
+    return max(1, -(-num_records // (RECORDS_PER_ROUND * num_silos)))
+
+
+def write_evidence(run: Path, num_silos: int, num_rounds: int) -> int:
+    """Write plan and transcripts of a run; return the number of records."""
+    silos = tuple(f"hospital-{number}" for number in range(1, num_silos + 1))
+    made = _Run(run, silos, num_rounds)
     with made.open():
         made.begin()
         for number in range(1, made.plan.num_rounds + 1):
@@ -79,9 +89,9 @@ def _price(steps: int) -> tuple[tuple[SampledGaussian, ...], float]:
 class _Run:
     """The parties of one run, and what they write."""
 
-    def __init__(self, folder: Path, rounds: int) -> None:
-        self._folder = folder
-        self._keys = {name: IdentityKey.generate() for name in (AGGREGATOR, *SILOS)}
+    def __init__(self, folder: Path, silos: tuple[str, ...], rounds: int) -> None:
+        self._folder, self._silos = folder, silos
+        self._keys = {name: IdentityKey.generate() for name in (AGGREGATOR, *silos)}
         self.plan = self._make_plan(rounds)
         self.writers: dict[str, TranscriptWriter] = {}
         self._heads: dict[str, Head] = {}
@@ -111,7 +121,7 @@ class _Run:
         )
         silos = [
             SiloParty(name=name, identity_key=self._keys[name].public.hex())
-            for name in SILOS
+            for name in self._silos
         ]
         return make_plan(draft, self._keys[AGGREGATOR].public, silos)
 
@@ -179,13 +189,13 @@ class _Run:
 
     def begin(self) -> None:
         """Open transcripts, connections and ledgers."""
-        for party in (AGGREGATOR, *SILOS):
+        for party in (AGGREGATOR, *self._silos):
             opened = r.Opened(
                 plan=self.plan.digest.hex(), party=party, software=SOFTWARE
             )
             self._say(party, opened)
             self._sign(party)
-        for silo in SILOS:
+        for silo in self._silos:
             self._say(
                 silo,
                 r.LedgerOpened(
@@ -210,25 +220,27 @@ class _Run:
         if not slot:
             self._setup(setup + 1)
         place = {"round_number": number, "setup": setup + 1, "slot": slot}
-        lost = SILOS[number % len(SILOS)] if number % LOST_EVERY == 0 else None
+        lost = (
+            self._silos[number % len(self._silos)] if number % LOST_EVERY == 0 else None
+        )
         if number > 1:
             self._broadcast(number, _digest("parameters", number - 1))
         self._ready(place)
-        self._sum(place, tuple(silo for silo in SILOS if silo != lost), lost)
-        self._close(number, tuple(silo for silo in SILOS if silo != lost))
+        self._sum(place, tuple(silo for silo in self._silos if silo != lost), lost)
+        self._close(number, tuple(silo for silo in self._silos if silo != lost))
 
     def _setup(self, setup: int) -> None:
         for stage in ("setup", "shares", "envelopes"):
-            for silo in SILOS:
+            for silo in self._silos:
                 self._exchange(0, stage, silo)
         opened = r.SetupOpened(
-            setup=setup, members=SILOS, advertisements=_digest("keys", setup)
+            setup=setup, members=self._silos, advertisements=_digest("keys", setup)
         )
         self._say(AGGREGATOR, opened)
         self._sign(AGGREGATOR)
 
     def _broadcast(self, number: int, parameters: str) -> None:
-        for silo in SILOS:
+        for silo in self._silos:
             held = ModelHeld(round_number=number, silo=silo, parameters=parameters)
             self._say(silo, held)
             self._exchange(number, "broadcast", silo)
@@ -239,10 +251,10 @@ class _Run:
         opened = r.RoundOpened(
             **place, attempt=1, model=_digest("model", number), field_bits=20
         )
-        self._say(AGGREGATOR, opened)
         self._sign(AGGREGATOR)
+        self._say(AGGREGATOR, opened)
         events, price = _price(number)
-        for silo in SILOS:
+        for silo in self._silos:
             self._see_head(silo, number)
             size, head = 1 + 2 * number, _digest("ledger", silo, number)
             spent = r.PrivacySpent(
@@ -261,13 +273,49 @@ class _Run:
             seen = r.LedgerSeen(round_number=number, silo=silo, size=size, head=head)
             self._say(AGGREGATOR, seen)
             self._exchange(number, "ready", silo)
-        self._say(AGGREGATOR, r.Cohort(round_number=number, silos=SILOS))
+        cohort = r.Cohort(round_number=number, silos=self._silos)
+        self._say(AGGREGATOR, cohort, self._witnessed(place))
+        for silo in self._silos:
+            self._say(silo, cohort)
+
+    def _witnessed(self, place: dict[str, int]) -> Witnessed:
+        """Return what the READY of all silos leave in the aggregator's transcript."""
+        head, number = self._heads[AGGREGATOR], place["round_number"]
+        agreed = _digest("members", place["setup"])
+        model = _digest("model", number)
+        ready = Ready(
+            bytes.fromhex(agreed), number, bytes.fromhex(model), head.to_bytes()
+        ).to_bytes()
+        signatures = tuple(
+            self._signature(
+                silo, ReadyKind.READY, ready, setup=place["setup"], slot=place["slot"]
+            )
+            for silo in self._silos
+        )
+        return Witnessed(
+            **place,
+            agreed=agreed,
+            model=model,
+            size=head.size,
+            root=head.root,
+            signature=head.signature,
+            silos=self._silos,
+            signatures=signatures,
+        )
+
+    def _signature(self, silo: str, kind: int, body: bytes, **place: int) -> str:
+        """Return what a silo signs a message with."""
+        sender = self._silos.index(silo)
+        message = make_envelope(
+            self.plan, self._keys[silo], kind, body, sender=sender, **place
+        )
+        return message[-SIGNATURE_BYTES:].hex()
 
     def _sum(
         self, place: dict[str, int], survivors: tuple[str, ...], lost: str | None
     ) -> None:
         number = place["round_number"]
-        for silo in SILOS:
+        for silo in self._silos:
             masked = r.Masked(
                 **place,
                 silo=silo,
@@ -335,26 +383,32 @@ class _Run:
     def end(self) -> None:
         """Bring the last model, and end the run for everybody."""
         last = self.plan.num_rounds
-        self._broadcast_end(_digest("parameters", last))
+        self._broadcast(0, _digest("parameters", last))
+        self._sign(AGGREGATOR)
+        seen = self._heads[AGGREGATOR]
         finished = r.Finished(
             round_number=last,
             parameters=_digest("parameters", last),
             average=_digest("parameters", last),
         )
-        self._say(AGGREGATOR, finished)
-        self._sign(AGGREGATOR)
-        for silo in SILOS:
+        for silo in self._silos:
             self._see_head(silo, last)
             self._say(silo, finished)
             self._sign(silo)
             head = self._heads[silo]
+            reply = EndReply(head=head, seen=seen).to_body()
             told = SiloHead(
-                silo=silo, size=head.size, root=head.root, signature=head.signature
+                silo=silo,
+                size=head.size,
+                root=head.root,
+                signature=head.signature,
+                seen_size=seen.size,
+                seen_root=seen.root,
+                seen_signature=seen.signature,
+                acknowledgement=self._signature(silo, Kind.END_SEEN, reply),
             )
             self._say(AGGREGATOR, told)
             self._exchange(0, "end", silo)
             self._sign(silo)
+        self._say(AGGREGATOR, finished)
         self._sign(AGGREGATOR)
-
-    def _broadcast_end(self, parameters: str) -> None:
-        self._broadcast(0, parameters)

@@ -39,7 +39,11 @@ class IdentityKey:
         return self._private.private_bytes_raw()
 
     def sign_unlabelled(self, message: bytes) -> bytes:
-        """Sign raw bytes. Only ``signatures.sign`` calls this: it adds the label."""
+        """Sign raw bytes.
+
+        Only ``signatures.sign`` calls this, which adds the label, and
+        ``notes.sign_text``, whose texts can be no labelled message.
+        """
         return self._private.sign(message)
 
     def __repr__(self) -> str:

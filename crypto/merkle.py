@@ -1,9 +1,8 @@
 """Merkle trees as in Certificate Transparency: root, inclusion, consistency.
 
-A root commits to a list of leaves in order. ``root``, the trees' ``append`` and the two
-proof builders take the leaves' own bytes; the verifiers take leaf hashes, so that they
-never need a leaf they do not hold. Leaves and nodes are hashed with different prefixes,
-so that no node can pass for a leaf.
+A root commits to a list of leaves in order. The trees' ``append`` takes the leaves' own
+bytes; the verifiers take leaf hashes, so that they never need a leaf they do not hold.
+Leaves and nodes are hashed with different prefixes: no node can pass for a leaf.
 
 Source: RFC 6962, section 2.1; the verifiers follow RFC 9162, sections 2.1.3.2 and
 2.1.4.2.
@@ -90,7 +89,10 @@ class ProvingTree:
         return self._hash(0, size) if size else EMPTY_ROOT
 
     def inclusion_proof(self, index: int, size: int | None = None) -> list[bytes]:
-        """Return what :func:`inclusion_proof` does, for the first ``size`` leaves.
+        """Return the hashes that lead from one leaf to the root, lowest first.
+
+        Args:
+            size: of the first so many leaves, by default of all.
 
         Raises:
             ValueError: there is no such leaf, or there are not so many.
@@ -110,7 +112,10 @@ class ProvingTree:
         return proof[::-1]
 
     def consistency_proof(self, old_size: int, size: int | None = None) -> list[bytes]:
-        """Return what :func:`consistency_proof` does, for the first ``size`` leaves.
+        """Return the hashes that show that the first leaves have not changed.
+
+        Args:
+            size: as above.
 
         Raises:
             ValueError: ``old_size`` is not 1 to ``size``, or there are not so many.
@@ -150,27 +155,6 @@ class ProvingTree:
         return node_hash(self._hash(start, middle), self._hash(middle, stop))
 
 
-def root(leaves: Iterable[BytesLike]) -> bytes:
-    """Return the root of a list of leaves: MTH of RFC 6962."""
-    return MerkleTree(leaves).root()
-
-
-def inclusion_proof(leaves: Sequence[BytesLike], index: int) -> list[bytes]:
-    """Return the hashes that lead from one leaf to the root, lowest first.
-
-    Raises:
-        ValueError: there is no such leaf.
-    """
-    if not 0 <= index < len(leaves):
-        raise ValueError(f"index: {index} of {len(leaves)} leaves")
-    if len(leaves) == 1:
-        return []
-    middle = _largest_power_below(len(leaves))
-    if index < middle:
-        return [*inclusion_proof(leaves[:middle], index), root(leaves[middle:])]
-    return [*inclusion_proof(leaves[middle:], index - middle), root(leaves[:middle])]
-
-
 def verify_inclusion(
     leaf: bytes, index: int, size: int, proof: Sequence[bytes], expected_root: bytes
 ) -> None:
@@ -196,28 +180,6 @@ def verify_inclusion(
         position, last = position >> 1, last >> 1
     if last != 0 or node != expected_root:
         raise ProtocolViolation(f"leaf {index} is not under this root")
-
-
-def consistency_proof(leaves: Sequence[BytesLike], old_size: int) -> list[bytes]:
-    """Return the hashes that show that the first leaves have not changed.
-
-    Raises:
-        ValueError: ``old_size`` is not 1 to the number of leaves.
-    """
-    if not 1 <= old_size <= len(leaves):
-        raise ValueError(f"old_size: {old_size} of {len(leaves)} leaves")
-    return _subproof(leaves, old_size, whole=True)
-
-
-def _subproof(leaves: Sequence[BytesLike], size: int, whole: bool) -> list[bytes]:
-    """SUBPROOF of RFC 6962, section 2.1.2."""
-    if size == len(leaves):
-        return [] if whole else [root(leaves)]
-    middle = _largest_power_below(len(leaves))
-    if size <= middle:
-        return [*_subproof(leaves[:middle], size, whole), root(leaves[middle:])]
-    rest = _subproof(leaves[middle:], size - middle, whole=False)
-    return [*rest, root(leaves[:middle])]
 
 
 def verify_consistency(

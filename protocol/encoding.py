@@ -26,6 +26,8 @@ Table = Mapping[str, Any]
 
 SHARED_CHARACTERS = 256
 """Texts up to this length are kept once in memory: records repeat names and digests."""
+SHARED_LISTS = 64
+"""So many lists of texts, the latest, are kept once: a round repeats its silos."""
 
 
 def encode(value: object) -> bytes:
@@ -164,6 +166,12 @@ def _shared(item: Any) -> Any:
     return item
 
 
+@functools.lru_cache(maxsize=SHARED_LISTS)
+def _shared_texts(texts: tuple[str, ...]) -> tuple[str, ...]:
+    """Return some texts; one object for lists that are equal, if they come often."""
+    return texts
+
+
 def _convert(hint: Any, item: object, where: str) -> Any:
     """Return the item as the type that the hint asks for."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
@@ -203,6 +211,8 @@ def _convert_tuple(arguments: tuple[Any, ...], item: object, where: str) -> Any:
     if isinstance(item, (str, bytes)) or not isinstance(item, Sequence):
         raise EncodingError(f"{where}: must be a list, is {_kind(item)}")
     hint = arguments[0]
+    if hint is str and all(type(element) is str for element in item):
+        return _shared_texts(tuple(map(_shared, item)))
     return tuple(
         _convert(hint, element, f"{where}[{index}]")
         for index, element in enumerate(item)

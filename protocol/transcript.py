@@ -69,7 +69,9 @@ class TranscriptWriter:
         self._party, self._plan_digest = party, plan_digest
         self._identity, self._clock = identity, clock
         folder.mkdir(parents=True, exist_ok=True)
-        self._tree = _continue_tree(folder, party, plan_digest, identity.public)
+        self._tree, self._signed = _continue_tree(
+            folder, party, plan_digest, identity.public
+        )
         self._records = (folder / RECORDS_FILE).open("ab", buffering=0)
         self._heads = (folder / HEADS_FILE).open("ab", buffering=0)
         sync_folder(folder)
@@ -91,6 +93,11 @@ class TranscriptWriter:
     def size(self) -> int:
         """The number of records."""
         return self._tree.size
+
+    @property
+    def is_signed(self) -> bool:
+        """Whether the last head covers every record."""
+        return self._signed == self.size
 
     def append(self, record: Record) -> None:
         """Write one record at the end, whole or not at all.
@@ -129,6 +136,7 @@ class TranscriptWriter:
         note = head.to_note(self._plan_digest, self._identity.public)
         _write_whole(self._heads, f"{note}\n".encode())
         os.fsync(self._heads.fileno())
+        self._signed = head.size
         return head
 
     def show(self, head: Head, old_size: int) -> ShownHead:
@@ -235,8 +243,11 @@ def _lines(path: Path, max_bytes: int = MAX_LINE_BYTES) -> Iterator[bytes]:
 
 def _continue_tree(
     folder: Path, party: str, plan_digest: bytes, public_key: bytes
-) -> ProvingTree:
-    """Return the tree of a transcript that may exist, a torn end of a file removed."""
+) -> tuple[ProvingTree, int]:
+    """Return the tree of a transcript that may exist, and the size last signed.
+
+    A torn end of a file is removed.
+    """
     records, notes = folder / RECORDS_FILE, folder / HEADS_FILE
     for path, cut in ((records, _cut_torn_line), (notes, _cut_torn_note)):
         path.touch()
@@ -254,7 +265,7 @@ def _continue_tree(
             raise TranscriptBroken(
                 f"{records}: {tree.size} records, but the last head signed {last.size}"
             )
-    return tree
+    return tree, last.size if last else 0
 
 
 def _write_whole(file: io.FileIO, data: bytes) -> None:

@@ -36,27 +36,30 @@ class Witness:
     def __init__(self, plan: RunPlan, evidence: Evidence, folder: Path) -> None:
         self._plan, self._evidence = plan, evidence
         self._accepted: list[Head] = []
+        self._round = 0
         self._conflicts: set[HeadConflict] = set()
         for entry in read_records(folder):
             if isinstance(entry.record, HeadSeen):
                 self._accepted.append(_head_of(entry.record))
+                self._round = entry.record.round_number
             elif isinstance(entry.record, HeadConflict):
                 self._conflicts.add(entry.record)
 
     def see(self, shown: ShownHead, round_number: int, stage: str) -> None:
         """Accept a head that extends all that was shown before; record it.
 
-        The head that was accepted last is accepted again, whatever is proved with it.
+        The head that was accepted last is accepted again in its own round, whatever is
+        proved with it. In another round it would say nothing of how the last one ended.
 
         Raises:
             TranscriptBroken: the aggregator of the plan did not sign it.
             ProofBeginsElsewhere: the proof is for who has seen another head.
-            PolicyViolation: an earlier request again; or there are two transcripts,
-                and that is recorded.
+            PolicyViolation: an earlier request again, or its head; or there are two
+                transcripts, and that is recorded.
         """
         head, seen = shown.head, self._accepted[-1] if self._accepted else None
         head.check(self._plan.digest, self._plan.aggregator_key)
-        if head == seen:
+        if head == seen and round_number == self._round:
             return
         if not head.size:
             raise PolicyViolation("a head of no records")
@@ -71,6 +74,7 @@ class Witness:
             self._verify(seen, shown, round_number, stage)
         self._evidence.see_head(head, round_number)
         self._accepted.append(head)
+        self._round = round_number
 
     def check_cohort(self, header: Header, body: memoryview, own: SlotProgress) -> None:
         """Refuse ACTIVE of a cohort that was shown another head in the same slot.

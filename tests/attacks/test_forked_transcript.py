@@ -209,6 +209,20 @@ def test_an_older_request_again_accuses_nobody(forked: Forked) -> None:
     assert forked.conflicts(0) == []
 
 
+@pytest.mark.parametrize("restart", [False, True])
+def test_a_head_says_nothing_of_a_later_round(forked: Forked, restart: bool) -> None:
+    """Who shows one old head for ever could write all the rest as it likes."""
+    f, old = forked.f, forked.show(forked.f.transcript)
+    forked.ask(0, old)
+    again = bytes(f.sessions[0].handle(f.round_envelope(shown=old)))
+    assert read_header(again).kind == SecAggKind.READY
+    f.round_number, f.slot = f.round_number + 1, f.slot + 1
+    if restart:
+        f.restart(0)
+    assert "of earlier on" in refusal(forked, 0, forked.ask(0, old)).check
+    assert forked.conflicts(0) == []
+
+
 def test_an_honest_head_after_a_false_one_is_accepted(forked: Forked) -> None:
     first = forked.show(forked.f.transcript)
     forked.ask(0, first)
@@ -258,9 +272,8 @@ def test_a_head_of_no_records(forked: Forked) -> None:
 def test_the_end_shows_a_rewritten_history(forked: Forked) -> None:
     forked.f.play("reveal", first="ready")
     forked.other.append(records.RoundLost(round_number=2, reason="there"))
-    request = dataclasses.replace(
-        forked.f.end_request(), shown=forked.show(forked.other, forked.f.shown_size)
-    )
+    rewritten = forked.show(forked.other, forked.f.shown_size)
+    request = dataclasses.replace(forked.f.end_request(), shown=rewritten)
     frame = forked.f.envelope(Kind.END, request.to_body())
     reply = bytes(forked.f.sessions[0].handle(frame))
     assert "two transcripts" in refusal(forked, 0, reply).check

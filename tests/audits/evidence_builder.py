@@ -66,12 +66,16 @@ class TellHead:
 
 @dataclass(frozen=True)
 class Witness:
-    """The aggregator records which silos signed its newest head in READY."""
+    """The aggregator records which silos signed its newest head in READY.
+
+    ``model`` is what they signed with it, by default that of the round.
+    """
 
     round_number: int
     setup: int
     slot: int
     silos: tuple[str, ...] = SILOS
+    model: str = ""
 
 
 Item = r.Record | Sign | SeeHead | TellHead | Witness
@@ -367,7 +371,8 @@ def silo_head(parties: Parties, silo: str, head: Head, seen: Head) -> SiloHead:
 
 def witnessed(parties: Parties, item: Witness, head: Head) -> Witnessed:
     """Return what the silos' READY leave in a transcript."""
-    agreed, model = digest("members"), digest("model", item.round_number)
+    agreed = digest("members")
+    model = item.model or digest("model", item.round_number)
     ready = Ready(
         bytes.fromhex(agreed),
         item.round_number,

@@ -9,7 +9,6 @@ from audits.cli import main
 from audits.errors import ExtractRejected
 from audits.evidence import load_evidence
 from audits.extract import check_extract, load_extract, make_extract
-from crypto.merkle import inclusion_proof
 from protocol.encoding import decode, encode
 from protocol.plan import make_plan
 from protocol.transcript import read_records
@@ -20,6 +19,7 @@ from tests.audits.evidence_builder import (
     script,
     write_run,
 )
+from tests.crypto.references import merkle_inclusion
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def test_every_record_of_a_transcript_can_be_shown(run, parties, party):
         check_extract(made, parties.plan)
         assert made.record.encode() == entry.line
         signed = [other.line for other in entries[: made.head.size]]
-        proof = [node.hex() for node in inclusion_proof(signed, entry.index)]
+        proof = [node.hex() for node in merkle_inclusion(signed, entry.index)]
         assert list(made.proof) == proof
 
 

@@ -19,6 +19,7 @@ from tests.audits.evidence_builder import (
     Parties,
     Script,
     SeeHead,
+    Witness,
     change,
     digest,
     find,
@@ -59,7 +60,7 @@ def pooled_script(
 ) -> Script:
     """Return an honest run with a reference between the setup and round 1."""
     actions = script()
-    start = find(actions, AGGREGATOR, r.RoundOpened, 1)
+    start = find(actions, AGGREGATOR, r.RoundOpened, 1) - 1  # Its head comes first.
     before: Script = []
     for party, item in one_more_round(1):
         changed = item
@@ -69,6 +70,8 @@ def pooled_script(
             changed = dataclasses.replace(changed, slot=slot)  # type: ignore[type-var]
         if isinstance(changed, r.RoundOpened):
             changed = dataclasses.replace(changed, model=SIGNED, field_bits=64)
+        if isinstance(changed, Witness):
+            changed = dataclasses.replace(changed, model=SIGNED)
         if isinstance(changed, r.Masked):
             upload = digest(f"features of {changed.silo}")
             changed = dataclasses.replace(changed, upload=upload)

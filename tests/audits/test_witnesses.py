@@ -116,9 +116,11 @@ def test_a_signature_in_another_slot_does_not_count(
 ) -> None:
     actions = replace_item(script(), Witness, 2, Witness(2, 1, 9))
     write_run(tmp_path, parties, actions)
-    (finding,) = witnesses(tmp_path)
-    assert (finding.severity, finding.round_number) == (Severity.FAIL, 2)
+    slot, finding = witnesses(tmp_path)
+    assert (slot.severity, finding.severity) == (Severity.FAIL, Severity.FAIL)
+    assert "it says nothing of that slot" in slot.evidence
     assert "no silo has signed" in finding.statement
+    assert finding.round_number == 2
 
 
 @pytest.mark.parametrize(
@@ -158,8 +160,9 @@ def test_signatures_under_a_head_of_another_transcript(
     head = forked(parties, size)
     record = witnessed(parties, Witness(1, 1, 0), head)
     write_run(tmp_path, parties, replace_item(script(), Witness, 1, record))
-    (finding,) = witnesses(tmp_path)
-    assert finding.severity == Severity.FAIL
+    both, finding = witnesses(tmp_path)
+    assert (both.severity, finding.severity) == (Severity.FAIL, Severity.FAIL)
+    assert f"signed two heads over {size} records" in both.statement
     assert "none of the aggregator's transcript" in finding.statement
     assert f"root {head.root}" in finding.evidence[0]
     assert head.signature in finding.evidence[1]

@@ -93,3 +93,31 @@ def digest(label: bytes, *parts: bytes) -> bytes:
     for part in parts:
         data += struct.pack(">Q", len(part)) + part
     return hashlib.sha256(data).digest()
+
+
+def merkle_inclusion(leaves: list[bytes], index: int) -> list[bytes]:
+    """PATH of RFC 6962, section 2.1.1."""
+    if len(leaves) == 1:
+        return []
+    middle = half(len(leaves))
+    if index < middle:
+        return [*merkle_inclusion(leaves[:middle], index), merkle_root(leaves[middle:])]
+    rest = merkle_inclusion(leaves[middle:], index - middle)
+    return [*rest, merkle_root(leaves[:middle])]
+
+
+def merkle_consistency(leaves: list[bytes], size: int, whole: bool = True):
+    """PROOF of RFC 6962, section 2.1.2."""
+    if size == len(leaves):
+        return [] if whole else [merkle_root(leaves)]
+    middle = half(len(leaves))
+    if size <= middle:
+        rest = merkle_consistency(leaves[:middle], size, whole)
+        return [*rest, merkle_root(leaves[middle:])]
+    rest = merkle_consistency(leaves[middle:], size - middle, whole=False)
+    return [*rest, merkle_root(leaves[:middle])]
+
+
+def half(number: int) -> int:
+    """The largest power of two below a number."""
+    return 2 ** max(n for n in range(number.bit_length()) if 2**n < number)

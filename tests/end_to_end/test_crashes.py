@@ -24,6 +24,7 @@ from audits.findings import Severity
 from crypto.frame import Kind as SecAggKind
 from protocol import records
 from protocol.envelope import Kind
+from protocol.privacy_settings import PrivacyConfig
 from protocol.transcript import read_records
 from protocol.update_settings import UpdateConfig
 from simulation.federation import Federation
@@ -246,6 +247,66 @@ def test_a_run_that_dies_between_its_last_record_and_its_model(
     assert len(crashed.wire) == passed
     folder = crashed.federation.aggregator.run(crashed.plan)
     assert (folder / "model.safetensors").is_file()
+
+
+def test_a_run_that_dies_before_its_last_record_is_signed(
+    harness: Callable[..., Harness],
+    undisturbed: RoundState,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    crashed = harness()
+    append = protocol.transcript.TranscriptWriter.append
+
+    def die_behind_the_end(writer: Any, record: records.Record) -> None:
+        append(writer, record)
+        is_aggregator = writer._party == "aggregator"
+        if isinstance(record, records.Finished) and is_aggregator:
+            raise Crash
+
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            protocol.transcript.TranscriptWriter, "append", die_behind_the_end
+        )
+        with pytest.raises(Crash):
+            crashed.run()
+    check_good_end(crashed, undisturbed)
+    audit = run_audit(load_evidence(crashed.federation.root, None))
+    (records_kept,) = [
+        finding.statement
+        for finding in audit.findings
+        if (finding.check, finding.party) == ("records", "aggregator")
+    ]
+    assert "all signed" in records_kept
+    heads = crashed.federation.aggregator.run(crashed.plan) / "transcript" / "heads.txt"
+    size = heads.stat().st_size
+    crashed.run()
+    assert heads.stat().st_size == size
+
+
+def test_a_silo_that_dies_between_its_last_record_and_its_last_word(
+    harness: Callable[..., Harness], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is brought to the last model again, and opens its ledger again."""
+    crashed = harness(
+        tiny_draft(
+            num_rounds=1,
+            update=UpdateConfig(rounding="nearest", broadcast_bits=8),
+            privacy=PrivacyConfig(
+                mechanism="dp-sgd", delta=1e-3, noise_multiplier=2.0, sample_rate=0.1
+            ),
+        )
+    )
+
+    def die(*arguments: Any) -> None:
+        raise Crash
+
+    with monkeypatch.context() as patched:
+        patched.setattr(silo.store.RunStore, "save_finished", die)
+        with pytest.raises(Crash):
+            crashed.run()
+    crashed.run()
+    audit = run_audit(load_evidence(crashed.federation.root, None))
+    assert [f.statement for f in audit.with_severity(Severity.FAIL)] == []
 
 
 def test_what_a_killed_process_left_is_gone_when_the_next_one_begins(

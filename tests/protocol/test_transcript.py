@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crypto.merkle import root, verify_consistency
+from crypto.merkle import verify_consistency
 from protocol import records
 from protocol.errors import EncodingError, TranscriptBroken
 from protocol.heads import Head, ShownHead
@@ -25,6 +25,7 @@ from protocol.transcript import (
     read_heads,
     read_records,
 )
+from tests.crypto.references import merkle_root
 from tests.protocol.examples import IDENTITIES, make_identity
 
 IDENTITY, OTHER_IDENTITY = IDENTITIES[:2]
@@ -75,7 +76,7 @@ def check_all(folder):
     heads = list(read_heads(folder))
     for head in heads:
         head.check(DIGEST, IDENTITY.public)
-        assert head.root == root(leaves[: head.size]).hex()
+        assert head.root == merkle_root(leaves[: head.size]).hex()
     return [entry.record for entry in read_records(folder)], heads
 
 
@@ -94,7 +95,7 @@ def test_records_and_heads_by_hand(tmp_path):
         b'"kind":"round-lost","time":"1970-01-01T00:00:01Z"}'
     )
     assert (tmp_path / RECORDS_FILE).read_bytes() == first + b"\n" + second + b"\n"
-    assert head.root == root([first, second]).hex()
+    assert head.root == merkle_root([first, second]).hex()
     assert (head.party, head.size) == ("silo-0", 2)
     name = f"cloister/{DIGEST.hex()}/silo-0"
     public = IDENTITY.public
@@ -129,7 +130,7 @@ def test_the_same_records_give_the_same_bytes(tmp_path):
 
 def test_an_empty_transcript_has_a_head(tmp_path):
     with open_writer(tmp_path) as writer:
-        assert writer.sign_head().root == root([]).hex()
+        assert writer.sign_head().root == merkle_root([]).hex()
     with open_writer(tmp_path) as writer:
         assert writer.size == 0
     check_all(tmp_path)
@@ -368,7 +369,7 @@ def test_a_head_is_shown_with_a_proof_from_what_was_seen(size, folder):
             with pytest.raises(ValueError, match="old_size"):
                 writer.show(head, 6)
         assert (shown.head, shown.old_size) == (head, size)
-        roots = root(leaves[:size]), bytes.fromhex(head.root)
+        roots = merkle_root(leaves[:size]), bytes.fromhex(head.root)
         verify_consistency(size, 5, *roots, shown.proof)
 
 

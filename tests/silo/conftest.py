@@ -141,6 +141,7 @@ class Federation:
     """
 
     shown_size = 0
+    shown_in = 1
 
     def __init__(self, root: Path, plan: RunPlan | None = None):
         self.plan = plan or tiny_plan()
@@ -275,14 +276,21 @@ class Federation:
         fields = {
             "round_number": self.round_number,
             "attempt": 1,
-            "shown": self.show(),
+            "shown": self.show(self.round_number),
             "parameters": floats_to_bytes(self.parameters),
             "ranges": floats_to_bytes(ranges),
         }
         return stated_request(**(fields | changes))
 
-    def show(self) -> ShownHead:
-        """Return the newest head, for silos that have seen all that was shown."""
+    def show(self, number: int) -> ShownHead:
+        """Return the newest head, for silos that have seen all that was shown.
+
+        It covers how the rounds before this one ended.
+        """
+        if number > self.shown_in:
+            lost = records.RoundLost(round_number=number - 1, reason="a test")
+            self.transcript.append(lost)
+            self.shown_in = number
         head = self.transcript.sign_head()
         shown = self.transcript.show(head, self.shown_size)
         self.shown_size = head.size
@@ -319,7 +327,7 @@ class Federation:
         shared = unflatten(self.parameters, self.layout)
         return EndRequest(
             round_number=self.plan.num_rounds,
-            shown=self.show(),
+            shown=self.show(self.plan.num_rounds + 1),
             model=parameters_digest(shared, self.layout).hex(),
             parameters=floats_to_bytes(self.parameters),
         )
