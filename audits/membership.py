@@ -41,9 +41,9 @@ FALSE_ALARM = 1e-6
 """How often canaries of a run whose silos did all as claimed fail it, at most: shared
 out over the silos, their canaries of both forms, and the tests."""
 
-LAST_DELTA = 1e-9
-"""Down to which the Gaussian curve that is tested lies above the claimed profile: the
-tests look at chances no smaller."""
+LAST_DELTA = 1e-11
+"""Down to which the Gaussian curve that is tested lies above the claimed profile; the
+test of the curve makes no use of smaller chances."""
 
 DELTA_WITHOUT_CLAIM = 1e-5
 """At which bounds are told where the plan has no delta."""
@@ -217,6 +217,7 @@ def _priced(
         mu=gaussian_mu(events, last_delta=LAST_DELTA),
         delta=delta,
         events=scored,
+        last_delta=LAST_DELTA,
     )
 
 
