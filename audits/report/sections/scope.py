@@ -54,7 +54,11 @@ def data(content: Content) -> Iterator[Block]:
             "privacy do.",
             "quiet",
         )
-    sizes = {row["silo"]: row["attacks"][0] for row in content["membership"] or ()}
+    sizes = {
+        row["silo"]: row["attacks"][0]
+        for row in content["membership"] or ()
+        if row["target"] != "control"
+    }
     if sizes:
         yield Heading("Images that were attacked")
         yield rows(
