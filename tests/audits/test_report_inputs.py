@@ -303,6 +303,20 @@ class TestCanaries:
 
 
 class TestRehearsal:
+    def test_an_attack_that_fails_where_it_should_not_is_said(self, made):
+        """Few steps find nothing in a plain update: then masks are not the reason."""
+        evidence = load_evidence(made[0])
+        inputs = load_inputs(evidence)
+        said = "found nothing elsewhere says nothing"
+        audit = run_audit(evidence)
+        assert said not in render_markdown(make_content(audit, inputs))
+        views = tuple(
+            replace(view, psnr=(8.0,), psnr_guess=(11.0,))
+            for view in inputs.rehearsal.views
+        )
+        weak = replace(inputs, rehearsal=replace(inputs.rehearsal, views=views))
+        assert said in render_markdown(make_content(audit, weak))
+
     def test_its_views_and_pictures_are_shown(self, made, tmp_path):
         report(made[0], "--out", tmp_path)
         page = (tmp_path / "report.html").read_text()

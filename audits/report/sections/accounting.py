@@ -34,7 +34,7 @@ def accounting(content: Content) -> Iterator[Block]:
             "Steps",
             "Draws a step",
             *privacy["headings"],
-            "Whole run, with earlier ones",
+            "All runs, as planned",
         ),
         (
             (
@@ -93,8 +93,8 @@ def _budget(budget: Content) -> Iterator[Block]:
             ],
             [
                 "Trials before this run",
-                "those in the silos' ledgers are in the column “whole run, with "
-                "earlier ones”; others are unknown",
+                "those in the silos' ledgers are in the column “all runs, as "
+                "planned”; others are unknown",
             ],
         ]
     )

@@ -29,8 +29,8 @@ def canaries(content: Content) -> Iterator[Block]:
     if table["commitments"]:
         yield Paragraph(
             "By its transcript a silo bound itself to its canaries before it trained, "
-            "and opened them after. Scores and transcript are its own word: one that "
-            "made a mistake is found out, one that invents its scores is not."
+            "and opened them after. Scores and transcript are its own word: the checks "
+            "look for mistakes, and a silo that invents its scores deceives them."
         )
         yield rows(
             ("Silo", "Form", "Canaries", "Opened", "Commitment"),
