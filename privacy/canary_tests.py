@@ -10,7 +10,7 @@ clipping norm. So three things can be tested that no bound sees at a large epsil
   1955): an exact binomial test of too little noise, and no test of too much. The width
   w = 1 sees noise that is too small everywhere, narrow ones noise that lacks somewhere;
 - **gap**: the means of the groups differ by Σ q T; tested on both sides, with the
-  larger of the claimed and the observed variance, by the central limit theorem;
+  larger of the claimed and the observed variance, by Student's t;
 - **outliers**: if to every score of a canary that was not included a sum of such coins
   is added, both groups have one law. So among the highest and the lowest are no more
   included ones than lots would give: an exact permutation test, whatever else is there.
@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from scipy.special import bdtrc, erf, ndtr
+from scipy.special import bdtrc, erf, stdtr
 from scipy.stats import hypergeom
 
 from privacy.events import SampledGaussian
@@ -57,9 +57,9 @@ _SEED = 20_231_116
 class CanaryClaim:
     """What a silo claims, as far as its canaries can contradict it.
 
-    ``mu`` is that of a Gaussian curve on or above the whole privacy profile
-    (``accounting.gaussian_mu``). ``events`` are those that gradient canaries took part
-    in; none for input canaries, whose scores have no known law.
+    ``mu`` is that of a Gaussian curve on or above the privacy profile down to a delta
+    of ``last_delta`` (``accounting.gaussian_mu``). ``events`` are those that gradient
+    canaries took part in; none for input canaries, whose scores have no known law.
 
     Raises:
         ValueError: a number out of its range.
@@ -69,6 +69,7 @@ class CanaryClaim:
     mu: float
     delta: float
     events: tuple[SampledGaussian, ...] = ()
+    last_delta: float = 0.0
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -105,9 +106,9 @@ def refutations(
     """Return the tests that contradict a claim.
 
     Guarantees: where the claim holds, anything is returned at most at the rate
-    ``false_alarm``: exactly for noise, outliers and the one-run tests, to the accuracy
-    of the central limit theorem for the gap, and for Clopper–Pearson if canaries of one
-    group score independently and alike.
+    ``false_alarm``: exactly for noise, outliers and the one-run tests; for the gap if
+    scores are Gaussian, or about so; for Clopper–Pearson if canaries of one group score
+    independently and alike.
 
     Args:
         included, excluded: scores, at least two in each group.
@@ -176,6 +177,16 @@ def gap_deviation(included: Scores, excluded: Scores, claim: CanaryClaim) -> flo
     return (gap - claim.expected_gap) / error
 
 
+def gap_p_value(included: Scores, excluded: Scores, claim: CanaryClaim) -> float:
+    """Return how likely so large a deviation of the gap is, on either side.
+
+    By Student's t with the freedom of the smaller group: where real gradients and not
+    the claimed noise make the variance, it is known from the scores alone.
+    """
+    freedom = min(included.size, excluded.size) - 1
+    return 2 * float(stdtr(freedom, -abs(gap_deviation(included, excluded, claim))))
+
+
 def _noise(
     included: Scores, excluded: Scores, claim: CanaryClaim, each: float
 ) -> list[Refutation]:
@@ -198,9 +209,9 @@ def _gap(
     included: Scores, excluded: Scores, claim: CanaryClaim, each: float
 ) -> list[Refutation]:
     """Return what contradicts the claimed sampling, clip and number of steps."""
-    deviation = gap_deviation(included, excluded, claim)
-    if 2 * float(ndtr(-abs(deviation))) > each:
+    if gap_p_value(included, excluded, claim) > each:
         return []
+    deviation = gap_deviation(included, excluded, claim)
     gap = float(included.mean() - excluded.mean())
     side = "more" if deviation > 0 else "less"
     return [
@@ -252,7 +263,8 @@ def _f_dp(
     """Return what contradicts the claimed curve in one run."""
     for guesses in guessed:
         numbers = guesses.num_guesses, guesses.num_correct
-        if _refutes(num_canaries, *numbers, claim.mu, each / len(guessed)):
+        level = each / len(guessed)
+        if _refutes(num_canaries, *numbers, claim.mu, level, claim.last_delta):
             return [
                 Refutation(
                     "one-run, f-DP",

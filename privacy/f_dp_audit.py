@@ -26,13 +26,17 @@ def refutes_mu(
     num_correct: int,
     mu: float,
     significance: float,
+    slack: float = 0.0,
 ) -> bool:
     """Return whether so many right guesses refute mu-GDP at this significance.
+
+    With ``slack``, whether they refute a curve that lies nowhere more than ``slack``
+    below that of mu: no chance at or below it is then made use of.
 
     With c = v, c' = r, τ the significance::
 
         r_c = τ c / m,  h_c = τ (c' − c) / m,  for i from c − 1 down to 0:
-        h_i = max(h_(i+1), blow_up_inverse(r_(i+1)))
+        h_i = max(h_(i+1), blow_up_inverse(r_(i+1) - slack))
         r_i = r_(i+1) + i / (c' − i) (h_i − h_(i+1))
 
     and mu is refuted if ``r_0 + h_0 > c' / m``.
@@ -47,7 +51,7 @@ def refutes_mu(
     right = significance * num_correct / num_canaries
     wrong = significance * (num_guesses - num_correct) / num_canaries
     for i in range(num_correct - 1, -1, -1):
-        more = max(wrong, blow_up_inverse(min(1.0, right), mu))
+        more = max(wrong, blow_up_inverse(min(1.0, max(0.0, right - slack)), mu))
         if more <= wrong:
             break
         right += i / (num_guesses - i) * (more - wrong)

@@ -5,6 +5,7 @@ holds no image, no score of an image and no path. Its figures depend on real ima
 have no differential privacy: it is silo-internal unless its operator says otherwise.
 """
 
+import itertools
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,12 @@ Target = Literal["global", "own", "control"]
 
 MAX_REPORT_BYTES = 1 << 24
 MAX_CURVE_POINTS = 200
+MAX_RATES = 16
+"""False-positive rates at which one attack is counted."""
+MAX_LOGARITHM = 1e3
+"""Of a ratio of distances in a histogram."""
+MAX_COUNT = 10**9
+"""Of images or samples; more are none."""
 POWERFUL_AUC = 0.8
 """Where no attack reaches this on the control, the other results say nothing."""
 NOT_PRIVATE = "membership results on real images are not differentially private"
@@ -47,6 +54,7 @@ class Share:
     def __post_init__(self) -> None:
         """Check that it is a share, inside its interval."""
         require(0 <= self.count <= self.total > 0, "count: must be 0 to total")
+        require(self.total <= MAX_COUNT, f"total: must be at most {MAX_COUNT:,}")
         value = self.count / self.total
         require(
             0 <= self.low <= value <= self.high <= 1,
@@ -85,9 +93,27 @@ class AttackResult:
     def __post_init__(self) -> None:
         """Check that the figures can be of one curve."""
         require(
-            len(self.at_fpr) == len(self.tpr_at) == len(self.false_positives_at),
-            "at_fpr, tpr_at, false_positives_at: must be of one length",
+            len(self.at_fpr)
+            == len(self.tpr_at)
+            == len(self.false_positives_at)
+            <= MAX_RATES,
+            "at_fpr, tpr_at, false_positives_at: must be of one length, at most "
+            f"{MAX_RATES}",
         )
+        require(
+            all(0 <= rate <= 1 for rate in self.at_fpr),
+            "at_fpr: must be rates, in [0, 1]",
+        )
+        require(
+            1 <= self.num_members <= MAX_COUNT and 1 <= self.num_held_out <= MAX_COUNT,
+            f"num_members, num_held_out: must be 1 to {MAX_COUNT:,}",
+        )
+        require(
+            all(0 <= wrong <= self.num_held_out for wrong in self.false_positives_at)
+            and all(found.total == self.num_members for found in self.tpr_at),
+            "tpr_at, false_positives_at: must be counts of members and held-out images",
+        )
+        require(0 < self.confidence < 1, "confidence: must be in (0, 1)")
         require(
             len(self.roc_fpr) == len(self.roc_tpr) <= MAX_CURVE_POINTS,
             f"roc_fpr, roc_tpr: must be of one length, at most {MAX_CURVE_POINTS}",
@@ -140,8 +166,9 @@ class Memorisation:
         edges, counts = self.histogram_edges, self.histogram_counts
         require(
             len(edges) == len(counts) + 1 <= MAX_CURVE_POINTS
-            and list(edges) == sorted(edges)
-            and min(counts, default=0) >= 0,
+            and all(low < high for low, high in itertools.pairwise(edges))
+            and max(map(abs, edges)) <= MAX_LOGARITHM
+            and all(0 <= number <= MAX_COUNT for number in counts),
             "histogram_edges, histogram_counts: must be ascending edges of the counts",
         )
 

@@ -11,9 +11,12 @@ from typing import Literal
 from protocol.encoding import decode, encode, from_table, to_table
 from protocol.errors import EncodingError, ProtocolError
 from protocol.files import save_bytes
+from protocol.settings import require
 
 FORMAT = 1
 MAX_REHEARSAL_BYTES = 1 << 26
+MAX_DECIBEL = 1e4
+"""Of a PSNR; float64 has no larger ones."""
 
 Held = Literal["plain update", "masked update", "mean", "mean under DP"]
 """What an aggregator may hold."""
@@ -49,6 +52,14 @@ class View:
     setting: Setting = "worst case"
     known: str = ""
     mismatch: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Check that the figures can be."""
+        require(
+            all(abs(value) <= MAX_DECIBEL for value in (*self.psnr, *self.psnr_guess)),
+            f"psnr, psnr_guess: must be within {MAX_DECIBEL:g} dB",
+        )
+        require(abs(self.mismatch) <= 2, "mismatch: must be 1 - cosine, 0 to 2")
 
 
 @dataclass(frozen=True, kw_only=True)

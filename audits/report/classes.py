@@ -55,6 +55,11 @@ def _strip_canaries(content: Table) -> None:
     """Take out canaries whose scores are losses of a model without protection."""
     silos = content["canaries"]["silos"]
     content["canaries"]["silos"] = [row for row in silos if row["form"] != "input"]
+    for finding in content["findings"]:
+        if finding["check"] == "canaries":
+            finding["evidence"] = [
+                line for line in finding["evidence"] if " input canaries" not in line
+            ]
 
 
 TABLE: tuple[Rule, ...] = (

@@ -98,7 +98,7 @@ def _run(name: str, content: Mapping[str, Any]) -> Table:
         "num_rounds": content["run"]["num_rounds"],
         "closed_rounds": len(closed),
         "is_private": privacy is not None,
-        "epsilon": privacy["budget"]["spent"] if privacy and is_quotable else None,
+        "epsilon": _quoted(privacy["budget"]) if privacy and is_quotable else None,
         "delta": privacy["budget"]["delta"] if privacy else None,
         "sent_bytes": sum(row["sent_bytes"] for row in content["disclosures"]),
         "received_bytes": sum(row["received_bytes"] for row in content["disclosures"]),
@@ -110,6 +110,15 @@ def _run(name: str, content: Mapping[str, Any]) -> Table:
         "attack": _best_attack(content["membership"]),
         "attack_withheld": content["membership"] is None,
     }
+
+
+def _quoted(budget: Mapping[str, float | None]) -> float | None:
+    """Return the epsilon of a run as planned, or what was spent if that is more.
+
+    As in its report: a run that ended early is not cheaper.
+    """
+    planned, spent = budget["planned"], budget["spent"]
+    return None if planned is None or spent is None else max(planned, spent)
 
 
 def _measured_with(evaluation: Mapping[str, Any]) -> str:
@@ -225,7 +234,7 @@ def compare_blocks(content: Mapping[str, Any]) -> tuple[Block, ...]:
 
 
 def _epsilon(row: Mapping[str, Any]) -> str:
-    """Return the epsilon that a run has spent, in words where there is none."""
+    """Return the epsilon of a run, in words where there is none."""
     if not row["is_private"]:
         return "none: not private"
     return "not quoted" if row["epsilon"] is None else upward(row["epsilon"])

@@ -19,7 +19,12 @@ from audits.report.classes import ReportClass, apply_class
 from audits.report.inputs import Inputs
 from audits.report.plan_words import plan_in_brief
 from audits.report.privacy import claim_facts, may_quote, privacy_table
-from audits.report.probes import check_probes, membership_table, memorisation_table
+from audits.report.probes import (
+    check_probes,
+    membership_table,
+    memorisation_table,
+    profiles,
+)
 from audits.report.rehearsal import rehearsal_table
 from audits.report.rounds import (
     disclosure_table,
@@ -55,8 +60,8 @@ def make_content(
     """
     plan = audit.evidence.plan
     privacy = privacy_table(audit)
-    guaranteed = privacy if privacy and may_quote(audit) else None
-    extra = (*inputs.findings, *check_probes(audit, inputs.probes, guaranteed))
+    bounds = profiles(audit.accounts, inputs.probes) if may_quote(audit) else {}
+    extra = (*inputs.findings, *check_probes(audit, inputs.probes, bounds))
     found = tuple(withhold((*audit.findings, *extra)))
     audit = replace(audit, findings=found)
     privacy = privacy_table(audit) if extra and privacy else privacy
@@ -73,7 +78,7 @@ def make_content(
         "canaries": canaries_table(
             audit.accounts, analyse_canaries(audit.accounts), load_power()
         ),
-        "membership": membership_table(inputs.probes, guaranteed),
+        "membership": membership_table(inputs.probes, bounds),
         "memorisation": memorisation_table(inputs.probes),
         "rehearsal": rehearsal_table(plan, inputs),
         "calibration": calibration_table(audit),

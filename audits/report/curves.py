@@ -11,8 +11,10 @@ from audits.accounts import Account, Accounts
 from audits.spending import Spending, spent_records
 from privacy import pricing
 from privacy.accounting import gaussian_mu, privacy_profile
+from privacy.attack_statistics import group_of_two
 from privacy.events import Event, SampledGaussian
 from protocol.mechanism import run_epsilon
+from protocol.records import PrivacySpent
 
 Table = dict[str, Any]
 Points = list[list[float]]
@@ -51,7 +53,7 @@ def curves(accounts: Accounts, spent: list[Spending]) -> Table:
     profile, mu = _described(tuple(events))
     table["profile"] = [list(point) for point in profile]
     table["ceilings"] = _ceilings(profile, FALSE_POSITIVE_RATES)
-    table["trade_off"] = _ceilings(profile, TRADE_OFF_RATES)
+    table["trade_off"] = trade_off(table["profile"])
     table["gaussian_mu"] = mu
     return table
 
@@ -120,6 +122,31 @@ def events_of_most(accounts: Accounts, spent: list[Spending]) -> tuple[Event, ..
     most = max(spent, key=lambda spending: spending.epsilon)
     records = spent_records(accounts.silos[most.silo])
     return records[-1].record.events if records else ()
+
+
+def attack_profile(accounts: Accounts, silo: str) -> Points:
+    """Return what bounds attacks on single images of a silo, as a privacy profile.
+
+    That of what DP-SGD released in this run; with what earlier runs on the same data
+    released where the run began from an earlier one's parameters. Where a patient is
+    the unit, one of their images in the place of none changes two units. Empty where
+    nothing bounds them.
+    """
+    plan = accounts.plan
+    account = accounts.silos.get(silo)
+    spent = account.last(PrivacySpent) if account else None
+    if plan.privacy.mechanism != "dp-sgd" or spent is None:
+        return []
+    earlier = spent.record.earlier if plan.initial.origin == "run" else ()
+    profile, _ = _described((*earlier, *spent.record.events))
+    if plan.privacy.unit == "patient":
+        return [list(group_of_two(epsilon, delta)) for epsilon, delta in profile]
+    return [list(point) for point in profile]
+
+
+def trade_off(profile: Points) -> Points:
+    """Return the ceiling as a curve, for figures; nothing without a profile."""
+    return _ceilings(profile, TRADE_OFF_RATES) if profile else []
 
 
 def _ceilings(profile: Sequence[Sequence[float]], rates: Sequence[float]) -> Points:

@@ -75,7 +75,8 @@ def claim_facts(audit: Audit, privacy: Table | None) -> list[list[str]]:
         ["Rounds", f"{plan.num_rounds:,} planned; all of them are in the price"],
     ]
     if mu is not None:
-        facts.insert(4, ["As Gaussian DP", f"mu {mu:.3g}, for what was released"])
+        released = f"mu {mu:.3g} for what was released, down to a delta of 1e-6"
+        facts.insert(4, ["As Gaussian DP", released])
     return facts
 
 

@@ -7,8 +7,9 @@ from scipy.stats import beta
 
 from audits.accounts import Accounts
 from audits.audit import Audit
-from audits.findings import Finding, fail, warn
-from audits.report.curves import ceiling
+from audits.findings import Finding, warn
+from audits.report.blocks import percent
+from audits.report.curves import Points, attack_profile, ceiling, trade_off
 from protocol.encoding import to_table
 from protocol.probe_report import AttackResult, ProbeReport
 from protocol.records import Finished, RoundClosed
@@ -21,12 +22,19 @@ MODELS = {
     "control": "the overfitted control",
 }
 SIGNIFICANCE = 0.05
-"""Chance, at most, that any attack within the ceiling is said to beat it."""
+"""Chance, at most, that any attack within the ceiling is said to beat it, if images
+are scored independently and those held out are of the members' kind."""
+
+Profiles = Mapping[str, Points]
+"""By silo, what bounds attacks on its images (``curves.attack_profile``)."""
 
 
-def membership_table(
-    probes: Sequence[ProbeReport], privacy: Mapping[str, Any] | None
-) -> list[Table]:
+def profiles(accounts: Accounts, probes: Sequence[ProbeReport]) -> Profiles:
+    """Return what bounds the attacks of each silo that made a probe."""
+    return {probe.silo: attack_profile(accounts, probe.silo) for probe in probes}
+
+
+def membership_table(probes: Sequence[ProbeReport], profiles: Profiles) -> list[Table]:
     """Return the attacks of each silo, a row for each model that it attacked."""
     rows = []
     for probe in probes:
@@ -43,8 +51,11 @@ def membership_table(
                         "control_images": probe.control_images,
                         "control_steps": probe.control_steps,
                         "has_power": probe.has_power,
-                        "attacks": [_attack(each, privacy) for each in attacks],
-                        "ceiling": _drawn_ceiling(attacks, privacy),
+                        "attacks": [
+                            _attack(each, _profile(probe, each, profiles))
+                            for each in attacks
+                        ],
+                        "ceiling": _drawn_ceiling(probe, attacks, profiles),
                     }
                 )
     return rows
@@ -60,13 +71,15 @@ def memorisation_table(probes: Sequence[ProbeReport]) -> list[Table]:
 
 
 def check_probes(
-    audit: Audit, probes: Sequence[ProbeReport], privacy: Mapping[str, Any] | None
+    audit: Audit, probes: Sequence[ProbeReport], profiles: Profiles
 ) -> list[Finding]:
-    """Return what contradicts the run: another model, or an attack above the ceiling.
+    """Return what is doubtful: another model, or an attack above the ceiling.
 
     An attack beats the ceiling if the lower bound of its true positives lies above the
     ceiling at the upper bound of its false positives (Clopper & Pearson, 1934), at a
-    significance shared by all attacks and rates.
+    significance shared by all attacks and rates. A warning and no failure: only its
+    silo knows whether held-out images are of the members' kind, and the scores of one
+    model's members are not independent.
     """
     known = _models(audit.accounts)
     found = [
@@ -79,31 +92,32 @@ def check_probes(
         for probe in probes
         if known and probe.model not in known
     ]
-    return found + list(_violations(probes, privacy))
+    return found + list(_violations(probes, profiles))
 
 
-def _violations(
-    probes: Sequence[ProbeReport], privacy: Mapping[str, Any] | None
-) -> Iterator[Finding]:
+def _violations(probes: Sequence[ProbeReport], profiles: Profiles) -> Iterator[Finding]:
     """Yield the attacks that found more than epsilon permits."""
     guarded = [
-        (probe, each)
+        (probe, each, profile)
         for probe in probes
         for each in probe.attacks
-        if _has_ceiling(each, privacy)
+        if (profile := _profile(probe, each, profiles))
     ]
-    num_tests = sum(len(each.tpr_at) for _, each in guarded)
-    for probe, each in guarded:
-        points = zip(each.at_fpr, each.tpr_at, each.false_positives_at, strict=False)
+    num_tests = sum(len(each.tpr_at) for _, each, _ in guarded)
+    for probe, each, profile in guarded:
+        points = zip(each.at_fpr, each.tpr_at, each.false_positives_at, strict=True)
         for rate, share, alarms in points:
             level = SIGNIFICANCE / (2 * num_tests)
             low = _lowest(share.count, share.total, level)
             high = 1 - _lowest(each.num_held_out - alarms, each.num_held_out, level)
-            if low > ceiling((privacy or {})["profile"], high):
-                yield fail(
+            if low > ceiling(profile, high):
+                yield warn(
                     "probes",
                     f"{probe.silo}: the attack {each.attack} on {MODELS[each.target]} "
-                    f"finds more at {rate:g} false alarms than epsilon permits.",
+                    f"finds more at {percent(rate)} false alarms than epsilon permits. "
+                    "Either epsilon was not kept, or the held-out images are of "
+                    "another kind than those of the training; chance alone does it in "
+                    f"about one run of {round(1 / SIGNIFICANCE)} at most.",
                     party=probe.silo,
                 )
 
@@ -115,42 +129,40 @@ def _lowest(count: int, total: int, level: float) -> float:
     return float(beta.ppf(level, count, total - count + 1))
 
 
-def _attack(each: AttackResult, privacy: Mapping[str, Any] | None) -> Table:
+def _attack(each: AttackResult, profile: Points) -> Table:
     """Return one attack, its true positives with their counts and the ceiling there."""
     table: Table = to_table(each)
     for name in ("at_fpr", "tpr_at", "false_positives_at", "target"):
         del table[name]
-    points = zip(each.at_fpr, each.tpr_at, each.false_positives_at, strict=False)
+    points = zip(each.at_fpr, each.tpr_at, each.false_positives_at, strict=True)
     table["true_positives"] = [
         {
             "fpr": fpr,
             **to_table(share),
             "false_positives": alarms,
-            "ceiling": ceiling(privacy["profile"], fpr)
-            if privacy and _has_ceiling(each, privacy)
-            else None,
+            "ceiling": ceiling(profile, fpr) if profile else None,
         }
         for fpr, share, alarms in points
     ]
     return table
 
 
-def _has_ceiling(each: AttackResult, privacy: Mapping[str, Any] | None) -> bool:
-    """Return whether a guarantee of this run bounds an attack.
+def _profile(probe: ProbeReport, each: AttackResult, profiles: Profiles) -> Points:
+    """Return what bounds an attack; empty if nothing does.
 
-    The silo says whether the model that it attacked falls under one; how high the
-    ceiling is follows from the events in the transcripts.
+    The silo says whether the model that it attacked falls under a guarantee; how high
+    the ceiling is follows from the events in its transcript.
     """
     guarded = each.ceiling_epsilon > 0 and each.target != "control"
-    return bool(guarded and privacy and privacy["profile"])
+    return profiles.get(probe.silo, []) if guarded else []
 
 
 def _drawn_ceiling(
-    attacks: Sequence[AttackResult], privacy: Mapping[str, Any] | None
-) -> list[list[float]]:
+    probe: ProbeReport, attacks: Sequence[AttackResult], profiles: Profiles
+) -> Points:
     """Return the ceiling as a curve, where every attack on a model falls under it."""
-    if privacy and all(_has_ceiling(each, privacy) for each in attacks):
-        return [list(point) for point in privacy["trade_off"]]
+    if all(_profile(probe, each, profiles) for each in attacks):
+        return trade_off(profiles[probe.silo])
     return []
 
 

@@ -7,7 +7,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from audits.cli import main
-from audits.report.compare import run_name
+from audits.report.compare import _quoted, run_name
 from protocol import records as r
 from tests.audits.evidence_builder import change, make_parties, script, write_run
 from tests.audits.report_inputs import probe, write_probe
@@ -43,6 +43,8 @@ def test_runs_stand_beside_each_other(runs: dict[str, Path], tmp_path: Path) -> 
     assert (first["verdict"], second["verdict"]) == ("WARN", "PASS")
     assert not first["is_private"] and first["epsilon"] is None
     assert second["epsilon"] > 0 and second["delta"] == 1e-5
+    assert _quoted({"planned": 10.0, "spent": 2.0}) == 10.0
+    assert _quoted({"planned": 10.0, "spent": None}) is None
     assert first["sent_bytes"] == 3 * 123_726 - 129 - 227
     assert first["closed_rounds"] == first["num_rounds"] == 3
     assert first["frechet_distance"] == 90.5 / 3

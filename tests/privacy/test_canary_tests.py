@@ -13,6 +13,7 @@ from privacy.canary_tests import (
     CanaryClaim,
     Fault,
     gap_deviation,
+    gap_p_value,
     noise_p_value,
     outlier_p_value,
     power,
@@ -20,6 +21,7 @@ from privacy.canary_tests import (
     simulated_scores,
 )
 from privacy.events import SampledGaussian
+from privacy.f_dp_audit import refutes_mu
 
 FALSE_ALARM = 1e-6
 
@@ -162,6 +164,24 @@ def test_what_delta_permits_is_not_held_against_a_claim():
     leaked = random.normal(6, 1, 500), random.normal(0, 1, 500)
     found = {one.test for one in refutations(*leaked, claim, FALSE_ALARM)}
     assert found == {"one-run, f-DP", "Clopper–Pearson"}
+
+
+def test_the_gap_of_few_canaries_is_no_false_alarm():
+    """Real gradients of unknown size make the spread: it is Student's, not Gauss's."""
+    random = np.random.default_rng(1)
+    p_values = [
+        gap_p_value(*random.normal(0, 30 * TEN.noise_stddev, (2, 4)), TEN)
+        for _ in range(4000)
+    ]
+    for level in (0.01, 0.001):
+        assert np.mean(np.array(p_values) <= level) <= 1.5 * level
+
+
+def test_chances_below_the_last_delta_refute_no_curve():
+    numbers = 1000, 62, 62, 0.2
+    assert refutes_mu(*numbers, 1e-8)
+    assert refutes_mu(*numbers, 1e-8, 1e-11)
+    assert not refutes_mu(*numbers, 1e-8, 1e-9)
 
 
 def test_a_gap_is_told_with_its_side():

@@ -118,6 +118,10 @@ def test_the_file_comes_back_as_it_was(outcome, tmp_path):
         (lambda table: table | {"format": 9}, "format 9"),
         (lambda table: table | {"silo": "x"}, "unknown field"),
         (lambda table: {"format": 1}, "is missing"),
+        (
+            lambda t: t | {"views": [t["views"][0] | {"psnr": [1e308, 1e308]}]},
+            "psnr",
+        ),
     ],
 )
 def test_a_malformed_file_is_refused(outcome, tmp_path, spoil, words):

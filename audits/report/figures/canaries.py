@@ -60,8 +60,8 @@ def _draw_bounds(row: Mapping[str, Any], index: int) -> Drawing | None:
     bounds = [each for each in row["bounds"] if each["epsilon"] is not None]
     if not bounds:
         return None
-    figure, axes = new_axes(height=1.2 + 0.32 * len(bounds))
-    names = [short(each["name"]) for each in bounds]
+    figure, axes = new_axes(height=1.2 + 0.38 * len(bounds))
+    names = [",\n".join(map(short, each["name"].split(", "))) for each in bounds]
     values = [each["epsilon"] for each in bounds]
     colours = [SERIES[0 if each["kind"] == "bound" else 4] for each in bounds]
     axes.barh(range(len(names)), values, color=colours, height=0.55)
@@ -73,7 +73,7 @@ def _draw_bounds(row: Mapping[str, Any], index: int) -> Drawing | None:
         axes.axvline(claimed, color=INK, lw=1.2, ls="--", label="claimed epsilon")
         put_legend(axes, columns=1)
     axes.set_xlim(0, 1.15 * max(*values, claimed or 0.0, 0.1))
-    axes.set_xlabel("epsilon (bounds: at least; estimates: about)")
+    axes.set_xlabel("epsilon")
     said = "; ".join(
         f"{each['name']} ({each['kind']}) {each['epsilon']:.3g}" for each in bounds
     )

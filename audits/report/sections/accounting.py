@@ -29,7 +29,13 @@ def accounting(content: Content) -> Iterator[Block]:
         return
     yield Paragraph(privacy["claim"], "strong")
     yield rows(
-        ("Silo", "Steps", "Draws a step", *privacy["headings"], "With earlier runs"),
+        (
+            "Silo",
+            "Steps",
+            "Draws a step",
+            *privacy["headings"],
+            "All runs, as planned",
+        ),
         (
             (
                 row["silo"],
@@ -47,8 +53,8 @@ def accounting(content: Content) -> Iterator[Block]:
     yield Figures(("epsilon", "profile", "trade-off"))
     if privacy["ceilings"]:
         yield Paragraph(
-            "No attack that asks whether somebody was in the data can do better than "
-            "this, whatever it knows besides:"
+            "No attack on what was released, whatever it knows besides, can tell "
+            "better than this whether any one privacy unit was in a silo's data:"
         )
         yield rows(
             ("False alarms", "Found, at most"),
@@ -87,8 +93,8 @@ def _budget(budget: Content) -> Iterator[Block]:
             ],
             [
                 "Trials before this run",
-                "those in the silos' ledgers are in the column “with earlier runs”; "
-                "others are unknown",
+                "those in the silos' ledgers are in the column “all runs, as "
+                "planned”; others are unknown",
             ],
         ]
     )

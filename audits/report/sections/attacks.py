@@ -19,6 +19,8 @@ from audits.report.blocks import (
 )
 
 Content = Mapping[str, Any]
+USEFUL_DECIBEL = 3.0
+"""Above a guess without looking: half of its error; less is no reconstruction."""
 WITHHELD = (
     "Not in this report: it depends on real images and has no differential privacy. "
     "The silo-internal report shows it."
@@ -146,6 +148,16 @@ def memorisation(content: Content) -> Iterator[Block]:
     )
 
 
+def _reconstructs(views: list[Any]) -> bool:
+    """Return whether an attack succeeds on a plain update, where it should."""
+    return any(
+        found > guessed + USEFUL_DECIBEL
+        for view in views
+        if view["name"] == "plain update"
+        for found, guessed in zip(view["psnr"], view["psnr_guess"], strict=False)
+    )
+
+
 def _share(share: Content) -> str:
     """Return a share with its interval and counts."""
     value = share["count"] / share["total"] if share["total"] else None
@@ -170,6 +182,12 @@ def rehearsal(content: Content) -> Iterator[Block]:
         yield Paragraph(
             f"This rehearsal is of another plan, {table['plan']} "
             f"({table['digest'][:16]}…).",
+            "strong",
+        )
+    if not _reconstructs(table["views"]):
+        yield Paragraph(
+            "The attack reconstructed no image even from an update without protection: "
+            "that it found nothing elsewhere says nothing.",
             "strong",
         )
     yield from (Paragraph(warning) for warning in table["warnings"])

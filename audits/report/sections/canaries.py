@@ -28,8 +28,9 @@ def canaries(content: Content) -> Iterator[Block]:
         yield Paragraph("No canaries were used in this run.")
     if table["commitments"]:
         yield Paragraph(
-            "A silo bound itself to its canaries before it trained, and opened them "
-            "after: nobody chose them to suit the result."
+            "By its transcript a silo bound itself to its canaries before it trained, "
+            "and opened them after. Scores and transcript are its own word: the checks "
+            "look for mistakes, and a silo that invents its scores deceives them."
         )
         yield rows(
             ("Silo", "Form", "Canaries", "Opened", "Commitment"),

@@ -54,8 +54,11 @@ def data(content: Content) -> Iterator[Block]:
             "privacy do.",
             "quiet",
         )
-    attacked = [r for r in content["membership"] or () if r["target"] != "control"]
-    sizes = {row["silo"]: row["attacks"][0] for row in attacked}
+    sizes = {
+        row["silo"]: row["attacks"][0]
+        for row in content["membership"] or ()
+        if row["target"] != "control"
+    }
     if sizes:
         yield Heading("Images that were attacked")
         yield rows(
