@@ -59,7 +59,7 @@ def claim_facts(audit: Audit, privacy: Table | None) -> list[list[str]]:
         unit = noise_claim.unit_of(plan)
         relation = "as the unit says"
     else:
-        epsilon, unit = _quoted(plan, most), _unit(plan)
+        epsilon, unit = quoted(plan, most), _unit(plan)
         against = (
             "everyone outside the silo: aggregator, network, other silos, whoever has "
             "the model; with or without secure aggregation"
@@ -108,7 +108,7 @@ def claim(plan: RunPlan, spent: list[Spending]) -> str:
     sentence = (
         f"Whoever sees all that the mechanism released, in all rounds, and the final "
         f"model learns almost the same whether or not any one {unit} was in a silo's "
-        f"data: (epsilon {_quoted(plan, most)}, delta {plan.privacy.delta:g})-"
+        f"data: (epsilon {quoted(plan, most)}, delta {plan.privacy.delta:g})-"
         f"differential privacy per {unit}, neighbouring data sets differing by adding "
         "or removing one, for every silo: the price of the whole run as planned. What "
         "it does not cover is listed below."
@@ -122,7 +122,7 @@ def claim(plan: RunPlan, spent: list[Spending]) -> str:
     )
 
 
-def _quoted(plan: RunPlan, most: Spending) -> str:
+def quoted(plan: RunPlan, most: Spending) -> str:
     """Return the epsilon of the whole run as planned, or what was spent if more.
 
     A run that ended early is not cheaper: who ended it may have looked at it.
@@ -217,5 +217,5 @@ def board_sentence(audit: Audit) -> str:
     unit = _unit(plan)
     return (
         f"What any one {unit} can change about all that the mechanism released is "
-        f"bounded: epsilon {_quoted(plan, most)} at delta {plan.privacy.delta:g}."
+        f"bounded: epsilon {quoted(plan, most)} at delta {plan.privacy.delta:g}."
     )

@@ -3,7 +3,7 @@
 from typing import Any
 
 from audits.audit import Audit
-from audits.report.privacy import may_quote
+from audits.report.privacy import may_quote, quoted
 from audits.spending import spendings
 from protocol import noise_claim
 from protocol.noise_plan import prices
@@ -80,9 +80,10 @@ def _guarantees(audit: Audit) -> tuple[str, str]:
             "as the assumptions of the claim hold",
         )
     unit = "image" if privacy.unit == "example" else privacy.unit
-    most = max((each.epsilon for each in spendings(audit.accounts)), default=None)
-    price = "unknown" if most is None else noise_claim.upward(most)
-    said = f"epsilon {price} spent at delta {privacy.delta:g} per {unit}"
+    spent = spendings(audit.accounts)
+    most = max(spent, key=lambda spending: spending.epsilon, default=None)
+    price = "unknown" if most is None else quoted(plan, most)
+    said = f"epsilon {price} at delta {privacy.delta:g} per {unit}"
     if plan.protection.method == "mask":
         return said, f"{said}; secure aggregation on top, without a number"
     return said, said
