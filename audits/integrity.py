@@ -33,6 +33,7 @@ _AFTER_THE_END = (
     HeadConflict,
     HeadSeen,
     LedgerOpened,
+    ModelHeld,
     Refused,
     SiloHead,
 )
@@ -172,7 +173,10 @@ def _ending(account: Account) -> Iterator[Finding]:
         if not issubclass(kind, _AFTER_THE_END)
         for placed in account.all(kind)
         if placed.index > finished.index
-        and not (kind is ModelHeld and not placed.record.round_number)
+    ] + [
+        placed.index
+        for placed in account.all(ModelHeld)
+        if placed.index > finished.index and placed.record.round_number
     ]
     if late:
         yield fail(
