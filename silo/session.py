@@ -199,8 +199,8 @@ class SiloSession:
         held = self._trainer.held.digest()
         if not self.is_finished:
             held = self._trainer.held.take(message)
-            if held == message.model:
-                self._evidence.hold(number, held)
+        if held == message.model:
+            self._evidence.hold(number, held)
         return self._replies.envelope(Kind.HELD, Held(model=held).to_body())
 
     def _dealing(self, round_number: int) -> Dealing:

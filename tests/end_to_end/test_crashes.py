@@ -309,6 +309,28 @@ def test_a_silo_that_dies_between_its_last_record_and_its_last_word(
     assert [f.statement for f in audit.with_severity(Severity.FAIL)] == []
 
 
+def test_a_silo_that_is_asked_behind_its_end_which_model_it_holds(
+    harness: Callable[..., Harness],
+) -> None:
+    """The last round was lost, so that it was brought to the last model before it."""
+    update = UpdateConfig(rounding="nearest", broadcast_bits=8)
+    crashed, is_last = harness(tiny_draft(update=update)), False
+
+    def fault(when: str, at: int, silo_index: int) -> bool:
+        nonlocal is_last
+        is_last |= at == Kind.BROADCAST
+        if (when, at, silo_index) == ("after", Kind.END, 2):
+            raise Crash
+        return is_last and (when, at) == ("after", SecAggKind.CONFIRMS)
+
+    with pytest.raises(Crash):
+        crashed.run(fault)
+    crashed.run()
+    audit = run_audit(load_evidence(crashed.federation.root, None))
+    assert [f.statement for f in audit.with_severity(Severity.FAIL)] == []
+    assert any("Round 2 was lost" in f.statement for f in audit.findings)
+
+
 def test_what_a_killed_process_left_is_gone_when_the_next_one_begins(
     harness: Callable[..., Harness], undisturbed: RoundState
 ) -> None:

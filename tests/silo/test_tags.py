@@ -10,7 +10,7 @@ from PIL import Image
 
 import silo.tags
 from crypto import labels
-from crypto.merkle import root
+from crypto.merkle import MerkleTree
 from protocol.errors import KeyFileRejected
 from silo.config import DataConfig
 from silo.data import ImageSet, load_images, with_patients
@@ -147,7 +147,7 @@ def test_overlap_is_what_sets_say(first, second):
 class TestCommitment:
     def test_by_hand(self):
         tags = tags_of(image_set(PIXELS), KEY)
-        label, tree = labels.LEDGER_COMMITMENT, root(as_list(tags))
+        label, tree = labels.LEDGER_COMMITMENT, MerkleTree(as_list(tags)).root()
         message = bytes([len(label)]) + label
         for part in (KEY, tree):
             message += len(part).to_bytes(8, "big") + part
