@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 from scipy.optimize import brentq
-from scipy.special import ndtr, ndtri
+from scipy.special import ndtri
 from scipy.stats import binomtest, bootstrap, rankdata
 
 Scores = npt.NDArray[np.float64]
@@ -160,7 +160,7 @@ def roc(
     )
 
 
-def ceiling(fpr: float, guarantees: Sequence[tuple[float, float]]) -> float:
+def ceiling(fpr: float, guarantees: Sequence[Sequence[float]]) -> float:
     """Return the largest TPR at an FPR that (epsilon, delta) guarantees allow.
 
         min over all (ε, δ) of  e^ε FPR + δ  and  1 - e^-ε (1 - δ - FPR)
@@ -187,20 +187,6 @@ def ceiling(fpr: float, guarantees: Sequence[tuple[float, float]]) -> float:
         by_others = 1 - math.exp(-epsilon) * (1 - delta - fpr)
         highest = min(highest, by_members, by_others)
     return highest
-
-
-def gaussian_ceiling(fpr: float, mu: float) -> float:
-    """Return the largest TPR at an FPR under mu-GDP: ``Φ(Φ⁻¹(FPR) + mu)``.
-
-    Raises:
-        ValueError: the FPR is not in [0, 1], or mu is negative.
-
-    Source: Dong, Roth & Su, 2022, definition 2.6.
-    """
-    _check_rate(fpr)
-    if not mu >= 0:
-        raise ValueError(f"mu: must not be negative, is {mu}")
-    return float(ndtr(ndtri(fpr) + mu)) if 0 < fpr < 1 else fpr
 
 
 def group_of_two(epsilon: float, delta: float) -> tuple[float, float]:

@@ -32,7 +32,6 @@ CanaryForm = Literal["gradient", "input"]
 CanaryPart = Literal["included", "coordinates", "signs", "images"]
 
 CANARY_SEED_BYTES = 32
-COMMITMENT_BYTES = 32
 MAX_CANARIES = 100_000
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from functools import lru_cache
-from math import exp, isfinite
+from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from audits.accounts import Account, Accounts
 from audits.spending import Spending, spent_records
 from privacy import pricing
 from privacy.accounting import gaussian_mu, privacy_profile
-from privacy.attack_statistics import group_of_two
+from privacy.attack_statistics import ceiling, group_of_two
 from privacy.events import Event, SampledGaussian
 from protocol.mechanism import run_epsilon
 from protocol.records import PrivacySpent
@@ -101,20 +101,6 @@ def profile_of(events: Sequence[Event]) -> Points:
     return sorted(pair for pair in pairs if isfinite(pair[0]))
 
 
-def ceiling(profile: Sequence[Sequence[float]], rate: float) -> float:
-    """Return the largest true-positive rate at a false-positive rate.
-
-    TPR <= e^epsilon FPR + delta(epsilon) for every epsilon, and TPR <= 1 - (1 - FPR -
-    delta) / e^epsilon by the same for the complement (Kairouz, Oh & Viswanath, 2015);
-    the smallest over the profile's points.
-    """
-    bounds = [1.0]
-    for epsilon, delta in profile:
-        bounds.append(exp(min(epsilon, 700.0)) * rate + delta)
-        bounds.append(1.0 - (1.0 - rate - delta) * exp(-epsilon))
-    return min(bounds)
-
-
 def events_of_most(accounts: Accounts, spent: list[Spending]) -> tuple[Event, ...]:
     """Return the events of the silo that spent most."""
     if not spent:
@@ -151,7 +137,7 @@ def trade_off(profile: Points) -> Points:
 
 def _ceilings(profile: Sequence[Sequence[float]], rates: Sequence[float]) -> Points:
     """Return pairs of a false-positive rate and the ceiling there."""
-    return [[rate, ceiling(profile, rate)] for rate in rates]
+    return [[rate, ceiling(rate, profile)] for rate in rates]
 
 
 def _over_rounds(account: Account, delta: float) -> Points:

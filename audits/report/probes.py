@@ -9,7 +9,8 @@ from audits.accounts import Accounts
 from audits.audit import Audit
 from audits.findings import Finding, warn
 from audits.report.blocks import percent
-from audits.report.curves import Points, attack_profile, ceiling, trade_off
+from audits.report.curves import Points, attack_profile, trade_off
+from privacy.attack_statistics import ceiling
 from protocol.encoding import to_table
 from protocol.probe_report import AttackResult, ProbeReport
 from protocol.records import Finished, RoundClosed
@@ -110,7 +111,7 @@ def _violations(probes: Sequence[ProbeReport], profiles: Profiles) -> Iterator[F
             level = SIGNIFICANCE / (2 * num_tests)
             low = _lowest(share.count, share.total, level)
             high = 1 - _lowest(each.num_held_out - alarms, each.num_held_out, level)
-            if low > ceiling(profile, high):
+            if low > ceiling(high, profile):
                 yield warn(
                     "probes",
                     f"{probe.silo}: the attack {each.attack} on {MODELS[each.target]} "
@@ -140,7 +141,7 @@ def _attack(each: AttackResult, profile: Points) -> Table:
             "fpr": fpr,
             **to_table(share),
             "false_positives": alarms,
-            "ceiling": ceiling(profile, fpr) if profile else None,
+            "ceiling": ceiling(fpr, profile) if profile else None,
         }
         for fpr, share, alarms in points
     ]

@@ -12,10 +12,10 @@ from audits.budget import spendings
 from audits.evidence import load_evidence
 from audits.findings import Severity
 from audits.report.content import make_content
-from audits.report.curves import ceiling
 from audits.report.markdown import render_markdown
 from audits.report.page import render_html
 from privacy.accounting import delta_for, epsilon
+from privacy.attack_statistics import ceiling
 from privacy.events import SampledGaussian
 from protocol import records as r
 from protocol.privacy_settings import PrivacyConfig
@@ -142,11 +142,11 @@ class TestHonest:
     def test_the_ceiling_is_that_of_the_profile(self):
         events = (EVENT.times(6),)
         points = [(e, delta_for(events, e)) for e in (0.1, 0.5, 1.0, 2.0)]
-        most = ceiling(points, 0.01)
+        most = ceiling(0.01, points)
         assert 0.01 < most < 1
         assert most <= min(2.718281828459045**e * 0.01 + d for e, d in points) + 1e-12
-        assert ceiling([(0.0, 0.0)], 0.01) == pytest.approx(0.01)
-        assert ceiling([(5.0, 1.0)], 0.01) == 1.0
+        assert ceiling(0.01, [(0.0, 0.0)]) == pytest.approx(0.01)
+        assert ceiling(0.01, [(5.0, 1.0)]) == 1.0
 
 
 @dataclass(frozen=True)

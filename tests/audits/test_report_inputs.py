@@ -17,13 +17,13 @@ from audits.report import content as content_module
 from audits.report.canaries import load_power
 from audits.report.classes import TABLE, apply_class
 from audits.report.content import make_content
-from audits.report.curves import attack_profile, ceiling
+from audits.report.curves import attack_profile
 from audits.report.figures.everything import draw_all
 from audits.report.inputs import load_inputs
 from audits.report.markdown import render_markdown
 from audits.report.page import render_html
 from audits.report.probes import check_probes, profiles
-from privacy.attack_statistics import group_of_two
+from privacy.attack_statistics import ceiling, group_of_two
 from tests.audits.evidence_builder import (
     SILOS,
     Parties,
@@ -217,7 +217,7 @@ class TestProbes:
         changed = SimpleNamespace(plan=patients, silos=silos)
         of_patients = attack_profile(changed, "cork")
         assert of_patients[1] == list(group_of_two(*of_images[1]))
-        assert ceiling(of_patients, 0.01) > 1.5 * ceiling(of_images, 0.01)
+        assert ceiling(0.01, of_patients) > 1.5 * ceiling(0.01, of_images)
         privacy.mechanism = "example-in-sum"
         assert attack_profile(changed, "cork") == []
 

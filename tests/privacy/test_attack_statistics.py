@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.special import ndtr
+from scipy.special import ndtr, ndtri
 from scipy.stats import beta
 
 from privacy.attack_statistics import (
@@ -13,13 +13,22 @@ from privacy.attack_statistics import (
     auc,
     auc_interval,
     ceiling,
-    gaussian_ceiling,
     group_of_two,
     held_out_needed,
     proportion_interval,
     roc,
 )
 from privacy.gaussian_curve import gaussian_delta
+
+
+def gaussian_ceiling(fpr: float, mu: float) -> float:
+    """Return the largest TPR at an FPR under mu-GDP: ``Φ(Φ⁻¹(FPR) + mu)``.
+
+    Source: Dong, Roth & Su, 2022, definition 2.6.
+    """
+    if not mu >= 0:
+        raise ValueError(f"mu: must not be negative, is {mu}")
+    return float(ndtr(ndtri(fpr) + mu)) if 0 < fpr < 1 else fpr
 
 
 def scores(*values: float) -> np.ndarray:

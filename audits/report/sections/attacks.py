@@ -202,51 +202,58 @@ def rehearsal(content: Content) -> Iterator[Block]:
         ]
     )
     for view in table["views"]:
-        yield Heading(
-            f"{view['name'][:1].upper()}{view['name'][1:]}, {view['setting']}"
-        )
-        yield Paragraph(view["explanation"])
-        yield Facts(
-            (
-                (
-                    "PSNR of the reconstruction",
-                    f"{number(view['mean_psnr'], '.1f')} dB in the mean of "
-                    f"{len(view['psnr'])} images; guessing without looking "
-                    f"{number(view['mean_psnr_guess'], '.1f')} dB",
-                ),
-                (
-                    "The update",
-                    f"{count(view['num_steps'], 'step')} on "
-                    f"{count(view['num_examples'], 'image')} in one silo",
-                ),
-                ("The attacker is granted", view["known"] or "–"),
-                (
-                    "Left unexplained of what it held",
-                    f"{number(view['mismatch'], '.2g')} (0: nothing, 1: all)",
-                ),
-            )
-        )
-        if view["picture"]:
-            yield Picture(
-                **view["picture"],
-                alt=f"Original images above, reconstructions from the {view['name']} "
-                "below",
-                caption="Originals above, reconstructions below.",
-            )
+        yield from _view(view)
     if table["uniformity"]:
         yield Heading("Are masked values uniform?")
-        yield rows(
-            ("Words", "Test", "Values", "Statistic", "p-value"),
-            (
-                (
-                    each["words"],
-                    each["test"],
-                    each["num_values"],
-                    number(each["statistic"]),
-                    number(each["p_value"], ".3g"),
-                )
-                for each in table["uniformity"]
-            ),
-            (2, 3, 4),
-        )
+        yield _uniformity(table["uniformity"])
     yield Code("cloister rehearse PLAN")
+
+
+def _view(view: Content) -> Iterator[Block]:
+    """Yield what one thing that an aggregator may hold gave away."""
+    yield Heading(f"{view['name'][:1].upper()}{view['name'][1:]}, {view['setting']}")
+    yield Paragraph(view["explanation"])
+    yield Facts(
+        (
+            (
+                "PSNR of the reconstruction",
+                f"{number(view['mean_psnr'], '.1f')} dB in the mean of "
+                f"{len(view['psnr'])} images; guessing without looking "
+                f"{number(view['mean_psnr_guess'], '.1f')} dB",
+            ),
+            (
+                "The update",
+                f"{count(view['num_steps'], 'step')} on "
+                f"{count(view['num_examples'], 'image')} in one silo",
+            ),
+            ("The attacker is granted", view["known"] or "–"),
+            (
+                "Left unexplained of what it held",
+                f"{number(view['mismatch'], '.2g')} (0: nothing, 1: all)",
+            ),
+        )
+    )
+    if view["picture"]:
+        yield Picture(
+            **view["picture"],
+            alt=f"Original images above, reconstructions from the {view['name']} below",
+            caption="Originals above, reconstructions below.",
+        )
+
+
+def _uniformity(tests: list[Content]) -> Block:
+    """Return the tests of masked words, and of the same words without masks."""
+    return rows(
+        ("Words", "Test", "Values", "Statistic", "p-value"),
+        (
+            (
+                each["words"],
+                each["test"],
+                each["num_values"],
+                number(each["statistic"]),
+                number(each["p_value"], ".3g"),
+            )
+            for each in tests
+        ),
+        (2, 3, 4),
+    )

@@ -49,8 +49,14 @@ def canaries(content: Content) -> Iterator[Block]:
     held_back = {row["what"] for row in content["withheld"]}
     if "scores of input canaries" in held_back:
         yield Paragraph(WITHHELD)
+    shown: list[Any] = []
     for index, row in enumerate(table["silos"]):
         yield from _silo(index, row)
+        if row["powers"] in shown:
+            yield Paragraph("Faults found in simulated runs: as above.", "quiet")
+        elif row["powers"]:
+            yield _powers(row["powers"])
+            shown.append(row["powers"])
     yield from _power(table["power"], used=bool(table["silos"]))
 
 
@@ -108,15 +114,12 @@ def _silo(index: int, row: Content) -> Iterator[Block]:
             "these tests would have found, and how often, is below. A lower bound that "
             "is small says nothing of how private the run is."
         )
-    yield from _powers(row["powers"])
 
 
-def _powers(powers: list[Any]) -> Iterator[Block]:
-    """Yield which faults the tests of these canaries find, in simulated runs."""
-    if not powers:
-        return
+def _powers(powers: list[Any]) -> Block:
+    """Return which faults the tests of these canaries find, in simulated runs."""
     tests = [test for test, _ in powers[0]["by_test"]]
-    yield rows(
+    return rows(
         ("Fault, in simulated runs", "Found by any test", *tests),
         (
             (
