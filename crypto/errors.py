@@ -7,11 +7,15 @@
     ├── InvalidSignature      the named sender did not sign these bytes
     ├── DecryptionFailed      a sealed message was altered, or sealed under another key
     ├── InvalidShare          shares that are too few, out of range, or inconsistent
+    ├── DecryptionRefused     a sum that is not the one that was confirmed
     └── ProtocolViolation     well-formed and signed, but forbidden by docs/protocol.md
 
 All of them are the peer's fault. A call out of order is ours, and raises
 ``RuntimeError``; a parameter that makes no sense is our configuration's, and raises
 ``ValueError``. No message contains a secret.
+
+:class:`WorkerFailed` is the environment's: a child process that does homomorphic
+encryption crashed, or went beyond its memory or time.
 """
 
 
@@ -45,3 +49,17 @@ class InvalidShare(CryptoError):
 
 class ProtocolViolation(CryptoError):
     """A well-formed, authentic message that the protocol forbids here."""
+
+
+class DecryptionRefused(CryptoError):
+    """A ciphertext is not the sum that was confirmed, or has too much noise.
+
+    Its text is always the same: which check failed would tell the sender something.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("refused: not the sum that was confirmed")
+
+
+class WorkerFailed(Exception):
+    """A child process of homomorphic encryption crashed or went beyond its limits."""

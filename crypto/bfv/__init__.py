@@ -1,0 +1,1 @@
+"""Secure aggregation by homomorphic encryption: exact packed BFV, both sides."""
