@@ -52,6 +52,11 @@ class Kind(IntEnum):
     CONFIRMS = 10
     REVEAL = 11
     SUM = 12
+    DEALT = 13
+    HANDED = 14
+    ENCRYPTED = 15
+    DECRYPT = 16
+    DECRYPTED = 17
 
 
 @dataclass(frozen=True)

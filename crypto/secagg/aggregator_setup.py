@@ -24,7 +24,7 @@ from crypto.signatures import SIGNATURE_BYTES
 def parse_entry(setup: Setup, entry: bytes) -> Advertise:
     """Parse an ADVERTISE that is followed by its signature."""
     body = entry[:-SIGNATURE_BYTES]
-    return Advertise.from_bytes(body, setup.config.slots_per_setup)
+    return Advertise.from_bytes(body, setup.config.num_slot_keys)
 
 
 def publics_of(setup: Setup, state: SetupState) -> set[bytes]:
@@ -61,7 +61,7 @@ def make_keys(setup: Setup, state: SetupState) -> bytes:
             for silo, entry in state.advertised.items()
         }
     )
-    return message.to_bytes(setup.config.num_silos, setup.config.slots_per_setup)
+    return message.to_bytes(setup.config.num_silos, setup.config.num_slot_keys)
 
 
 def check_shares(setup: Setup, state: SetupState, body: bytes) -> None:

@@ -17,6 +17,7 @@ MAX_PARTS = 256
 """Most parts that one vector is dealt in."""
 
 Trust = Literal["malicious", "semi-honest"]
+Protection = Literal["mask", "bfv"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +38,11 @@ class SecAggConfig:
             never shows one honest silo to the others.
         max_colluding: c, silos that may share all they know with the aggregator.
         slots_per_setup: R, vectors that one key exchange serves.
+        protection: what hides a vector, masks or encryption (``crypto.bfv``). Under
+            "bfv" every silo holds the key: the guarantee above holds against an
+            aggregator that no silo gives it to, and c counts silos that sign for it.
+        key_maker: index of the silo that makes the key under "bfv"; if it is not in
+            the setup, the next one of the roster that is.
     """
 
     num_silos: int
@@ -45,6 +51,8 @@ class SecAggConfig:
     max_colluding: int = 1
     trust: Trust = "malicious"
     slots_per_setup: int = 16
+    protection: Protection = "mask"
+    key_maker: int = 0
 
     def __post_init__(self) -> None:
         """Check every field; ``ValueError`` names the first that cannot hold."""
@@ -72,11 +80,29 @@ class SecAggConfig:
                 f"threshold: 2 * {t} must be above num_silos + max_colluding = {n + c}",
             )
         _require(t > c, f"threshold: must be above max_colluding = {c}, is {t}")
+        _require(
+            self.protection in ("mask", "bfv"),
+            f'protection: must be "mask" or "bfv", is {self.protection!r}',
+        )
+        _require(
+            self.protection == "mask" or self.trust == "malicious",
+            'trust: must be "malicious" with protection "bfv": without CONFIRM an '
+            "aggregator could have sums over two lists decrypted",
+        )
+        _require(
+            0 <= self.key_maker < (n if self.protection == "bfv" else 1),
+            f"key_maker: must be the index of a silo, is {self.key_maker}",
+        )
 
     @property
     def min_survivors(self) -> int:
         """The fewest silos that a setup, cohort or set of survivors may have."""
         return max(self.threshold, self.min_cohort)
+
+    @property
+    def num_slot_keys(self) -> int:
+        """How many slots a silo makes keys of its own for: R, none under "bfv"."""
+        return self.slots_per_setup if self.protection == "mask" else 0
 
     def to_bytes(self) -> bytes:
         """Return the canonical bytes that every silo's keys are bound to."""
@@ -89,7 +115,10 @@ class SecAggConfig:
             self.slots_per_setup,
         ):
             writer.integer(number, 4)
-        return writer.integer(self.trust == "malicious", 1).to_bytes()
+        writer.integer(self.trust == "malicious", 1)
+        if self.protection == "bfv":
+            writer.integer(self.key_maker, 2)
+        return writer.to_bytes()
 
 
 def _require(condition: bool, message: str) -> None:

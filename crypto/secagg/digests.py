@@ -51,9 +51,12 @@ def keys_digest(setup: bytes, keys_body: BytesLike) -> bytes:
     return digest(labels.KEYS_DIGEST, setup, keys_body)
 
 
-def members_digest(keys: bytes, members: Collection[int], num_silos: int) -> bytes:
-    """Return T2 = H(T1, U2)."""
-    return digest(labels.MEMBERS_DIGEST, keys, encode_silos(members, num_silos))
+def members_digest(
+    keys: bytes, members: Collection[int], num_silos: int, commitment: bytes = b""
+) -> bytes:
+    """Return T2 = H(T1, U2); with encryption H(T1, U2, commitment to the key)."""
+    parts = (keys, encode_silos(members, num_silos))
+    return digest(labels.MEMBERS_DIGEST, *parts, *([commitment] if commitment else []))
 
 
 def slot_digest(

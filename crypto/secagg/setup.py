@@ -131,7 +131,7 @@ class Setup:
                 that is not canonical.
         """
         config = self.config
-        message = Keys.from_bytes(body, config.num_silos, config.slots_per_setup)
+        message = Keys.from_bytes(body, config.num_silos, config.num_slot_keys)
         check_enough(config, message.advertisements, "KEYS")
         for silo, signed in message.advertisements.items():
             signatures = {silo: signed.signature}
@@ -164,14 +164,14 @@ class Setup:
     ) -> dict[int, Advertise]:
         """Return what these silos advertised, of a KEYS checked before."""
         return {
-            silo: Advertise.from_bytes(entry, self.config.slots_per_setup)
+            silo: Advertise.from_bytes(entry, self.config.num_slot_keys)
             for silo, entry in self._entries(body)
             if silo in silos
         }
 
     def _entries(self, body: BytesLike) -> Iterator[tuple[int, BytesLike]]:
         """Yield the bodies of ADVERTISE in a KEYS that was checked before."""
-        num_slots = self.config.slots_per_setup
+        num_slots = self.config.num_slot_keys
         message = Keys.from_bytes(body, self.config.num_silos, num_slots)
         for silo, signed in message.advertisements.items():
             yield silo, signed.body
@@ -182,7 +182,7 @@ def max_frame_bytes(kind: Kind, config: SecAggConfig, num_words: int = 0) -> int
 
     No frame of the kind is longer; transports may use it as their limit.
     """
-    n, num_slots = config.num_silos, config.slots_per_setup
+    n, num_slots = config.num_silos, config.num_slot_keys
     bitmap, sealed = bitmap_bytes(n), (n - 1) * sealed_shares_bytes(num_slots)
     body = {
         Kind.ADVERTISE: advertise_bytes(num_slots),

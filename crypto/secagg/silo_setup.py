@@ -15,7 +15,7 @@ from dataclasses import replace
 from crypto import labels
 from crypto.encoding import BytesLike, digest
 from crypto.errors import ProtocolViolation
-from crypto.frame import Header, Kind, make_frame
+from crypto.frame import Kind, make_frame
 from crypto.kdf import derive
 from crypto.keys import AgreementKey, IdentityKey
 from crypto.prg import MASK_SEED_BYTES, SecretRandom
@@ -28,9 +28,11 @@ from crypto.secagg.checks import (
 )
 from crypto.secagg.digests import commit_to_seed, keys_digest
 from crypto.secagg.envelopes import open_shares, seal_shares
+from crypto.secagg.journal import Journal
 from crypto.secagg.masks import SlotSecrets
 from crypto.secagg.messages import Advertise, Envelopes, Shares
 from crypto.secagg.setup import Setup
+from crypto.secagg.silo_stages import SiloStages
 from crypto.secagg.silo_state import SiloState
 from crypto.shamir import split
 
@@ -38,27 +40,24 @@ HeldShares = dict[int, bytes]
 """By silo, the pairs of shares that are held of its secrets, slot after slot."""
 
 
-class SiloSetup:
-    """A silo's part in the key exchange of one setup; ``SiloSide`` adds the slots.
+class SiloSetup(SiloStages[SiloState]):
+    """A silo's part in the key exchange of one setup; ``SiloSide`` adds the masks.
 
     Raises:
         ValueError: the identity is not that of the roster's entry.
     """
 
-    def __init__(self, setup: Setup, identity: IdentityKey, index: int) -> None:
-        if not 0 <= index < setup.config.num_silos or (
-            setup.roster[index] != identity.public
-        ):
-            raise ValueError(f"index: this identity key is not silo {index}'s")
-        self._setup, self._config = setup, setup.config
-        self._identity, self._index = identity, index
+    def __init__(
+        self, setup: Setup, identity: IdentityKey, index: int, journal: Journal
+    ) -> None:
+        super().__init__(setup, identity, index, journal)
         self._state = SiloState()
 
     def advertise(self) -> bytes:
         """Return the ADVERTISE frame; the first call draws all secrets of the setup."""
         if not self._state.advertisement:
             channel = AgreementKey.generate()
-            own = draw_secrets(self._config.slots_per_setup)
+            own = draw_secrets(self._config.num_slot_keys)
             message = make_advertise(self._setup, self._index, channel, own)
             header = self._setup.silo_header(Kind.ADVERTISE, self._index)
             self._state = replace(
@@ -136,10 +135,6 @@ class SiloSetup:
         )
         held = state.held | opened
         return replace(state, members=message.members, held=held)
-
-    def _open(self, data: BytesLike, header: Header) -> memoryview:
-        """Return the body of a frame of the aggregator with this header."""
-        return self._setup.open_from_aggregator(data, header)
 
     def _channel(self) -> AgreementKey:
         """Return the key that seals and opens shares, while it exists."""

@@ -28,37 +28,31 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from crypto import labels
-from crypto.encoding import BytesLike, Writer, digest
+from crypto.encoding import BytesLike, digest
 from crypto.errors import ProtocolViolation
 from crypto.frame import Kind, make_frame, read_header
 from crypto.keys import IdentityKey
 from crypto.secagg.checks import check_same, require_call
 from crypto.secagg.config import SecAggConfig
 from crypto.secagg.digests import keys_digest, members_digest
-from crypto.secagg.journal import Journal, Promise, Stage
+from crypto.secagg.journal import Journal, Stage
 from crypto.secagg.masks import add_masks
 from crypto.secagg.messages import (
-    DIGEST_BYTES,
     Confirms,
-    SumNotice,
-    Survivors,
 )
 from crypto.secagg.parts import Parts, whole
-from crypto.secagg.ready import HEAD_BYTES, NO_HEAD, Active
+from crypto.secagg.ready import Active
 from crypto.secagg.setup import Setup
 from crypto.secagg.silo_setup import SiloSetup
 from crypto.secagg.silo_slot import (
-    accept_survivors,
     check_active,
     check_confirms,
-    check_new_slot,
-    check_sum,
     check_upload,
     choose_shares,
-    expected_ready,
     own_masks,
 )
 from crypto.secagg.silo_state import (
+    SiloState,
     SlotProgress,
     decode_state,
     encode_state,
@@ -99,51 +93,8 @@ class SiloSide(SiloSetup):
         setup: int,
         journal: Journal,
     ) -> None:
-        super().__init__(
-            Setup(config, tuple(roster), aggregator_public, run, setup), identity, index
-        )
-        self._journal = journal
-
-    def ready(
-        self,
-        slot: int,
-        round_number: int,
-        model_digest: bytes,
-        head: bytes = NO_HEAD,
-    ) -> bytes:
-        """Return the READY frame: this silo has trained from this model.
-
-        The secrets of all earlier slots are destroyed: a slot that failed before REVEAL
-        is given up by asking for a later one, with the same round and update.
-
-        Args:
-            slot: 0 to ``slots_per_setup`` - 1, above every slot used before.
-            round_number: from 0, which is what is summed before the first round.
-            model_digest: 32 bytes, over the shared parameters as received.
-            head: 104 bytes, what this silo was shown of the aggregator's transcript.
-
-        Raises:
-            ValueError: the digest does not have 32 bytes, or the head not 104.
-            ProtocolViolation: the slot was used for another request or passed over, or
-                does not exist; or a share was revealed in this round or a later one.
-        """
-        state, progress = self._state, self._state.progress
-        require_call(bool(state.members), "ready() before receive_shares()")
-        if len(model_digest) != DIGEST_BYTES:
-            raise ValueError(f"model_digest: {len(model_digest)} bytes")
-        if len(head) != HEAD_BYTES:
-            raise ValueError(f"head: {len(head)} bytes")
-        if progress is None or progress.slot != slot:
-            check_new_slot(self._setup, state, slot, round_number)
-            progress = SlotProgress(slot, round_number, model_digest, head)
-        asked = (round_number, model_digest, head)
-        promised = (progress.round_number, progress.model_digest, progress.head)
-        check_same(asked == promised, "request for READY", f"slot {slot}")
-        body = expected_ready(self._setup, state, progress).to_bytes()
-        self._promise(Stage.READY, progress, body)
-        self._state = forget_before(slot, replace(state, progress=progress))
-        header = self._setup.silo_header(Kind.READY, self._index, slot)
-        return make_frame(self._identity, header, body)
+        pinned = Setup(config, tuple(roster), aggregator_public, run, setup)
+        super().__init__(pinned, identity, index, journal)
 
     def mask(
         self, active: BytesLike, upload: Upload, parts: Parts | None = None
@@ -171,7 +122,10 @@ class SiloSide(SiloSetup):
         message = Active.from_bytes(body, self._config.num_silos)
         parts = parts or whole(upload.words.size, state.members)
         check_upload(upload, parts, self._index)
-        progress = check_active(self._setup, self._index, state, before, message, parts)
+        expected = self._expected_ready(before)
+        progress = check_active(
+            self._setup, self._index, state.members, expected, before, message, parts
+        )
         content = digest(labels.REQUEST_DIGEST, upload.words.data)
         progress = replace(progress, words_digest=content)
         if before.slot_digest:
@@ -186,21 +140,6 @@ class SiloSide(SiloSetup):
         self._state = replace(state, progress=progress)
         header = self._setup.silo_header(Kind.MASKED, self._index, before.slot)
         return upload.seal(self._identity, header, progress.slot_digest)
-
-    def confirm(self, survivors: BytesLike) -> bytes:
-        """Return the CONFIRM frame: the one list of survivors this silo will accept.
-
-        Raises:
-            CryptoError: the slot has masked nothing, or for another cohort; survivors
-                are too few, are not all of the cohort, or lack this silo; or another
-                list was confirmed before.
-        """
-        progress = self._accept_survivors(survivors, self._progress("confirm"))
-        body = self._survivors_body(progress)
-        self._promise(Stage.CONFIRM, progress, body)
-        self._state = replace(self._state, progress=progress)
-        header = self._setup.silo_header(Kind.CONFIRM, self._index, progress.slot)
-        return make_frame(self._identity, header, body)
 
     def reveal(self, confirms: BytesLike) -> bytes:
         """Return the REVEAL frame; the slot's secrets and shares are then deleted.
@@ -241,68 +180,10 @@ class SiloSide(SiloSetup):
         self._state = forget_before(progress.slot + 1, state)
         return progress
 
-    def close_slot(self, notice: BytesLike) -> bytes:
-        """Take note of SUM; return the digest that the aggregator gives the sum.
-
-        The REVEAL frame, kept for a resend, is deleted: the slot is over, and so is its
-        round, whether this silo has revealed its shares or not.
-
-        Raises:
-            CryptoError: SUM of another slot, cohort or survivors than this silo's, or
-                another one than before.
-        """
-        progress = self._progress("close_slot")
-        header = self._setup.aggregator_header(Kind.SUM, progress.slot)
-        message = SumNotice.from_bytes(
-            self._open(notice, header), self._config.num_silos
-        )
-        progress = check_sum(progress, message)
-        self._promise(Stage.SUM, progress, message.to_bytes(self._config.num_silos))
-        self._state = forget_before(
-            progress.slot + 1, replace(self._state, progress=progress)
-        )
-        return progress.sum_digest
-
-    def _promise(self, stage: Stage, progress: SlotProgress, content: bytes) -> None:
-        """Put a promise into the journal."""
-        place = (self._setup.number, progress.slot, progress.round_number)
-        self._journal.promise(
-            Promise(stage, *place, digest(labels.PROMISE, self._owner(), content))
-        )
-
-    def _survivors_body(self, progress: SlotProgress) -> bytes:
-        """Return what CONFIRM says and REVEAL relies on."""
-        body = Survivors(progress.slot_digest, progress.survivors)
-        return body.to_bytes(self._config.num_silos)
-
-    def _accept_survivors(
-        self, data: BytesLike, progress: SlotProgress
-    ) -> SlotProgress:
-        """Open SURVIVORS and return the progress that is bound to them."""
-        header = self._setup.aggregator_header(Kind.SURVIVORS, progress.slot)
-        body = self._open(data, header)
-        message = Survivors.from_bytes(body, self._config.num_silos)
-        return accept_survivors(self._setup, self._index, progress, message)
-
     def _stands_for_confirms(self, data: BytesLike) -> bool:
         """Whether these are SURVIVORS, and the parameters do without CONFIRM."""
         semi_honest = self._config.trust == "semi-honest"
         return semi_honest and read_header(data).kind == Kind.SURVIVORS
-
-    @property
-    def setup_number(self) -> int:
-        """The number of the setup that this side belongs to."""
-        return self._setup.number
-
-    @property
-    def has_joined(self) -> bool:
-        """Whether :meth:`receive_shares` has succeeded: this silo is a member."""
-        return bool(self._state.members)
-
-    @property
-    def members(self) -> tuple[int, ...]:
-        """U2: the silos of the setup; empty before :meth:`receive_shares`."""
-        return self._state.members
 
     @property
     def members_digest(self) -> bytes:
@@ -314,20 +195,6 @@ class SiloSide(SiloSetup):
         require_call(self.has_joined, "members_digest before receive_shares()")
         agreed = keys_digest(self._setup.digest, self._state.keys)
         return members_digest(agreed, self.members, self._config.num_silos)
-
-    @property
-    def has_slot(self) -> bool:
-        """Whether :meth:`ready` was ever answered in this setup."""
-        return self._state.progress is not None
-
-    @property
-    def latest_slot(self) -> SlotProgress:
-        """How far this silo has come in its latest slot.
-
-        Raises:
-            RuntimeError: called before :meth:`ready`.
-        """
-        return self._progress("latest_slot")
 
     def to_bytes(self) -> bytes:
         """Return the whole state. SECRET: keys, seeds and shares."""
@@ -361,16 +228,10 @@ class SiloSide(SiloSetup):
         journal.check_link(side._state.journal_link)
         return side
 
-    def __repr__(self) -> str:
-        return f"SiloSide(silo {self._index}, setup {self._setup.number})"
+    def _is_spent(self, slot: int) -> bool:
+        """Return whether the slot's secrets are gone."""
+        return slot not in self._state.secrets
 
-    def _owner(self) -> bytes:
-        """Return the digest of setup and silo that the state belongs to."""
-        index = Writer().integer(self._index, 2).to_bytes()
-        return digest(labels.SILO_STATE, self._setup.digest, index)
-
-    def _progress(self, method: str) -> SlotProgress:
-        """Return the latest slot."""
-        if self._state.progress is None:
-            raise RuntimeError(f"{method}() before ready()")
-        return self._state.progress
+    def _forget_before(self, slot: int, state: SiloState) -> SiloState:
+        """Return the state without the secrets and shares of the slots below one."""
+        return forget_before(slot, state)

@@ -16,7 +16,7 @@ from crypto.secagg.checks import (
     check_part,
     check_threshold,
 )
-from crypto.secagg.digests import keys_digest, members_digest, slot_digest
+from crypto.secagg.digests import slot_digest
 from crypto.secagg.masks import PartMasks, SlotSecrets, derive_masks
 from crypto.secagg.messages import Confirms, Reveal, SumNotice, Survivors
 from crypto.secagg.parts import (
@@ -29,40 +29,16 @@ from crypto.secagg.parts import (
 )
 from crypto.secagg.ready import Active, Ready
 from crypto.secagg.setup import Setup
-from crypto.secagg.silo_state import SiloState, SlotProgress
+from crypto.secagg.silo_state import SlotProgress
 from crypto.secagg.upload import Upload
 from crypto.shamir import SHARE_BYTES
-
-
-def check_new_slot(
-    setup: Setup, state: SiloState, slot: int, round_number: int
-) -> None:
-    """Refuse a slot that is spent; the journal refuses rounds that had their sum.
-
-    Raises:
-        ProtocolViolation: no such slot or round, or a slot that is not above all used
-            before.
-    """
-    num_slots = setup.config.slots_per_setup
-    if not 0 <= slot < num_slots:
-        raise ProtocolViolation(f"slot {slot} of a setup with {num_slots} slots")
-    if slot not in state.secrets:
-        raise ProtocolViolation(f"slot {slot} is spent: slots only go up")
-    if not 0 <= round_number < 1 << 32:
-        raise ProtocolViolation(f"round {round_number} does not exist")
-
-
-def expected_ready(setup: Setup, state: SiloState, progress: SlotProgress) -> Ready:
-    """Return what this silo signs in READY, and expects every other to have signed."""
-    agreed = keys_digest(setup.digest, state.keys)
-    members = members_digest(agreed, state.members, setup.config.num_silos)
-    return Ready(members, progress.round_number, progress.model_digest, progress.head)
 
 
 def check_active(
     setup: Setup,
     index: int,
-    state: SiloState,
+    members: tuple[int, ...],
+    expected: Ready,
     progress: SlotProgress,
     message: Active,
     parts: Parts,
@@ -70,6 +46,8 @@ def check_active(
     """Return the progress bound to a cohort whose members all signed our READY.
 
     Args:
+        members: U2.
+        expected: what this silo has signed in READY.
         parts: as this silo computes them, with contributors in the cohort or not.
 
     Raises:
@@ -78,13 +56,12 @@ def check_active(
             part.
         InvalidSignature: a member did not sign this READY.
     """
-    expected = expected_ready(setup, state, progress)
     for name in ("members_digest", "round_number", "model_digest", "head"):
         if getattr(message.ready, name) != getattr(expected, name):
             raise ProtocolViolation(f"ACTIVE has another {name} than this silo")
     config, cohort = setup.config, tuple(sorted(message.signatures))
     check_enough(config, cohort, "ACTIVE")
-    check_part(cohort, state.members, "ACTIVE")
+    check_part(cohort, members, "ACTIVE")
     check_inside(index, cohort, "ACTIVE")
     check_groups(parts, cohort, config.min_cohort, "ACTIVE")
     body = expected.to_bytes()
@@ -138,7 +115,7 @@ def accept_survivors(
     """
     if not progress.slot_digest or message.slot_digest != progress.slot_digest:
         raise ProtocolViolation(
-            f"SURVIVORS of a cohort for which slot {progress.slot} masked nothing"
+            f"SURVIVORS of a cohort for which slot {progress.slot} sent nothing"
         )
     check_enough(setup.config, message.survivors, "SURVIVORS")
     check_part(message.survivors, progress.cohort, "SURVIVORS")

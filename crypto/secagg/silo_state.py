@@ -56,8 +56,25 @@ class SlotProgress:
 
 
 @dataclass(frozen=True, repr=False)
-class SiloState:
-    """One silo's memory of one setup.
+class StagesState:
+    """What a silo remembers of a setup, whatever hides its vectors.
+
+    Attributes:
+        keys: the body of KEYS that was accepted.
+        members: U2.
+        progress: the latest slot.
+        journal_link: the journal's last link when the state was written.
+    """
+
+    keys: bytes = b""
+    members: tuple[int, ...] = ()
+    progress: SlotProgress | None = None
+    journal_link: bytes = b""
+
+
+@dataclass(frozen=True, repr=False)
+class SiloState(StagesState):
+    """One silo's memory of one setup with masks.
 
     Attributes:
         advertisement: the ADVERTISE frame that was sent.
@@ -65,27 +82,19 @@ class SiloState:
         dealing_seed: what the shares are drawn from, so that they are dealt in one way
             even from an older state; deleted with the channel key.
         secrets: by slot, what masks; deleted when the slot is revealed or passed over.
-        keys: the body of KEYS that was accepted.
         shares: the SHARES frame that was sent.
         envelopes_digest: digest of the ENVELOPES body that was accepted.
-        members: U2.
         held: by silo, the pairs of shares held of its secrets, own ones included: of
             the mask seed and of the agreement key, for every slot that is left.
-        progress: the latest slot.
-        journal_link: the journal's last link when the state was written.
     """
 
     advertisement: bytes = b""
     channel: AgreementKey | None = None
     dealing_seed: bytes = b""
     secrets: dict[int, SlotSecrets] = field(default_factory=dict)
-    keys: bytes = b""
     shares: bytes = b""
     envelopes_digest: bytes = b""
-    members: tuple[int, ...] = ()
     held: dict[int, bytes] = field(default_factory=dict)
-    progress: SlotProgress | None = None
-    journal_link: bytes = b""
 
 
 def pairs_of(state: SiloState, slot: int) -> dict[int, bytes]:
@@ -128,7 +137,7 @@ def encode_state(state: SiloState, owner: bytes, num_silos: int) -> bytes:
     writer.fixed(state.journal_link, DIGEST_BYTES)
     _write_secrets(writer, state)
     _write_held(writer, state, num_silos)
-    _write_progress(writer, state.progress, num_silos)
+    write_progress(writer, state.progress, num_silos)
     body = writer.to_bytes()
     return body + digest(labels.SILO_STATE, body)
 
@@ -161,7 +170,7 @@ def decode_state(data: bytes, owner: bytes, num_silos: int) -> SiloState:
         journal_link=journal_link,
         secrets=secrets,
         held=_read_held(reader, num_silos, len(secrets)),
-        progress=_read_progress(reader, num_silos),
+        progress=read_progress(reader, num_silos),
     )
     reader.end()
     return state
@@ -199,7 +208,7 @@ def _read_held(reader: Reader, num_silos: int, num_slots: int) -> dict[int, byte
     return {silo: reader.fixed(num_slots * SHARE_PAIR_BYTES) for silo in silos}
 
 
-def _write_progress(
+def write_progress(
     writer: Writer, progress: SlotProgress | None, num_silos: int
 ) -> None:
     """Append the latest slot, if there is one."""
@@ -221,7 +230,7 @@ def _write_progress(
         writer.prefixed(data, MAX_STATE_FIELD_BYTES)
 
 
-def _read_progress(reader: Reader, num_silos: int) -> SlotProgress | None:
+def read_progress(reader: Reader, num_silos: int) -> SlotProgress | None:
     """Read what :func:`_write_progress` wrote."""
     if not reader.integer(1):
         return None
