@@ -13,15 +13,14 @@ CONFIRM may be left out.
 import numpy as np
 import numpy.typing as npt
 
-from crypto import labels
-from crypto.encoding import BytesLike, digest
-from crypto.errors import MalformedMessage, ProtocolViolation
-from crypto.frame import Kind, make_frame
+from crypto.encoding import BytesLike
+from crypto.errors import MalformedMessage
+from crypto.frame import Kind
 from crypto.keys import IdentityKey
 from crypto.ring import add_into
-from crypto.secagg.aggregator_state import SlotState, decode_slot, encode_slot
+from crypto.secagg.aggregator_stages import AggregatorStages, digest_of
+from crypto.secagg.aggregator_state import SlotState, decode_slot
 from crypto.secagg.checks import (
-    check_enough,
     check_part,
     check_threshold,
     is_new,
@@ -31,18 +30,13 @@ from crypto.secagg.checks import (
 from crypto.secagg.digests import (
     keys_digest,
     members_digest,
-    slot_digest,
     sum_digest,
 )
 from crypto.secagg.messages import (
-    Confirms,
     Masked,
     Reveal,
-    SumNotice,
-    Survivors,
 )
 from crypto.secagg.parts import (
-    Parts,
     check_groups,
     check_parts,
     contributors_of,
@@ -51,14 +45,13 @@ from crypto.secagg.parts import (
     within,
     words_of,
 )
-from crypto.secagg.ready import Active, Ready
 from crypto.secagg.setup import Setup
 from crypto.secagg.unmasking import take_masks_away
 
 Words = npt.NDArray[np.uint64]
 
 
-class AggregatorSlot:
+class AggregatorSlot(AggregatorStages):
     """One slot of a setup whose members stand. Made by ``AggregatorSide.open_slot``."""
 
     def __init__(
@@ -69,9 +62,11 @@ class AggregatorSlot:
         members: tuple[int, ...],
         state: SlotState,
     ) -> None:
-        self._setup, self._config, self._identity = setup, setup.config, identity
-        self._keys, self._members, self._state = keys, members, state
-        self._total = np.zeros(0, np.uint64)
+        agreed = members_digest(
+            keys_digest(setup.digest, keys), members, setup.config.num_silos
+        )
+        super().__init__(setup, identity, agreed, members, state)
+        self._keys = keys
         self._is_unmasked = False
 
     @classmethod
@@ -95,41 +90,6 @@ class AggregatorSlot:
         slot._total = np.zeros(total_words(state.parts), np.uint64)
         return slot
 
-    def add_ready(self, data: BytesLike) -> None:
-        """Take one READY.
-
-        Raises:
-            CryptoError: forged, malformed, or for another model, round, setup or head;
-                of a silo that is no member; a second one; or ACTIVE has been sent.
-        """
-        state = self._state
-        silo, signed = self._setup.open_from_silo(data, Kind.READY, state.slot)
-        with naming(silo):
-            check_part((silo,), self._members, "READY")
-            if Ready.from_bytes(signed.body) != self._expected_ready():
-                raise ProtocolViolation("READY for another model, round, setup or head")
-            if is_new(state.ready, silo, signed.signature, bool(state.active)):
-                state.ready[silo] = signed.signature
-
-    def active(self) -> bytes:
-        """Return the ACTIVE frame for the cohort; no further READY is taken.
-
-        Raises:
-            ProtocolViolation: the cohort is too small, in all or in a part.
-        """
-        state = self._state
-        if not state.active:
-            check_enough(self._config, state.ready, "ACTIVE")
-            check_groups(state.parts, state.ready, self._config.min_cohort, "ACTIVE")
-            message = Active(self._expected_ready(), state.ready)
-            state.active = message.to_bytes(self._config.num_silos)
-        return self._broadcast(Kind.ACTIVE, state.active)
-
-    @property
-    def cohort(self) -> tuple[int, ...]:
-        """A: the silos that are to send a vector; empty before :meth:`active`."""
-        return tuple(sorted(self._state.ready)) if self._state.active else ()
-
     def add_masked(self, data: BytesLike) -> None:
         """Take one MASKED and add its words to the sum.
 
@@ -152,72 +112,6 @@ class AggregatorSlot:
                 for _, own, whole in own_places(state.parts, silo):
                     add_into(self._total[whole], words[own])
                 state.masked[silo] = signed.signature
-
-    def survivors(self) -> bytes:
-        """Return the SURVIVORS frame; no further MASKED is taken.
-
-        Before it leaves the caller saves :meth:`to_bytes` and :attr:`total`.
-
-        Raises:
-            ProtocolViolation: the survivors are too few, in all or in a part: the slot
-                is lost.
-        """
-        state = self._state
-        require_call(bool(state.active), "survivors() before active()")
-        if not state.survivors:
-            check_enough(self._config, state.masked, "SURVIVORS")
-            min_cohort = self._config.min_cohort
-            check_groups(state.parts, state.masked, min_cohort, "SURVIVORS")
-            state.masked_digest = _digest_of(self._total)
-            state.survivors = self._survivors().to_bytes(self._config.num_silos)
-        return self._broadcast(Kind.SURVIVORS, state.survivors)
-
-    @property
-    def survivor_indices(self) -> tuple[int, ...]:
-        """U3: the silos whose vectors are summed; empty before :meth:`survivors`."""
-        return tuple(sorted(self._state.masked)) if self._state.survivors else ()
-
-    def add_confirm(self, data: BytesLike) -> None:
-        """Take one CONFIRM.
-
-        Raises:
-            CryptoError: forged, malformed, or of other survivors; of a silo outside the
-                cohort; a second one; or CONFIRMS has been sent.
-        """
-        state = self._state
-        require_call(bool(state.survivors), "add_confirm() before survivors()")
-        silo, signed = self._setup.open_from_silo(data, Kind.CONFIRM, state.slot)
-        with naming(silo):
-            check_part((silo,), self.cohort, "CONFIRM")
-            if signed.body != state.survivors:
-                raise ProtocolViolation("CONFIRM of other survivors")
-            if is_new(state.confirmed, silo, signed.signature, bool(state.confirms)):
-                state.confirmed[silo] = signed.signature
-
-    def confirms(self) -> bytes:
-        """Return the CONFIRMS frame. From here on only this very slot can be completed.
-
-        Raises:
-            ProtocolViolation: fewer confirmations than the threshold.
-        """
-        state = self._state
-        require_call(bool(state.survivors), "confirms() before survivors()")
-        if not state.confirms:
-            check_threshold(self._config, state.confirmed, "CONFIRM")
-            message = Confirms(self._survivors(), state.confirmed)
-            state.confirms = message.to_bytes(self._config.num_silos)
-        return self._broadcast(Kind.CONFIRMS, state.confirms)
-
-    @property
-    def confirmed_silos(self) -> tuple[int, ...]:
-        """The silos whose CONFIRM was taken."""
-        return tuple(sorted(self._state.confirmed))
-
-    @property
-    def is_revealing(self) -> bool:
-        """Whether silos may have revealed shares: the slot can only be completed."""
-        semi_honest = self._config.trust == "semi-honest"
-        return bool(self._state.confirms or (semi_honest and self._state.survivors))
 
     def add_reveal(self, data: BytesLike) -> None:
         """Take one REVEAL; the caller saves :meth:`to_bytes` with each.
@@ -277,55 +171,6 @@ class AggregatorSlot:
         state.sum_digest = sum_digest(self._slot_digest(), self._total.data.cast("B"))
         return self._total
 
-    def sum_notice(self) -> bytes:
-        """Return the SUM frame: it names the survivors and the digest of their sum.
-
-        It goes to every silo of the cohort; those that get another one can prove it.
-        """
-        state = self._state
-        require_call(bool(state.sum_digest), "sum_notice() before unmask()")
-        notice = SumNotice(self._survivors(), state.sum_digest)
-        return self._broadcast(Kind.SUM, notice.to_bytes(self._config.num_silos))
-
-    @property
-    def slot(self) -> int:
-        """Number of the slot in its setup, from 0."""
-        return self._state.slot
-
-    @property
-    def round_number(self) -> int:
-        """The round that the slot serves."""
-        return self._state.round_number
-
-    @property
-    def model_digest(self) -> bytes:
-        """The digest of the model that silos trained from."""
-        return self._state.model_digest
-
-    @property
-    def head(self) -> bytes:
-        """What silos are shown of the aggregator's transcript."""
-        return self._state.head
-
-    @property
-    def parts(self) -> Parts:
-        """The parts of the vector, with their contributors among all members."""
-        return self._state.parts
-
-    @property
-    def sum_digest(self) -> bytes:
-        """The digest of the sum that SUM names; empty before :meth:`unmask`."""
-        return self._state.sum_digest
-
-    @property
-    def total(self) -> Words:
-        """The sum so far, uint64 ``[w]``, masked until :meth:`unmask`."""
-        return self._total
-
-    def to_bytes(self) -> bytes:
-        """Return the state without the sum. Keep it private."""
-        return encode_slot(self._state, self._setup.digest, self._config.num_silos)
-
     @classmethod
     def from_bytes(
         cls,
@@ -350,51 +195,12 @@ class AggregatorSlot:
             return cls.opened(setup, identity, keys, members, state)
         slot = cls(setup, identity, keys, members, state)
         if total is not None:
-            if _digest_of(total) != state.masked_digest:
+            if digest_of(total) != state.masked_digest:
                 raise MalformedMessage("the saved sum is damaged, or of another slot")
             slot._total = total
         elif not state.sum_digest:
             raise MalformedMessage("the saved sum of this slot is missing")
         return slot
 
-    def _expected_ready(self) -> Ready:
-        """Return what every silo of the cohort must have signed in READY."""
-        agreed = members_digest(
-            keys_digest(self._setup.digest, self._keys),
-            self._members,
-            self._config.num_silos,
-        )
-        state = self._state
-        return Ready(agreed, state.round_number, state.model_digest, state.head)
-
-    def _slot_digest(self) -> bytes:
-        """Return T3, once the cohort stands."""
-        state = self._state
-        return slot_digest(
-            self._expected_ready().members_digest,
-            state.slot,
-            state.round_number,
-            state.model_digest,
-            state.ready,
-            state.parts,
-            self._config.num_silos,
-        )
-
-    def _check_digest(self, found: bytes) -> None:
-        """Raise ``ProtocolViolation`` if an answer is bound to another T3."""
-        if found != self._slot_digest():
-            raise ProtocolViolation("an answer to another cohort, model or setup")
-
-    def _broadcast(self, kind: Kind, body: bytes) -> bytes:
-        """Return a frame of the aggregator to everyone."""
-        header = self._setup.aggregator_header(kind, self._state.slot)
-        return make_frame(self._identity, header, body)
-
-    def _survivors(self) -> Survivors:
-        """Return what SURVIVORS says and every CONFIRM signs."""
-        return Survivors(self._slot_digest(), tuple(sorted(self._state.masked)))
-
-
-def _digest_of(words: Words) -> bytes:
-    """Return the digest of a sum, masked or not."""
-    return digest(labels.SLOT_STATE, words.data.cast("B"))
+    def _close_total(self) -> None:
+        """Do nothing: a masked sum is complete as it is."""
