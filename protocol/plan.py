@@ -129,8 +129,8 @@ class PlanDraft:
             "rounds, beyond the clip that noise inside the sum is made for",
         )
         require(
-            self.protection.method == "mask",
-            'update.error_feedback: needs protection.method "mask"; only a signed SUM '
+            self.protection.is_hidden,
+            'update.error_feedback: needs protection.method "mask" or "bfv": only SUM '
             "tells a silo that its update was summed",
         )
 
@@ -212,6 +212,11 @@ class RunPlan(PlanDraft):
             self.protection.check_silos(len(self.silos))
         except ValueError as error:
             raise ValueError(f"protection.{error}") from None
+        maker = self.protection.key_maker
+        require(
+            not maker or maker in {silo.name for silo in self.silos},
+            f"protection.key_maker: {maker!r:.80} is no silo of the plan",
+        )
         self._check_groups()
         if self.privacy.is_in_sum:
             noise_plan.check_noisy_plan(self)
@@ -221,7 +226,7 @@ class RunPlan(PlanDraft):
     def _check_groups(self) -> None:
         """Refuse silos that are too few to hide an update in a group of them."""
         least, silos = self.protection.min_cohort, len(self.silos)
-        if not self.update.is_dealt or self.protection.method == "none":
+        if not self.update.is_dealt or not self.protection.is_hidden:
             return
         require(
             smallest_group(silos) >= least,
@@ -270,13 +275,28 @@ class RunPlan(PlanDraft):
 
     def secagg_config(self) -> SecAggConfig:
         """Return the parameters of the secure aggregation."""
-        return self.protection.secagg_config(len(self.silos))
+        names = [silo.name for silo in self.silos]
+        maker = self.protection.key_maker
+        return self.protection.secagg_config(
+            len(names), names.index(maker) if maker else 0
+        )
 
     def field_bits(self, round_number: int) -> int:
         """Return the bits that one packed value occupies in a round."""
         if self.privacy.is_in_sum:
             return noise_plan.FIELD_BITS
         return self.update.field_bits(round_number, len(self.silos))
+
+    def sum_bits(self, round_number: int) -> int:
+        """Return the bits of the largest sum that a packed value can have in a round.
+
+        At most :meth:`field_bits`: encryption packs more closely than words do.
+        """
+        if self.privacy.is_in_sum:
+            return noise_plan.FIELD_BITS
+        num_silos = len(self.silos)
+        value_bits = self.update.value_bits_in(round_number, num_silos)
+        return (num_silos * ((1 << value_bits) - 1)).bit_length()
 
     def num_words(self, round_number: int, num_parameters: int) -> int:
         """Return the length of a packed stretch: values, padding and weight.

@@ -33,6 +33,7 @@ from protocol.model_records import (
     MeasurementSkipped,
     ModelHeld,
 )
+from protocol.sum_records import Decrypted, KeyShared
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -378,6 +379,8 @@ Record: TypeAlias = (
     | ReferencePooled
     | ReferenceSkipped
     | Connected
+    | KeyShared
+    | Decrypted
 )
 
 RECORD_KINDS: dict[str, type[Record]] = {each.kind: each for each in get_args(Record)}

@@ -181,14 +181,19 @@ class ProtectionConfig:
     may collude with the aggregator; ``slots_per_setup`` the number of vectors that one
     key exchange serves. A threshold of 0 means two thirds of the silos plus one, or
     what ``max_colluding`` demands if that is more.
+
+    With method "bfv" updates are encrypted instead, under a key that all silos share:
+    nothing is lost with a silo, but one that gives the aggregator the key gives it
+    every update. ``key_maker`` names the silo that makes it; by default the first one.
     """
 
-    method: Literal["mask", "none"] = "mask"
+    method: Literal["mask", "bfv", "none"] = "mask"
     threshold: int = 0
     min_cohort: int = 3
     max_colluding: int = 1
     trust: Literal["malicious", "semi-honest"] = "malicious"
     slots_per_setup: int = 16
+    key_maker: str = ""
 
     def __post_init__(self) -> None:
         """Check the ranges that do not depend on the silos."""
@@ -196,6 +201,26 @@ class ProtectionConfig:
         require(self.min_cohort >= 2, "min_cohort: must be at least 2")
         require(self.max_colluding >= 0, "max_colluding: must not be negative")
         require(1 <= self.slots_per_setup <= 64, "slots_per_setup: must be 1 to 64")
+        require(
+            self.method == "bfv" or not self.key_maker,
+            f'key_maker: belongs to method "bfv", not "{self.method}"',
+        )
+        require(
+            self.method != "bfv" or self.trust == "malicious",
+            'trust: must be "malicious" with method "bfv": without CONFIRM an '
+            "aggregator could have the sums over two lists of silos decrypted, and "
+            "subtract them",
+        )
+
+    @property
+    def is_hidden(self) -> bool:
+        """Whether the aggregator sees sums alone."""
+        return self.method != "none"
+
+    @property
+    def is_encrypted(self) -> bool:
+        """Whether updates are encrypted, in place of masks."""
+        return self.method == "bfv"
 
     def threshold_for(self, num_silos: int) -> int:
         """Return the threshold for a number of silos, the default filled in."""
@@ -204,8 +229,11 @@ class ProtectionConfig:
         demanded = (num_silos + self.max_colluding) // 2 + 1
         return min(num_silos, max(2 * num_silos // 3 + 1, demanded))
 
-    def secagg_config(self, num_silos: int) -> SecAggConfig:
+    def secagg_config(self, num_silos: int, key_maker: int = 0) -> SecAggConfig:
         """Return the parameters of secure aggregation among so many silos.
+
+        Args:
+            key_maker: index of the silo that makes the key, with method "bfv".
 
         Raises:
             ValueError: it could not hide an update among them; names the field.
@@ -217,6 +245,8 @@ class ProtectionConfig:
             max_colluding=self.max_colluding,
             trust=self.trust,
             slots_per_setup=self.slots_per_setup,
+            protection="bfv" if self.is_encrypted else "mask",
+            key_maker=key_maker,
         )
 
     def check_silos(self, num_silos: int) -> None:
@@ -226,5 +256,5 @@ class ProtectionConfig:
             f"min_cohort: {num_silos} silos are fewer than the smallest cohort of "
             f"{self.min_cohort}",
         )
-        if self.method == "mask":
+        if self.is_hidden:
             self.secagg_config(num_silos)

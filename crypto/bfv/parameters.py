@@ -12,6 +12,8 @@ as c0 and the seed, a *summed* one as c0 and c1.
 import numpy as np
 import numpy.typing as npt
 
+from crypto.aead import NONCE_BYTES, TAG_BYTES
+
 POLY_DEGREE = 4096
 """N; also the number of slots of a ciphertext."""
 COEFF_MODULUS = 1_152_921_504_606_830_593
@@ -31,6 +33,7 @@ POLY_BYTES = POLY_DEGREE * RESIDUE_BITS // 8
 FRESH_BYTES = POLY_BYTES + SEED_BYTES
 SUMMED_BYTES = 2 * POLY_BYTES
 SECRET_KEY_BYTES = POLY_BYTES
+SEALED_KEY_BYTES = NONCE_BYTES + SECRET_KEY_BYTES + TAG_BYTES
 
 Residues = npt.NDArray[np.uint64]
 """``[..., N]``, each below q."""

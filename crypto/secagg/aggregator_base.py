@@ -119,7 +119,7 @@ class AggregatorBase(ABC, Generic[SlotT]):
         with naming(silo):
             check_part((silo,), state.advertised, self.dealt.name)
             if is_new(state.shares, silo, body, bool(state.members)):
-                self._check_dealt(body)
+                self._check_dealt(silo, body)
                 state.shares[silo] = body
 
     def close_members(self) -> tuple[int, ...]:
@@ -240,7 +240,7 @@ class AggregatorBase(ABC, Generic[SlotT]):
         return digest(labels.AGGREGATOR_STATE, self._setup.digest)
 
     @abstractmethod
-    def _check_dealt(self, body: bytes) -> None:
+    def _check_dealt(self, silo: int, body: bytes) -> None:
         """Check what a silo deals to the others."""
 
     def _check_members(self, members: tuple[int, ...]) -> None:

@@ -70,7 +70,7 @@ class AggregatorSide(AggregatorBase[AggregatorSlot]):
         side._publics = publics_of(side._setup, side._state)
         return side
 
-    def _check_dealt(self, body: bytes) -> None:
+    def _check_dealt(self, silo: int, body: bytes) -> None:
         """Check SHARES."""
         check_shares(self._setup, self._state, body)
 

@@ -6,6 +6,7 @@ Every frame of a setup is opened here, against the one header that it must have.
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
+from crypto.bfv.parameters import FRESH_BYTES, SEALED_KEY_BYTES, SUMMED_BYTES
 from crypto.encoding import BytesLike
 from crypto.errors import ProtocolViolation
 from crypto.frame import (
@@ -79,21 +80,31 @@ class Setup:
         """Return the header that one silo's sealed shares for another are bound to."""
         return Header(Kind.SHARES, self.run, self.number, NO_SLOT, sender, recipient)
 
-    def open_from_aggregator(self, data: BytesLike, expected: Header) -> memoryview:
+    def open_from_aggregator(
+        self, data: BytesLike, expected: Header, num_ciphertexts: int = 0
+    ) -> memoryview:
         """Return the body of a frame of the aggregator with this header.
 
         Raises:
             MalformedMessage, InvalidSignature, ProtocolViolation: as ``open_expected``.
         """
-        limit = max_frame_bytes(Kind(expected.kind), self.config)
+        limit = max_frame_bytes(
+            Kind(expected.kind), self.config, num_ciphertexts=num_ciphertexts
+        )
         return open_expected(self.aggregator_public, data, expected, max_bytes=limit)
 
     def open_from_silo(
-        self, data: BytesLike, kind: Kind, slot: int = NO_SLOT, num_words: int = 0
+        self,
+        data: BytesLike,
+        kind: Kind,
+        slot: int = NO_SLOT,
+        num_words: int = 0,
+        *,
+        num_ciphertexts: int = 0,
     ) -> tuple[int, Signed]:
         """Return who sent a frame of this kind and slot, its body and signature.
 
-        The body of MASKED is not copied: it is the view that ``Masked`` parses.
+        The body of MASKED or ENCRYPTED is not copied: it is a view of the frame.
 
         Raises:
             MalformedMessage, InvalidSignature, ProtocolViolation: as ``open_expected``;
@@ -102,7 +113,9 @@ class Setup:
         silo = read_header(data).sender
         if silo >= self.config.num_silos:
             raise ProtocolViolation(f"{kind.name} of a sender who is not in the roster")
-        limit = max_frame_bytes(kind, self.config, num_words)
+        limit = max_frame_bytes(
+            kind, self.config, num_words, num_ciphertexts=num_ciphertexts
+        )
         header = self.silo_header(kind, silo, slot)
         body = open_expected(self.roster[silo], data, header, max_bytes=limit)
         return silo, Signed(body, bytes(memoryview(data)[-SIGNATURE_BYTES:]))
@@ -177,7 +190,9 @@ class Setup:
             yield silo, signed.body
 
 
-def max_frame_bytes(kind: Kind, config: SecAggConfig, num_words: int = 0) -> int:
+def max_frame_bytes(
+    kind: Kind, config: SecAggConfig, num_words: int = 0, *, num_ciphertexts: int = 0
+) -> int:
     """Return the length that a frame of this kind has when every silo takes part.
 
     No frame of the kind is longer; transports may use it as their limit.
@@ -197,5 +212,14 @@ def max_frame_bytes(kind: Kind, config: SecAggConfig, num_words: int = 0) -> int
         Kind.CONFIRMS: DIGEST_BYTES + 2 * bitmap + n * SIGNATURE_BYTES,
         Kind.REVEAL: DIGEST_BYTES + n * SHARE_BYTES,
         Kind.SUM: 2 * DIGEST_BYTES + bitmap,
+        Kind.DEALT: 2 * DIGEST_BYTES + (n - 1) * SEALED_KEY_BYTES,
+        Kind.HANDED: 2 * DIGEST_BYTES + bitmap + SEALED_KEY_BYTES,
+        Kind.ENCRYPTED: DIGEST_BYTES + 4 + num_ciphertexts * FRESH_BYTES,
+        Kind.DECRYPT: DIGEST_BYTES
+        + 2 * bitmap
+        + n * SIGNATURE_BYTES
+        + 4
+        + num_ciphertexts * SUMMED_BYTES,
+        Kind.DECRYPTED: DIGEST_BYTES + 8 + 8 * num_words,
     }
     return OVERHEAD_BYTES + body[kind]

@@ -140,7 +140,7 @@ class SiloStages(ABC, Generic[S]):
         message = SumNotice.from_bytes(
             self._open(notice, header), self._config.num_silos
         )
-        progress = check_sum(progress, message)
+        progress = self._check_sum(progress, message)
         self._promise(Stage.SUM, progress, message.to_bytes(self._config.num_silos))
         self._state = self._forget_before(
             progress.slot + 1, replace(self._state, progress=progress)
@@ -179,6 +179,10 @@ class SiloStages(ABC, Generic[S]):
     def __repr__(self) -> str:
         name = type(self).__name__
         return f"{name}(silo {self._index}, setup {self._setup.number})"
+
+    def _check_sum(self, progress: SlotProgress, notice: SumNotice) -> SlotProgress:
+        """Return the slot closed by the digest of its sum."""
+        return check_sum(progress, notice)
 
     def _expected_ready(self, progress: SlotProgress) -> Ready:
         """Return what this silo signs in READY, and expects every other to sign."""

@@ -312,7 +312,7 @@ ROWS = [
         "survivors of another cohort",
         survivors_of_another_cohort,
         FORBIDDEN,
-        "masked nothing",
+        "sent nothing",
     ),
     survivors(
         A, "SURVIVORS of another slot", survivors_of_another_slot, FORBIDDEN, "slot"

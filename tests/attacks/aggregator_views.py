@@ -109,7 +109,7 @@ PARTS_ROWS = [
         "SURVIVORS of another dealing",
         survivors_of_another_dealing,
         FORBIDDEN,
-        "masked nothing",
+        "sent nothing",
     ),
     of_parts(
         AGGREGATOR,
@@ -229,7 +229,7 @@ SETUP_ROWS = [
     replayed_body("keys", FORGED, "silo 0"),
     replayed_body("envelopes", FORBIDDEN, "another KEYS"),
     replayed_body("active", FORBIDDEN, "members_digest"),
-    replayed_body("survivors", FORBIDDEN, "masked nothing"),
+    replayed_body("survivors", FORBIDDEN, "sent nothing"),
     replayed_body("confirms", FORBIDDEN, "did not confirm"),
     replayed_body("sum", FORBIDDEN, "not in"),
 ]

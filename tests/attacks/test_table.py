@@ -55,4 +55,4 @@ def test_the_other_tables_have_their_rows():
     assert len(test_lies_that_show_later.LIES) >= 7
     assert len(test_coalitions.TIGHT) >= 5
     assert len(test_dropouts.ROWS) >= 20
-    assert len(Kind) == 12
+    assert len(Kind) == 17
