@@ -206,12 +206,8 @@ def solve_pairs(
     """Solve a s + a' s' = r and b s + b' s' = u for s, slot by slot, modulo a prime."""
     (a, b), (r, u) = coefficients, right
     determinant = (a * mirrored(b) - mirrored(a) * b) % prime
-    return (
-        (r * mirrored(b) - u * mirrored(a))
-        % prime
-        * inverses(determinant, prime)
-        % prime
-    )
+    numerator = (r * mirrored(b) - u * mirrored(a)) % prime
+    return numerator * inverses(determinant, prime) % prime
 
 
 def decrypt_with(key: Residues, vector: Any, setting: CkksSetting) -> Values:
