@@ -7,8 +7,8 @@ What its source says (read in NVIDIA/NVFlare, no code is taken from it):
 - ``nvflare/app_opt/he/model_encryptor.py``: a TenSEAL vector of each layer, serialised;
 - ``nvflare/app_opt/he/intime_accumulate_model_aggregator.py``: vectors are read and
   added; the sum is multiplied by 1 / (sum of weights), which rescales it;
-- ``nvflare/app_opt/he/model_shareable_generator.py``: the result is serialised (and
-  from the second round on added to the encrypted model before, which is left out here);
+- ``nvflare/app_opt/he/model_shareable_generator.py``: from the second round on the
+  encrypted model of the round before is read and added; the result is serialised;
 - ``nvflare/app_opt/he/model_decryptor.py``: every silo reads and decrypts it.
 
 A vector here is one ciphertext of N / 2 values: layers that do not fill their last
@@ -16,6 +16,7 @@ ciphertext would cost more. Only ``NUM_CHUNKS`` ciphertexts are worked on; time 
 bytes of more are proportional, since no chunk touches another.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -44,18 +45,21 @@ def nvflare_round(
     uploads = [_encrypt(secret, update) for update in updates[1:]]
     with stages["encrypt"].count():
         uploads.append(_encrypt(secret, updates[0]))
+    before = _mean(public, [upload[0] for upload in uploads]).serialize()
     with stages["add"].count():
-        mean = _add(public, uploads)
+        model = _add(public, uploads, before)
     with stages["decrypt"].count():
-        found = [ts.ckks_vector_from(secret, chunk).decrypt() for chunk in mean]
+        found = [ts.ckks_vector_from(secret, chunk).decrypt() for chunk in model]
+    mean = updates.mean(axis=0)
+    expected = mean + mean[0]  # What _add takes for the model before.
     measured = RoundCost(
         stages=stages,
         num_silos=num_silos,
         upload_bytes=sum(map(len, uploads[-1])),
-        sum_bytes=sum(map(len, mean)),
+        sum_bytes=sum(map(len, model)),
         num_openers=num_silos,
         opened_bytes=0,
-        max_error=float(np.abs(np.array(found) - updates.mean(axis=0)).max()),
+        max_error=float(np.abs(np.array(found) - expected).max()),
     )
     return measured.times(num_parameters / (num_chunks * setting.num_slots))
 
@@ -65,10 +69,18 @@ def _encrypt(secret: Any, update: np.ndarray) -> list[bytes]:
     return [ts.ckks_vector(secret, chunk).serialize() for chunk in update]
 
 
-def _add(public: Any, uploads: list[list[bytes]]) -> list[bytes]:
-    """Return the mean of all uploads, chunk by chunk."""
-    totals = [ts.ckks_vector_from(public, chunk) for chunk in uploads[0]]
-    for upload in uploads[1:]:
-        for index, chunk in enumerate(upload):
-            totals[index] = totals[index] + ts.ckks_vector_from(public, chunk)
-    return [(total * (1 / len(uploads))).serialize() for total in totals]
+def _add(public: Any, uploads: list[list[bytes]], before: bytes) -> list[bytes]:
+    """Return the mean of all uploads and the model before, chunk by chunk."""
+    models = []
+    for chunks in zip(*uploads, strict=True):
+        mean = _mean(public, chunks)
+        models.append((mean + ts.ckks_vector_from(public, before)).serialize())
+    return models
+
+
+def _mean(public: Any, chunks: Sequence[bytes]) -> Any:
+    """Return the mean of one chunk of all silos, rescaled."""
+    total = ts.ckks_vector_from(public, chunks[0])
+    for chunk in chunks[1:]:
+        total = total + ts.ckks_vector_from(public, chunk)
+    return total * (1 / len(chunks))

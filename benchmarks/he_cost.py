@@ -72,9 +72,7 @@ class RoundCost:
         opening = self.num_openers * (self.sum_bytes + self.opened_bytes)
         return self.num_silos * self.upload_bytes + opening
 
-    def with_stages(
-        self, stages: dict[str, Seconds], max_error: float
-    ) -> "RoundCost":
+    def with_stages(self, stages: dict[str, Seconds], max_error: float) -> "RoundCost":
         """Return the cost with other seconds and another error."""
         return replace(self, stages=stages, max_error=max_error)
 
@@ -99,10 +97,15 @@ class RoundCost:
             (f"{name}: whole round", self.cpu, "CPU s", ""),
             (f"{name}: whole round, wall", self.wall, "s", ""),
             (f"{name}: upload", self.upload_bytes / 1e6, "MB", ""),
-            (f"{name}: upload", self.upload_bytes / num_parameters, "B/parameter", ""),
+            (
+                f"{name}: upload, each",
+                self.upload_bytes / num_parameters,
+                "B/parameter",
+                "",
+            ),
             (f"{name}: protected sum", self.sum_bytes / 1e6, "MB", ""),
             (f"{name}: all silos, both ways", self.all_bytes / 1e6, "MB", ""),
-            (f"{name}: largest error of the mean", self.max_error, "", ""),
+            (f"{name}: largest error of the mean", self.max_error * 1e9, "1e-9", ""),
         ]
 
 
@@ -111,7 +114,9 @@ def cpu_seconds() -> float:
 
     Children are counted in ticks of the kernel, usually 10 ms.
     """
-    return time.process_time() + sum(map(_ticks, _children())) / os.sysconf("SC_CLK_TCK")
+    return time.process_time() + sum(map(_ticks, _children())) / os.sysconf(
+        "SC_CLK_TCK"
+    )
 
 
 def _children() -> list[int]:

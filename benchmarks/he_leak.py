@@ -54,10 +54,17 @@ def attack(federation: Federation) -> Rows:
     rows: Rows = [
         (f"key recovered, {name}", percent(federation, sums), "%", ">= 100"),
         (f"key recovered, {name}: time", 1e3 * clocked.cpu, "CPU ms", ""),
-        (f"a silo's upload opened, {name}: largest error", error, "", "<= 1e-5"),
+        (
+            f"a silo's upload opened, {name}: largest error",
+            1e9 * error,
+            "1e-9",
+            "<= 1e4",
+        ),
     ]
     single = [with_values(one, one.values.astype(np.float32)) for one in sums]
-    rows.append((f"key recovered, {name}: float32", percent(federation, single), "%", ""))
+    rows.append(
+        (f"key recovered, {name}: float32", percent(federation, single), "%", "")
+    )
     for digits in DIGITS:
         rounded = [with_values(one, one.values.round(digits)) for one in sums]
         label = f"key recovered, {name}: means rounded to 1e-{digits}"

@@ -1,4 +1,4 @@
-"""The same round under this project's masks, with the real messages and no silo lost."""
+"""The same round under masks, with the real messages and no silo lost."""
 
 import numpy as np
 
