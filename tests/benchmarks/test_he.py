@@ -1,13 +1,10 @@
 """The parts of ``make bench-he`` that figures rest on, in small and without times."""
 
-import numpy as np
-import pytest
-
 from benchmarks.he import PLAN_VALUE_BITS, VALUE_BITS
 from benchmarks.he_ckks import nvflare_round
 from benchmarks.he_cost import STAGES, RoundCost, Seconds
 from benchmarks.he_masks import masks_round
-from benchmarks.he_ours import Packing, ours_round
+from benchmarks.he_ours import ours_round
 from benchmarks.he_parameters import CANDIDATES, fields_per_slot
 from crypto.bfv.parameters import FRESH_BYTES, SLOT_BITS, SUMMED_BYTES
 
@@ -41,22 +38,12 @@ def test_a_longer_vector_costs_in_proportion():
     assert cost.all_bytes == 4 * (5 * 10 + 2 * (20 + 3))
 
 
-@pytest.mark.parametrize("num_values", [1, 5000, 12288 * 33])
-def test_packing_and_its_inverse(num_values):
-    packing = Packing(num_values, 10, 10)
-    values = np.random.default_rng(0).integers(0, 1024, num_values, np.uint64)
-    found = np.empty_like(values)
-    for block in packing.blocks():
-        slots = packing.pack(values, block)
-        assert slots.max() < 1 << SLOT_BITS
-        packing.unpack(slots, block, found)
-    assert (found == values).all()
-
-
 def test_a_round_under_each_protection_is_exact_or_says_by_how_much():
     ours = ours_round(10_000, 3, VALUE_BITS, num_children=1)
-    assert (ours.max_error, ours.upload_bytes) == (0, FRESH_BYTES)
-    assert ours.sum_bytes == SUMMED_BYTES
+    assert ours.max_error == 0
+    # One ciphertext, and what a frame is around it.
+    assert FRESH_BYTES < ours.upload_bytes < FRESH_BYTES + 300
+    assert SUMMED_BYTES < ours.sum_bytes < SUMMED_BYTES + 1000
     masks = masks_round(10_000, 3, PLAN_VALUE_BITS)
     assert masks.max_error == 0
     theirs = nvflare_round(4096, 3, num_chunks=1)
