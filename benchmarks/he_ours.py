@@ -25,7 +25,7 @@ from crypto.secagg.parts import Parts, whole
 
 
 class EncryptedFederation:
-    """Silos and an aggregator in one process, up to ACTIVE; all use the same workers."""
+    """Silos and an aggregator in one process, up to ACTIVE; they share the workers."""
 
     def __init__(self, num_silos: int, layout: Layout, workers: Workers) -> None:
         def layouts_of(round_number: int, parts: Parts) -> tuple[Layout, ...]:
