@@ -12,6 +12,7 @@ BENCHMARKS = (
     "digits_recipe",
     "secagg",
     "secagg_fuzz",
+    "he",
     "accounting",
     "lower_bounds",
     "dpsgd_speed",
