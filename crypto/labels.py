@@ -38,6 +38,10 @@ DEALING_SEED = b"cloister/1/dealing-seed"
 SELF_MASK = b"cloister/1/self-mask"
 PAIRWISE_MASK = b"cloister/1/pairwise-mask"
 
+# The linear tags of homomorphic encryption (crypto/bfv/tags.py).
+BFV_TAG_WEIGHTS = b"cloister/1/bfv-tag-weights"
+BFV_TAG_PADS = b"cloister/1/bfv-tag-pads"
+
 # State on disk (crypto/secagg/*_state.py).
 SILO_STATE = b"cloister/1/silo-state"
 AGGREGATOR_STATE = b"cloister/1/aggregator-state"

@@ -92,7 +92,7 @@ def add_keystreams(
         (number, words[start // 8 : (start + SEGMENT_BYTES) // 8])
         for number, start in enumerate(range(0, words.nbytes, SEGMENT_BYTES))
     ]
-    num_threads = min(_num_processors(), len(segments))
+    num_threads = min(num_processors(), len(segments))
     if num_threads < 2 or not (add or subtract):
         _add_to_segments(segments, add, subtract)
         return
@@ -101,7 +101,7 @@ def add_keystreams(
         list(threads.map(lambda share: _add_to_segments(share, add, subtract), shares))
 
 
-def _num_processors() -> int:
+def num_processors() -> int:
     """Return how many processors this process may use, or how many there are."""
     if hasattr(os, "sched_getaffinity"):  # Linux alone has it.
         return len(os.sched_getaffinity(0))
