@@ -20,7 +20,7 @@ from crypto.bfv.pipes import Code
 from crypto.bfv.tags import TAG_SEED_BYTES, residuals
 
 if TYPE_CHECKING:
-    from crypto.homomorphic import PublicContext, SecretContext
+    from crypto.homomorphic import SecretContext
 
 
 @dataclass
@@ -70,7 +70,7 @@ class _Child:
         from crypto.homomorphic import PublicContext, SecretContext
 
         self._secret_type: type[SecretContext] = SecretContext
-        self._public: PublicContext = PublicContext()
+        self._public = PublicContext()
         self._keys: dict[int, SecretContext] = {}
         self._held: dict[int, _Held] = {}
 
