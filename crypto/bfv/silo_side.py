@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from crypto import labels
+from crypto.bfv.decrypted import Decrypted
 from crypto.bfv.digits import (
     BLOCK_CHUNKS,
     Layout,
@@ -49,7 +50,7 @@ from crypto.bfv.residues import unpack_residues
 from crypto.bfv.silo_setup import BfvSiloSetup
 from crypto.bfv.silo_state import BfvSiloState, decode_state, encode_state
 from crypto.bfv.sum_tags import SumTags
-from crypto.bfv.workers import Decrypted, Workers
+from crypto.bfv.workers import Workers
 from crypto.encoding import BytesLike, digest
 from crypto.errors import (
     DecryptionRefused,
