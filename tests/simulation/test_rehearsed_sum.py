@@ -7,7 +7,8 @@ import pytest
 
 from crypto.bfv.messages import encrypted_prefix
 from crypto.bfv.parameters import FRESH_BYTES
-from crypto.errors import MalformedMessage
+from crypto.bfv.workers import Workers
+from crypto.errors import MalformedMessage, WorkerFailed
 from crypto.frame import HEADER_BYTES
 from crypto.ring import pack
 from crypto.signatures import SIGNATURE_BYTES
@@ -207,9 +208,11 @@ def test_few_and_many_silos_find_their_sum(draft, num_silos):
 
 
 def test_without_tenseal_it_is_one_line(draft_path, tmp_path, monkeypatch):
-    (tmp_path / "tenseal.py").write_text("raise ImportError('no such library')")
-    monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(EncryptionFailed, match=r"needs TenSEAL.*no such library$"):
+    def fail(_):
+        raise WorkerFailed("ModuleNotFoundError: No module named 'tenseal'")
+
+    monkeypatch.setattr(Workers, "make_key", fail)
+    with pytest.raises(EncryptionFailed, match=r"needs TenSEAL.*No module named .*l'$"):
         rehearse_files(
             draft_path,
             None,
@@ -220,3 +223,12 @@ def test_without_tenseal_it_is_one_line(draft_path, tmp_path, monkeypatch):
             observe=lambda _: None,
         )
     assert not (tmp_path / "out").exists()
+
+
+def test_a_process_that_crashes_later_is_one_line(part, outcome, monkeypatch):
+    def fail(*_):
+        raise WorkerFailed("it was ended by SIGKILL")
+
+    monkeypatch.setattr(Workers, "encrypt", fail)
+    with pytest.raises(EncryptionFailed, match="it was ended by SIGKILL"):
+        part.hidden_sum(outcome[0])
