@@ -208,10 +208,13 @@ def test_few_and_many_silos_find_their_sum(draft, num_silos):
 
 
 def test_without_tenseal_it_is_one_line(draft_path, tmp_path, monkeypatch):
+    """And nothing is trained before."""
+
     def fail(_):
         raise WorkerFailed("ModuleNotFoundError: No module named 'tenseal'")
 
     monkeypatch.setattr(Workers, "make_key", fail)
+    monkeypatch.setattr("simulation.rehearse.train", None)
     with pytest.raises(EncryptionFailed, match=r"needs TenSEAL.*No module named .*l'$"):
         rehearse_files(
             draft_path,
