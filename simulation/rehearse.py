@@ -26,6 +26,7 @@ from protocol.rehearsal import Held as HeldName
 from protocol.version import SOFTWARE
 from silo.data import ImageSet
 from silo.training import Tensors, TrainingState, num_local_steps, train
+from simulation.encryption import check_encryption
 from simulation.inversion import Clues, Held, Rule, invert, likely_timesteps
 from simulation.known_draws import Sought, clues_of, images_of, sought_of
 from simulation.likeness import best_match, psnr
@@ -41,7 +42,7 @@ from simulation.rehearsal_settings import (
     worst_case,
 )
 from simulation.rehearsed_round import CPU, RehearsedRound
-from simulation.rehearsed_sum import Parties, check_encryption
+from simulation.rehearsed_sum import Parties
 from simulation.sources import subset
 from simulation.uniformity import uniformity
 

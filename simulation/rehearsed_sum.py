@@ -15,7 +15,6 @@ from crypto.bfv.aggregator_side import BfvAggregatorSide
 from crypto.bfv.messages import read_encrypted
 from crypto.bfv.silo_side import BfvSiloSide
 from crypto.bfv.workers import Workers
-from crypto.errors import WorkerFailed
 from crypto.frame import HEADER_BYTES
 from crypto.keys import IdentityKey
 from crypto.secagg.aggregator_side import AggregatorSide
@@ -26,7 +25,7 @@ from crypto.secagg.upload import Upload
 from crypto.signatures import SIGNATURE_BYTES
 from protocol.packing import layouts
 from protocol.plan import PlanDraft, RunPlan, SiloParty, make_plan
-from simulation.errors import EncryptionFailed
+from simulation.encryption import lent_workers
 
 Words = npt.NDArray[np.uint64]
 
@@ -80,24 +79,8 @@ def hidden_sum(
     """
     if not plan.protection.is_encrypted:
         return _masked_sum(plan, parties, updates)
-    try:
-        with Workers() as workers:
-            return _encrypted_sum(plan, parties, updates, workers)
-    except WorkerFailed as error:
-        raise EncryptionFailed(str(error)) from None
-
-
-def check_encryption() -> None:
-    """Check that this machine can encrypt, before anything long is begun.
-
-    Raises:
-        EncryptionFailed: TenSEAL is not installed, or a process of it crashed.
-    """
-    try:
-        with Workers(1) as workers:
-            workers.make_key()
-    except WorkerFailed as error:
-        raise EncryptionFailed(str(error)) from None
+    with lent_workers() as workers:
+        return _encrypted_sum(plan, parties, updates, workers)
 
 
 def _masked_sum(

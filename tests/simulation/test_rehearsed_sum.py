@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from crypto.bfv.messages import encrypted_prefix
 from crypto.bfv.parameters import FRESH_BYTES
@@ -14,10 +15,11 @@ from crypto.ring import pack
 from crypto.signatures import SIGNATURE_BYTES
 from diffusion.model import make_model
 from diffusion.parameters import parameters_of
-from protocol.plan_files import load_draft
+from protocol.plan_files import load_draft, save_plan
 from protocol.rehearsal import load_rehearsal, save_rehearsal
 from protocol.update_settings import ProtectionConfig
 from simulation.errors import EncryptionFailed
+from simulation.federation import Federation
 from simulation.rehearsal_files import rehearse_files
 from simulation.rehearsal_settings import (
     RehearsalSettings,
@@ -28,6 +30,7 @@ from simulation.rehearsal_settings import (
 from simulation.rehearse import Rehearsing
 from simulation.rehearsed_round import RehearsedRound
 from simulation.rehearsed_sum import Parties, ciphertext_words, hidden_sum
+from simulation.run import run_federation
 from simulation.settings import SimulationConfig
 from simulation.sources import load_pool, subset
 
@@ -226,6 +229,22 @@ def test_without_tenseal_it_is_one_line(draft_path, tmp_path, monkeypatch):
             observe=lambda _: None,
         )
     assert not (tmp_path / "out").exists()
+
+
+def test_a_run_does_not_begin_without_it(draft, tmp_path, monkeypatch):
+    """Silos' processes and displays are not started."""
+
+    def fail(_):
+        raise WorkerFailed("no such library")
+
+    monkeypatch.setattr(Workers, "make_key", fail)
+    monkeypatch.setattr("simulation.run.Display", None)
+    parties = Parties.of(3)
+    plan = parties.plan(bare(draft, 3))
+    federation = Federation(tmp_path)
+    save_plan(federation.plan_path, plan, parties.aggregator)
+    with pytest.raises(EncryptionFailed, match="no such library"):
+        run_federation(federation, SimulationConfig(), Console())
 
 
 def test_a_process_that_crashes_later_is_one_line(part, outcome, monkeypatch):
