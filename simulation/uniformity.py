@@ -6,7 +6,7 @@ does, from learning with errors (docs/homomorphic-encryption.md). A test that fa
 proves a mistake.
 
 Ciphertexts are read as words of eight bytes. Their residues are below a prime that is
-2^60 but for a part in 10^13, which no test of this size sees.
+2^60 but for two parts in 10^14, which no test of this size sees.
 """
 
 import numpy as np
