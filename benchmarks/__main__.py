@@ -12,6 +12,7 @@ BENCHMARKS = (
     "digits_recipe",
     "secagg",
     "secagg_fuzz",
+    "he_fuzz",
     "accounting",
     "lower_bounds",
     "dpsgd_speed",

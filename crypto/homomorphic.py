@@ -12,7 +12,9 @@ always compressed, and is unpacked with a bound on its size.
 """
 
 import os
+import shutil
 import tempfile
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -287,17 +289,18 @@ class _MemoryFile:
     """
 
     def __init__(self) -> None:
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
         if hasattr(os, "memfd_create"):
             self._file = os.memfd_create("ciphertext")
             self.path = f"/proc/self/fd/{self._file}"
-        if not hasattr(os, "memfd_create") or not Path(self.path).exists():
-            memory = Path("/dev/shm")  # noqa: S108
-            place = memory if memory.is_dir() and os.access(memory, os.W_OK) else None
-            self._folder = tempfile.TemporaryDirectory(dir=place)
-            self.path = str(Path(self._folder.name) / "ciphertext")
+        else:
+            memory = "/dev/shm"  # noqa: S108
+            place = memory if os.access(memory, os.W_OK) else None
+            folder = tempfile.mkdtemp(dir=place)
+            weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+            self.path = str(Path(folder) / "ciphertext")
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
             self._file = os.open(self.path, flags, 0o600)
+        weakref.finalize(self, os.close, self._file)
 
     def write(self, data: bytes) -> None:
         """Replace what the file holds."""
@@ -327,6 +330,8 @@ def _make_context() -> Any:
     context = sealapi.SEALContext(parameters, True, sealapi.SEC_LEVEL_TYPE.TC128)
     if not context.parameters_set() or not modulus.is_prime():
         raise WorkerFailed(f"SEAL refuses: {context.parameters_error_message()}")
+    if not context.first_context_data().qualifiers().using_batching:
+        raise WorkerFailed("SEAL refuses: this plain modulus has no slots")
     return context
 
 
