@@ -2,7 +2,8 @@
 
 Every one must end in a typed error, be refused by its tags or its noise, or be the
 exact sum; a wrong value that is accepted, a child that dies and any other exception are
-counted, and the first traceback is printed. Results: ``benchmarks/results/he_fuzz.json``.
+counted, and the first traceback is printed. Results:
+``benchmarks/results/he_fuzz.json``.
 """
 
 import time

@@ -1,5 +1,7 @@
 """Linear tags against Python's integers."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -54,10 +56,7 @@ def test_blocks_in_any_grouping_add_up(num_values):
     slots = draw_slots(5)
     whole = residuals(slots, SEED, 0, num_values)
     for cuts in ([0, 5], [0, 1, 5], [0, 2, 4, 5], [0, 1, 2, 3, 4, 5]):
-        parts = [
-            residuals(slots[a:b], SEED, a, num_values)
-            for a, b in zip(cuts, cuts[1:], strict=False)
-        ]
+        parts = [residuals(slots[a:b], SEED, a, num_values) for a, b in pairwise(cuts)]
         assert tuple(sum(tag) % T for tag in zip(*parts, strict=True)) == whole
 
 
@@ -104,7 +103,7 @@ def test_what_no_caller_should_pass_is_refused():
     with pytest.raises(ValueError, match="t or more"):
         residuals(slots, SEED, 0, 5)
     for seed, chunk, num in [(b"", 0, 1), (SEED, -1, 1), (SEED, 0, -1)]:
-        with pytest.raises(ValueError, match="seed|negative"):
+        with pytest.raises(ValueError, match=r"seed|negative"):
             residuals(draw_slots(1), seed, chunk, num)
     with pytest.raises(ValueError, match="key"):
         pads(b"short")
