@@ -21,6 +21,7 @@ from crypto.bfv.parameters import (
 from crypto.bfv.pipes import HEADER, Code
 from crypto.bfv.process import Child
 from crypto.bfv.residues import unpack_residues
+from crypto.bfv.tags import residuals
 from crypto.bfv.workers import MEMORY_BYTES, Workers
 from crypto.errors import WorkerFailed
 from tests.crypto.bfv import hostile
@@ -96,10 +97,12 @@ def test_blocks_come_back_in_order_and_sums_over_silos_match(two):
     c0 = unpack_residues(fresh[:, :-SEED_BYTES].tobytes(), num)
     ((first, c1),) = two.expand_sum(fresh[None, :, -SEED_BYTES:])
     assert first == 0
-    held = two.decrypt(
-        key, [np.stack([c0, c1], 1)], tag_seed=TAG_SEED, num_values=num * POLY_DEGREE
-    )
-    (slots,) = held.slots()
+    summed = np.stack([c0, c1], 1)
+    parts = [summed[index : index + 1] for index in range(num)]
+    num_values = (num - 1) * POLY_DEGREE
+    held = two.decrypt(key, parts, tag_seed=TAG_SEED, num_values=num_values)
+    slots = np.concatenate(list(held.slots()))
+    assert held.residuals == residuals(slots, TAG_SEED, 0, num_values)
     assert (slots == np.arange(num)[:, None]).all()
 
 
