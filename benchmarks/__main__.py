@@ -13,6 +13,7 @@ BENCHMARKS = (
     "secagg",
     "secagg_fuzz",
     "he",
+    "he_fuzz",
     "accounting",
     "lower_bounds",
     "dpsgd_speed",

@@ -78,11 +78,11 @@ class _Child:
         """Do what a request asks."""
         match code:
             case Code.MAKE_KEY:
-                made = self._secret_type.generate()
+                made = self._secret_type.generate(self._public)
                 return _Answer(body=made.export_key_for_sealing())
             case Code.SET_KEY:
                 _check_size(body, SECRET_KEY_BYTES)
-                self._keys[x] = self._secret_type(bytes(body))
+                self._keys[x] = self._secret_type(bytes(body), self._public)
             case Code.FORGET_KEY:
                 self._keys.pop(x, None)
             case Code.ENCRYPT:
