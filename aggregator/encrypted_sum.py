@@ -127,11 +127,15 @@ class EncryptedSum(SecureSum[BfvAggregatorSide, BfvSlot]):
         """Have silos decrypt the sum until enough of them agree on it.
 
         They are asked in the order of the plan, from another one in every round on; no
-        more of them than must agree, as long as all answer alike.
+        more of them than must agree, as long as all answer alike. Those that did not
+        confirm come last: they are lost, or refuse.
         """
-        survivors = slot.survivor_indices
+        survivors, confirmed = slot.survivor_indices, slot.confirmed_silos
         first = task.round_number % len(survivors)
-        waiting = (*survivors[first:], *survivors[:first])
+        waiting = sorted(
+            (*survivors[first:], *survivors[:first]),
+            key=lambda silo: silo not in confirmed,
+        )
         while waiting and len(slot.agreeing_silos) < slot.num_witnesses:
             number = slot.num_witnesses - len(slot.agreeing_silos)
             self._ask_to_decrypt(slot, task, waiting[:number])
