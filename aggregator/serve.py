@@ -112,11 +112,15 @@ def check_encryption(plan: RunPlan) -> None:
     """Check that what encrypts is installed, where the plan asks for encryption.
 
     Raises:
-        ModuleNotFoundError: a library of the extra "aggregator" is not.
+        ConfigRejected: a library of the extra "aggregator" is not.
     """
     for name in ENCRYPTING if plan.protection.is_encrypted else ():
         if find_spec(name) is None:
-            raise ModuleNotFoundError(f"no module {name}", name=name)
+            raise ConfigRejected(
+                f'the plan encrypts updates (protection.method "bfv"), and {name} is '
+                "not installed; it comes with the extra [aggregator]: pip install "
+                "'cloister[aggregator]'"
+            )
 
 
 def check_evaluation(plan: RunPlan, settings: RunSettings) -> Reference | None:

@@ -403,7 +403,7 @@ def test_expansions_that_always_fail_are_one_line(made, monkeypatch):
 
 
 def test_a_child_that_is_killed_is_replaced(made):
-    """If its death shows only where the seeds are expanded, the next slot has the sum."""
+    """If its death shows where seeds are expanded, the next slot has the sum."""
     killed = []
 
     def kill(moment, kind, silo):
