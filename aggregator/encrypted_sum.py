@@ -38,7 +38,7 @@ class EncryptedSum(SecureSum[BfvAggregatorSide, BfvSlot]):
     """
 
     dealing, handing = "key", HANDED
-    secrets, opening = "the shared key", "decryptions"
+    secrets, opening = "the shared key", "confirmations"
 
     def __init__(
         self,
@@ -122,6 +122,17 @@ class EncryptedSum(SecureSum[BfvAggregatorSide, BfvSlot]):
                 logger.warning("round %d: %s", task.round_number, error)
                 raise CohortTooSmall(f"the sum was not finished: {error}") from None
         self._record_survivors(slot)
+
+    def _collect_confirms(self, slot: BfvSlot, task: Task) -> None:
+        """Have the survivors sign their list, the only one that they sign in a round.
+
+        Raises:
+            RoundAborted: too few did.
+        """
+        try:
+            super()._collect_confirms(slot, task)
+        except CohortTooSmall as error:
+            raise RoundAborted(str(error)) from None
 
     def _open_sum(self, slot: BfvSlot, task: Task) -> Sum:
         """Have silos decrypt the sum until enough of them agree on it.

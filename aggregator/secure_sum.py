@@ -35,7 +35,7 @@ SlotT = TypeVar("SlotT", bound=AggregatorStages)
 class SecureSum(SecureSetup[SideT], Generic[SideT, SlotT]):
     """Secure aggregation with dropout recovery, resumable at every stage.
 
-    ``opening`` says what silos are asked for last, to open the sum.
+    ``opening`` says what silos give for one slot of a round only.
     """
 
     opening: ClassVar[str]

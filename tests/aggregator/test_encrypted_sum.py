@@ -188,6 +188,15 @@ def test_too_few_uploads_are_no_sum_and_the_next_slot_is_tried(made):
     assert [r.attempt for r in made.records(records.RoundOpened)] == [1, 2]
 
 
+def test_too_few_confirmations_lose_the_round_and_the_next_goes_on(made):
+    """Silos confirm one list of survivors in a round: no further slot serves it."""
+    with pytest.raises(RoundAborted, match="CONFIRM"):
+        made.sum(fault=losing(Kind.SURVIVORS, 0, 3, moment="after"))
+    assert not made.who_was_asked(Kind.DECRYPT)
+    task = make_round(made.plan, 2)
+    check(made, made.sum(task), (0, 1, 2, 3), task)
+
+
 # ------------------------------------------------------------------------ silos lie
 
 
