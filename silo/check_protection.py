@@ -39,7 +39,9 @@ def protection_sentences(plan: RunPlan) -> list[str]:
     if not protection.is_hidden:
         return ["Protection: NONE; the aggregator sees this silo's update as it is."]
     spare = len(plan.silos) - protection.threshold
-    lost = f"up to {spare} silos may be lost" if spare else "no silo may be lost"
+    lost = "no silo may be lost"
+    if spare:
+        lost = f"up to {spare} silo{'s' * (spare != 1)} may be lost"
     if protection.is_encrypted:
         return _encryption_sentences(plan, lost)
     follows = "follows the protocol and " if protection.trust == "semi-honest" else ""

@@ -197,7 +197,7 @@ def test_noise_too_little_for_any_claim_is_refused():
 @pytest.fixture(scope="module")
 def encrypted_text():
     protection = ProtectionConfig(
-        method="bfv", key_maker="silo-4", max_colluding=2, threshold=4
+        method="bfv", key_maker="silo-4", max_colluding=2, min_cohort=4, threshold=4
     )
     plan = tiny_plan(5, protection=protection)
     return "\n".join(explain(plan, Policy()))
@@ -209,7 +209,7 @@ class TestEncryption:
     @pytest.mark.parametrize(
         "words",
         [
-            "secure aggregation by ENCRYPTION (BFV); up to 1 silos may be lost",
+            "secure aggregation by ENCRYPTION (BFV); up to 1 silo may be lost",
             "a key that all 5 silos hold: any one of them that gives it to the "
             "aggregator opens every update of the run",
             "masks would withstand 2 such silos.",
