@@ -3,7 +3,6 @@
 import functools
 import hashlib
 import importlib.util
-import shutil
 
 import numpy as np
 import pytest
@@ -404,14 +403,10 @@ class TestDecryption:
     def test_a_second_one_is_refused_from_an_older_state(self, federation):
         """The journal remembers what the rest of the disk has forgotten."""
         federation.play("confirm")
-        folder = federation.store(0).folder
-        copy = folder.with_name("copy")
-        shutil.copytree(folder, copy)
+        older = federation.store(0).load_secagg()
         federation.play("decrypt", first="decrypt")
-        federation.sessions[0].close()
-        for path in copy.glob("secagg*"):
-            shutil.copy(path, folder / path.name)
-        federation.sessions[0] = federation.open(0)
+        federation.store(0).save_secagg(*older)
+        federation.restart(0)
         reply = federation.sessions[0].handle(another_decrypt(federation))
         assert "promised otherwise" in federation.refusal(reply).check
         assert federation.ask(0, "decrypt") == federation.replies["decrypt"][0]
@@ -450,13 +445,17 @@ class TestRefused:
         copy.open_slot(0, 1, slot.model_digest, parts, slot.head)
         for reply in replies[:3]:
             copy.slot.add_ready(reply)
+        older = federation.store(0).load_secagg()
         first = federation.sessions[0].handle(slot.active())
         assert read_header(first).kind == SecAggKind.ENCRYPTED
-        for restart in (False, True):
-            if restart:
+        for disk in ("untouched", "read again", "older"):
+            if disk == "older":
+                federation.store(0).save_secagg(*older)
+            if disk != "untouched":
                 federation.restart(0)
             second = federation.sessions[0].handle(copy.slot.active())
-            assert "another ACTIVE" in federation.refusal(second).check
+            why = "was promised otherwise" if disk == "older" else "another ACTIVE"
+            assert why in federation.refusal(second).check
         federation.close()
 
     @pytest.mark.parametrize(
