@@ -20,7 +20,7 @@ from crypto.bfv.workers import Workers
 from crypto.frame import AGGREGATOR, read_header
 from crypto.keys import IdentityKey
 from crypto.secagg.aggregator_side import AggregatorSide
-from crypto.secagg.parts import whole
+from crypto.secagg.parts import Parts, whole
 from diffusion.config import ScheduleConfig, UNetConfig
 from diffusion.model import make_model
 from diffusion.parameters import (
@@ -47,6 +47,7 @@ from protocol.heads import ShownHead
 from protocol.packing import layouts
 from protocol.plan import PlanDraft, RunPlan, SiloParty, make_plan
 from protocol.settings import TrainingConfig
+from protocol.stretches import Agreed, make_dealing
 from protocol.transcript import TranscriptWriter, read_records
 from protocol.update_settings import ProtectionConfig
 from silo.data import ImageSet
@@ -320,7 +321,7 @@ class Federation:
         return self.plan.num_words(self.round_number, self.layout.size)
 
     def round_request(self, **changes: Any) -> RoundRequest:
-        ranges = first_numbers(self.plan, self.layout.segments)
+        ranges = first_numbers(self.plan, self.layout.segments, self.layout.counts)
         if self.round_number > 1 and not self.plan.update.rotation:
             norm = self.plan.update.clipping_norm
             ranges = np.full(len(self.layout.segments), norm, np.float32)
@@ -353,18 +354,29 @@ class Federation:
             body = self.round_request().to_body()
             return dict.fromkeys(self.everyone, self.envelope(Kind.ROUND, body))
         request, members = self.round_request(), self.everyone
-        parts = whole(self.num_words, members)
         self.side.open_slot(
             self.slot,
             self.round_number,
             request.model_digest(),
-            parts,
+            self.parts(),
             request.shown.head.to_bytes(),
         )
         frame = self.envelope(
             Kind.ROUND, request.to_body(), setup=self.setup, slot=self.slot
         )
         return dict.fromkeys(members, frame)
+
+    def parts(self) -> Parts:
+        """Return the stretches of the round's vector, with who contributes to each."""
+        if not self.plan.update.is_dealt:
+            return whole(self.num_words, self.everyone)
+        agreed = Agreed(self.side.members_digest, self.side.members)
+        number = self.round_number
+        sizes = [
+            self.plan.num_words(number, stretch.size)
+            for stretch in self.layout.stretches
+        ]
+        return make_dealing(self.plan, agreed, number, sizes).parts
 
     def round_envelope(self, **changes: Any) -> bytes:
         return self.envelope(

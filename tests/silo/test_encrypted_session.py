@@ -20,7 +20,7 @@ from protocol import records
 from protocol.packing import layouts
 from protocol.sum_records import Decrypted, KeyShared
 from protocol.transcript import TranscriptWriter
-from protocol.update_settings import ProtectionConfig
+from protocol.update_settings import ProtectionConfig, UpdateConfig
 from silo.cli import main
 from silo.errors import PolicyViolation
 from silo.policy import Policy
@@ -133,6 +133,25 @@ class TestRound:
         assert federation.records(0, Decrypted)[0].survivors == (
             *("silo-1", "silo-2", "silo-3"),
         )
+        federation.close()
+
+    def test_parts_that_are_dealt_are_summed_over_those_that_fill_them(
+        self, tmp_path, workers
+    ):
+        update = UpdateConfig(selection="usplit", weights="secret", max_weight=9)
+        plan = tiny_plan(6, update=update, protection=BFV)
+        federation = Federation(tmp_path, plan, workers).play("ready")
+        parts, sums = federation.parts(), []
+        rest = {index: words_of(federation, index) for index in federation.everyone}
+        for part in parts:
+            sums.append(np.zeros(part.num_words, np.uint64))
+            for index in part.contributors:
+                sums[-1] += rest[index][: part.num_words]
+                rest[index] = rest[index][part.num_words :]
+        assert 0 < len(parts[0].contributors) < 6
+        federation.play("decrypt", first="encrypted")
+        total = federation.side.slot.decrypted_sum()
+        assert np.array_equal(total, np.concatenate(sums))
         federation.close()
 
     @pytest.mark.parametrize("maker", ["silo-1", "silo-3"])
@@ -359,6 +378,16 @@ class TestDecryption:
         assert (refused[0].round_number, refused[0].stage) == (1, "decrypt")
         assert refused[0].check == REFUSED
         assert not federation.records(0, Decrypted)
+
+    def test_the_operator_is_told_who_may_be_dishonest_and_no_more(
+        self, federation, caplog
+    ):
+        federation.play("confirm")
+        caplog.clear()
+        federation.sessions[0].handle(another_decrypt(federation))
+        assert [record.getMessage() for record in caplog.records] == [
+            f"refused at decrypt: {REFUSED}; the aggregator may be dishonest"
+        ]
 
     def test_the_next_round_goes_on(self, federation):
         federation.play("confirm")
