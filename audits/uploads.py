@@ -311,8 +311,8 @@ def _sizes(accounts: Accounts) -> Iterator[Finding]:
     How many the words of reference and measurement take is known from the plan.
     """
     is_dealt = accounts.plan.update.is_dealt
+    first: dict[tuple[int, int, int], Masked] = {}
     for account in accounts.everyone:
-        first: dict[tuple[int, int, int], Masked] = {}
         for placed in account.all(Masked):
             record = placed.record
             body = record.size_bytes - OVERHEAD_BYTES - ENCRYPTED_PREFIX_BYTES
