@@ -53,6 +53,18 @@ DRAFTS = {
             )
         ),
     ),
+    "encrypted, two setups": (
+        4,
+        tiny_draft(num_rounds=3, protection=masked(method="bfv", key_maker="silo-3")),
+    ),
+    "encrypted usplit, a reference of the silos": (
+        6,
+        pooled_draft(
+            num_rounds=1,
+            protection=ProtectionConfig(method="bfv"),
+            update=UpdateConfig(selection="usplit", weights="secret", max_weight=500),
+        ),
+    ),
     "ulatdec": (
         5,
         tiny_draft(update=UpdateConfig(selection="ulatdec", clipping="previous-mean")),
