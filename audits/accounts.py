@@ -58,6 +58,7 @@ from protocol.records import (
     Traffic,
 )
 from protocol.reference import first_slot_round
+from protocol.sum_records import Decrypted
 from protocol.tally import StageBytes, StageName, Tally
 from protocol.transcript import Entry
 
@@ -70,6 +71,7 @@ MAX_NUMBER = 1 << 53
 IN_MEASUREMENT = (
     Cohort,
     Confirmed,
+    Decrypted,
     Dropped,
     HeadConflict,
     HeadSeen,
@@ -89,7 +91,16 @@ IN_MEASUREMENT = (
 OF_ROUNDS = (Evaluated, RoundClosed, RoundLost)
 """Records that no slot before round 1 has."""
 
-OF_SLOTS = (Cohort, Confirmed, Masked, Revealed, RoundOpened, Summed, Survivors)
+OF_SLOTS = (
+    Cohort,
+    Confirmed,
+    Decrypted,
+    Masked,
+    Revealed,
+    RoundOpened,
+    Summed,
+    Survivors,
+)
 """Records of slots; before round 1 there is one only for the silos' reference."""
 
 
@@ -125,7 +136,7 @@ BY_SILOS = (
 )
 """Records that no honest aggregator writes."""
 
-OF_ITSELF = (AuxiliarySent, Masked, ModelHeld, Revealed, Traffic)
+OF_ITSELF = (AuxiliarySent, Decrypted, Masked, ModelHeld, Revealed, Traffic)
 """Records in which a silo speaks of itself alone."""
 
 
@@ -234,8 +245,7 @@ class Account:
         if isinstance(record, BY_AGGREGATOR):
             return f"only the aggregator writes `{record.kind}`"
         if isinstance(record, OF_ITSELF):
-            named = record.silos if isinstance(record, Revealed) else (record.silo,)
-            for name in named:
+            for name in _speaks_for(record):
                 if name != self.party:
                     return f"it is {self.party}'s transcript, and speaks for {name:.64}"
         return ""
@@ -275,9 +285,19 @@ def _numbers(record: Record) -> Iterator[tuple[str, int | float]]:
                 yield item.name, element
 
 
+def _speaks_for(
+    record: AuxiliarySent | Decrypted | Masked | ModelHeld | Revealed | Traffic,
+) -> tuple[str, ...]:
+    """Return the silos as which a record speaks."""
+    if isinstance(record, (Decrypted, Revealed)):
+        return record.silos
+    return (record.silo,)
+
+
 _SILO_FIELDS = (
     "silo",
     "silos",
+    "maker",
     "members",
     "survivors",
     "self_masks_of",

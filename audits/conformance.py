@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from audits.accounts import Account, Accounts, Placed
 from audits.dealings import check_dealings
+from audits.decryptions import check_decryptions
 from audits.evidence import AGGREGATOR
 from audits.findings import Finding, count, fail, settle, warn
 from audits.held import check_held
@@ -39,6 +40,7 @@ def check_conformance(accounts: Accounts) -> list[Finding]:
         *check_held(accounts),
         *check_uploads(accounts),
         *check_sums(accounts),
+        *check_decryptions(accounts),
         *check_dealings(accounts),
         *_rounds(accounts),
         *_parameters(accounts),

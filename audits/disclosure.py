@@ -15,6 +15,7 @@ from protocol.measurement import MEASURE
 from protocol.model_records import AuxiliarySent
 from protocol.plan import RunPlan
 from protocol.records import Dropped, Finished, Masked, Revealed
+from protocol.sum_records import Decrypted
 from protocol.tally import CONNECTION, StageBytes, StageName
 
 MAX_PLACES = 8
@@ -171,7 +172,7 @@ def _recorded(account: Account, silo: str) -> Iterator[tuple[int, int, str, int]
         if upload.silo == silo:
             is_update = upload.round_number <= account.plan.num_rounds
             plain = "ready" if is_update else MEASURE
-            stage = plain if upload.protection == "none" else "masked"
+            stage = {"none": plain, "bfv": "encrypted"}.get(upload.protection, "masked")
             yield masked.index, upload.round_number, stage, upload.size_bytes
     for sent in account.all(AuxiliarySent):
         if sent.record.silo == silo:
@@ -179,6 +180,9 @@ def _recorded(account: Account, silo: str) -> Iterator[tuple[int, int, str, int]
     for revealed in account.all(Revealed):
         if silo in revealed.record.silos:
             yield revealed.index, revealed.record.round_number, "reveal", 1
+    for decrypted in account.all(Decrypted):
+        if silo in decrypted.record.silos:
+            yield decrypted.index, decrypted.record.round_number, "decrypt", 1
 
 
 # ------------------------------------------------------------- the same at both ends

@@ -15,18 +15,23 @@ from protocol.records import (
     Summed,
     Survivors,
 )
+from protocol.sum_records import Decrypted
 
-Slotted = TypeVar("Slotted", Survivors, Confirmed, Revealed, Summed)
+Slotted = TypeVar("Slotted", Survivors, Confirmed, Revealed, Decrypted, Summed)
 SlotName = tuple[int, int, int]
 """Round number, setup, slot."""
 
+OPENED: tuple[type[Revealed] | type[Decrypted], ...] = (Revealed, Decrypted)
+"""Records of what opens a sum: shares, or the key that its silo has."""
+
 
 def check_sums(accounts: Accounts) -> list[Finding]:
-    """Return the findings on survivors, confirmations, revealed shares and sums."""
+    """Return the findings on survivors, confirmations, and sums that were opened."""
+    is_encrypted = accounts.plan.protection.is_encrypted
     return [
         *_survivors(accounts),
         *_confirmed(accounts),
-        *_revealed(accounts),
+        *(() if is_encrypted else _revealed(accounts)),
         *_same_sum(accounts),
         *_excluded(accounts),
     ]
@@ -37,7 +42,7 @@ def place(account: Account, placed: Placed[Any]) -> str:
     return f"record {placed.index:,} of {account.party}"
 
 
-def _by_slot(
+def by_slot(
     accounts: Accounts, kind: type[Slotted]
 ) -> dict[SlotName, list[tuple[Account, Placed[Slotted]]]]:
     """Return the records of a kind by round, setup and slot."""
@@ -56,7 +61,7 @@ def _survivors(accounts: Accounts) -> list[Finding]:
     sizes: list[int] = []
     least = least_survivors(accounts)
     cohorts = {account.party: _cohorts(account) for account in accounts.everyone}
-    for (number, _, _), records in _by_slot(accounts, Survivors).items():
+    for (number, _, _), records in by_slot(accounts, Survivors).items():
         first = records[0]
         sizes.append(len(first[1].record.silos))
         for account, placed in records:
@@ -154,9 +159,9 @@ def _closed_survivors(accounts: Accounts, least: int) -> Iterator[Finding]:
 
 
 def _confirmed(accounts: Accounts) -> list[Finding]:
-    """Check that enough silos confirmed, before any of them revealed a share."""
+    """Check that enough silos confirmed, before any of them opened a sum."""
     protection = accounts.plan.protection
-    confirmations = _by_slot(accounts, Confirmed)
+    confirmations = by_slot(accounts, Confirmed)
     if protection.method == "none":
         why = "Survivors were not confirmed: updates were not masked."
         return [warn("confirmed", why)]
@@ -195,19 +200,21 @@ def _confirmed(accounts: Accounts) -> list[Finding]:
 
 
 def _unconfirmed(accounts: Accounts) -> Iterator[Finding]:
-    """Yield the shares that were revealed with no confirmation before them."""
+    """Yield the sums that were opened with no confirmation before that."""
     for account in accounts.everyone:
         before: dict[tuple[int, int], int] = {}
         for earlier in account.all(Confirmed):
             name = (earlier.record.setup, earlier.record.slot)
             before.setdefault(name, earlier.index)
-        for placed in account.all(Revealed):
+        for placed in (each for kind in OPENED for each in account.all(kind)):
             record = placed.record
+            is_share = isinstance(record, Revealed)
+            what = "revealed shares" if is_share else "decrypted a sum"
             if before.get((record.setup, record.slot), placed.index) >= placed.index:
                 yield fail(
                     "confirmed",
-                    f"Round {record.round_number}: {account.party} revealed shares "
-                    "before the survivors were confirmed.",
+                    f"Round {record.round_number}: {account.party} {what} before the "
+                    "survivors were confirmed.",
                     place(account, placed),
                     party=account.party,
                     round_number=record.round_number,
@@ -222,8 +229,8 @@ def _revealed(accounts: Accounts) -> list[Finding]:
     """
     found: list[Finding] = []
     opened: dict[int, Revealed] = {}
-    reveals = _by_slot(accounts, Revealed)
-    survivors = _by_slot(accounts, Survivors)
+    reveals = by_slot(accounts, Revealed)
+    survivors = by_slot(accounts, Survivors)
     for name, records in reveals.items():
         announced = survivors.get(name)
         known = set(announced[0][1].record.silos) if announced else None
@@ -285,7 +292,7 @@ def _both_kinds(
 def _same_sum(accounts: Accounts) -> list[Finding]:
     """Check that one sum came of each slot, whoever was told of it."""
     found: list[Finding] = []
-    sums = _by_slot(accounts, Summed)
+    sums = by_slot(accounts, Summed)
     for (number, _, slot), records in sums.items():
         first = records[0]
         found += [

@@ -1,14 +1,33 @@
 """The updates that left the silos: agreed on by both ends, masked, each in its slot."""
 
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
 
 from audits.accounts import Account, Accounts, Placed
 from audits.evidence import AGGREGATOR
 from audits.findings import Finding, count, fail, settle, warn
-from protocol.records import Dropped, Finished, Masked, Survivors
+from crypto.bfv.messages import ENCRYPTED_PREFIX_BYTES
+from crypto.bfv.parameters import FRESH_BYTES
+from crypto.frame import OVERHEAD_BYTES
+from protocol.measurement import NUM_WORDS
+from protocol.records import Dropped, Finished, Masked, Revealed, Survivors
+from protocol.reference import REFERENCE_ROUND, reference_words
+from protocol.sum_records import Decrypted, KeyShared
+from protocol.traffic_encrypted import chunks_of
 
-PROTECTED = {"mask": ("mask", "masked"), "none": ("none", "plain")}
+PROTECTED = {
+    "mask": ("mask", "masked"),
+    "bfv": ("bfv",),
+    "none": ("none", "plain"),
+}
 """How a record may call the protection that the plan's method gives."""
+
+OF_OTHERS: Mapping[str, tuple[type[Revealed | Decrypted | KeyShared], ...]] = {
+    "mask": (Decrypted, KeyShared),
+    "bfv": (Revealed,),
+    "none": (Revealed, Decrypted, KeyShared),
+}
+"""By method: records that only other methods have."""
 
 UploadName = tuple[int, int, int, str]
 """Round number, setup, slot, silo."""
@@ -53,6 +72,9 @@ def _compare_silo(
 ) -> Iterator[Finding]:
     """Yield the contradictions between a silo's uploads and the aggregator's."""
     sent: set[UploadName] = set()
+    made = defaultdict[UploadName, list[Masked]](list)
+    for placed in silo.all(Masked):
+        made[_name(placed.record)].append(placed.record)
     dropped = {
         p.record.round_number
         for p in aggregator.all(Dropped)
@@ -77,7 +99,11 @@ def _compare_silo(
                     "uploaded an update that the aggregator does not show, though it "
                     "did not drop the silo",
                 )
-        elif all(not _equal(record, other.record) for other in arrived):
+        elif not any(
+            _equal(each, other.record)
+            for each in _same_upload(record, made[_name(record)])
+            for other in arrived
+        ):
             yield _fail(
                 silo,
                 placed,
@@ -96,6 +122,15 @@ def _compare_silo(
                 party=silo.party,
                 round_number=name[0],
             )
+
+
+def _same_upload(record: Masked, made: list[Masked]) -> list[Masked]:
+    """Return the messages of which one must have arrived: a masked one is one only.
+
+    What is asked for again is encrypted again, from the very words that the silo's
+    journal holds it to.
+    """
+    return made if record.protection == "bfv" else [record]
 
 
 def _covers(aggregator: Account, number: int) -> bool:
@@ -181,6 +216,9 @@ def _slots(accounts: Accounts) -> list[Finding]:
     """Check that no silo used a slot for two different messages."""
     if accounts.plan.protection.method == "none":
         return [warn("slots", "There were no masks: updates were sent in the clear.")]
+    updates = "updates; their difference is not masked"
+    if accounts.plan.protection.is_encrypted:
+        updates = "rounds"
     found: list[Finding] = []
     used = 0
     for account in accounts.everyone:
@@ -190,14 +228,12 @@ def _slots(accounts: Accounts) -> list[Finding]:
             record = placed.record
             name = (record.silo, record.setup, record.slot)
             other = first.setdefault(name, placed)
-            # The same message sent again after a crash shows nothing new.
-            if other.record.upload != record.upload:
+            if _is_another(accounts, record, other.record):
                 found.append(
                     fail(
                         "slots",
                         f"Round {record.round_number}: {record.silo} used slot "
-                        f"{record.slot} of setup {record.setup} for two updates; "
-                        "their difference is not masked.",
+                        f"{record.slot} of setup {record.setup} for two {updates}.",
                         f"record {other.index:,} of {account.party}",
                         f"record {placed.index:,} of {account.party}",
                         party=record.silo,
@@ -208,8 +244,19 @@ def _slots(accounts: Accounts) -> list[Finding]:
     return settle("slots", found, f"{count(used, 'slot')} used, each for one message.")
 
 
+def _is_another(accounts: Accounts, record: Masked, other: Masked) -> bool:
+    """Return whether two uploads in one slot are of two updates.
+
+    The same message sent again after a crash shows nothing new; nor does the same
+    update encrypted again.
+    """
+    if accounts.plan.protection.is_encrypted:
+        return record.round_number != other.round_number
+    return record.upload != other.upload
+
+
 def _protection(accounts: Accounts) -> list[Finding]:
-    """Check that uploads were masked, or plain, as the plan says."""
+    """Check that uploads were masked, encrypted, or plain, as the plan says."""
     method = accounts.plan.protection.method
     found = [
         fail(
@@ -225,6 +272,9 @@ def _protection(accounts: Accounts) -> list[Finding]:
         for placed in account.all(Masked)
         if placed.record.protection not in PROTECTED[method]
     ]
+    found += _of_others(accounts)
+    if accounts.plan.protection.is_encrypted:
+        found += _sizes(accounts)
     if method == "none":
         found.append(
             warn(
@@ -233,4 +283,65 @@ def _protection(accounts: Accounts) -> list[Finding]:
                 "each silo's update.",
             )
         )
-    return settle("protection", found, "All updates were masked, as the plan says.")
+    word = "encrypted" if accounts.plan.protection.is_encrypted else "masked"
+    return settle("protection", found, f"All updates were {word}, as the plan says.")
+
+
+def _of_others(accounts: Accounts) -> Iterator[Finding]:
+    """Yield the records that only another protection than the plan's has."""
+    method = accounts.plan.protection.method
+    for account in accounts.everyone:
+        for kind in OF_OTHERS[method]:
+            for placed in account.all(kind):
+                number = getattr(placed.record, "round_number", None)
+                where = f"Round {number}" if number else f"Setup {placed.record.setup}"
+                yield fail(
+                    "protection",
+                    f"{where}: {account.party} wrote `{kind.kind}`, which a run "
+                    f'protected by "{method}" does not have.',
+                    f"record {placed.index:,} of {account.party}",
+                    party=account.party,
+                    round_number=number or None,
+                )
+
+
+def _sizes(accounts: Accounts) -> Iterator[Finding]:
+    """Check that uploads are ciphertexts, of one slot as many for every silo.
+
+    How many the words of reference and measurement take is known from the plan.
+    """
+    is_dealt = accounts.plan.update.is_dealt
+    first: dict[tuple[int, int, int], Masked] = {}
+    for account in accounts.everyone:
+        for placed in account.all(Masked):
+            record = placed.record
+            body = record.size_bytes - OVERHEAD_BYTES - ENCRYPTED_PREFIX_BYTES
+            number, rest = divmod(body, FRESH_BYTES)
+            other = first.setdefault(_name(record)[:3], record)
+            known = _known_number(accounts, record.round_number)
+            reason = ""
+            if rest or number < 1:
+                reason = "which is no number of ciphertexts"
+            elif known and number != known:
+                reason = f"{count(number, 'ciphertext')}; by the plan they are {known}"
+            elif other.size_bytes != record.size_bytes and not is_dealt:
+                reason = f"where {other.silo} sent {other.size_bytes:,}"
+            if reason:
+                yield fail(
+                    "protection",
+                    f"Round {record.round_number}: {record.silo} sent "
+                    f"{count(record.size_bytes, 'byte')}, {reason}.",
+                    f"record {placed.index:,} of {account.party}",
+                    party=record.silo,
+                    round_number=record.round_number,
+                )
+
+
+def _known_number(accounts: Accounts, round_number: int) -> int:
+    """Return the ciphertexts of an upload where the plan alone says it, else 0."""
+    plan = accounts.plan
+    if 1 <= round_number <= plan.num_rounds:
+        return 0
+    is_reference = round_number == REFERENCE_ROUND
+    words = reference_words(plan) if is_reference else NUM_WORDS
+    return sum(chunks_of(plan, round_number, (words,)))

@@ -109,7 +109,7 @@ def _findings(evidence: Evidence, accounts: Accounts) -> Iterator[Finding]:
         yield from _other_model(witnessed, models)
     for told in account.all(SiloHead):
         yield from _acknowledgement(plan, told, roots, ledger)
-    if plan.protection.method == "mask":
+    if plan.protection.is_hidden:
         yield from _rounds(account, ledger)
     else:
         seen = sum(len(silo.all(HeadSeen)) for silo in accounts.silos.values())

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from protocol.auxiliary import STAGE as AUXILIARY
+from protocol.cover_words import Cover, cover_words
 from protocol.measurement import MEASURE
-from protocol.noise_claim import claim, upward
 from protocol.plan import RunPlan
 from protocol.reference import REFERENCE, REFERENCE_ROUND
 from protocol.tally import CONNECTION, StageBytes, StageName
@@ -23,8 +23,9 @@ UNREAD = "unknown"
 """The stage of a request that could not be read; its only answer is a refusal."""
 
 STAGE_ORDER = (
-    *(CONNECTION, AUXILIARY, "setup", "shares", "envelopes", REFERENCE, "broadcast"),
-    *("ready", MEASURE, "masked", "confirm", "reveal", "end", UNREAD),
+    *(CONNECTION, AUXILIARY, "setup", "shares", "envelopes", "key", "handed"),
+    *(REFERENCE, "broadcast", "ready", MEASURE, "masked", "encrypted", "confirm"),
+    *("reveal", "decrypt", "end", UNREAD),
 )
 """The stages in the order of a run."""
 
@@ -33,18 +34,10 @@ class Form(StrEnum):
     """In which form something leaves: who could read it on its way."""
 
     MASKED = "masked"
+    ENCRYPTED = "encrypted"
     SEALED = "sealed"
     PLAIN = "plain"
     PUBLIC = "public"
-
-
-class Cover(StrEnum):
-    """What limits what a recipient learns of the images from it."""
-
-    SECURE_AGGREGATION = "secure-aggregation"
-    DIFFERENTIAL_PRIVACY = "differential-privacy"
-    INDEPENDENT = "independent-of-images"
-    NONE = "none"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +60,7 @@ class StageContents:
 
 AGGREGATOR = "the aggregator"
 EVERYONE = "the aggregator, which shows it to all silos"
+KEYLESS = "the aggregator, which cannot decrypt it unless a silo gives it the key"
 OTHERS = "one other silo each; the aggregator carries them and cannot open them"
 
 _INDEPENDENT = (Cover.INDEPENDENT,)
@@ -99,6 +93,7 @@ _ALWAYS: Mapping[str, StageContents] = {
         f"word that the run is over, with the head of its transcript; {_SEEN}"
     ),
 }
+_CONFIRM = _public("a signature under the list of survivors", EVERYONE)
 _WITH_MASKS: Mapping[str, StageContents] = {
     "setup": _public("fresh public keys, and commitments to mask seeds", EVERYONE),
     "shares": StageContents(
@@ -110,7 +105,7 @@ _WITH_MASKS: Mapping[str, StageContents] = {
         )
     ),
     "envelopes": _public("word that the others' shares have arrived"),
-    "confirm": _public("a signature under the list of survivors", EVERYONE),
+    "confirm": _CONFIRM,
     "reveal": StageContents(
         rest=Content(
             what="shares that unmask the sum",
@@ -120,6 +115,24 @@ _WITH_MASKS: Mapping[str, StageContents] = {
         )
     ),
 }
+_WITH_ENCRYPTION: Mapping[str, StageContents] = {
+    "setup": _public("a fresh public key", EVERYONE),
+    "key": StageContents(
+        rest=Content(
+            what="word that the others' public keys have arrived; from the silo that "
+            "makes it, the key that all silos share",
+            recipient=OTHERS,
+            form=Form.SEALED,
+            covers=_INDEPENDENT,
+        )
+    ),
+    "handed": _public("word that the shared key has arrived"),
+    "confirm": _CONFIRM,
+}
+
+
+_IN_SECRET = {"mask": _WITH_MASKS, "bfv": _WITH_ENCRYPTION}
+"""By method: the stages in which no vector leaves."""
 
 
 def contents_of(
@@ -130,12 +143,11 @@ def contents_of(
     A refusal may be the answer in any stage, also in one that the plan does not have;
     it is :func:`refusal`.
     """
-    is_masked = plan.protection.method == "mask"
     if stage in _ALWAYS:
         return _ALWAYS[stage]
-    if is_masked and stage in _WITH_MASKS:
+    if stage in _IN_SECRET.get(plan.protection.method, {}):
         is_left_out = stage == "confirm" and plan.skips_confirm
-        return None if is_left_out else _WITH_MASKS[stage]
+        return None if is_left_out else _IN_SECRET[plan.protection.method][stage]
     if stage == "broadcast" and plan.update.broadcast_bits:
         return _public("the digest of the global model that it holds")
     if stage == "ready":
@@ -147,8 +159,12 @@ def contents_of(
     if stage == REFERENCE and plan.evaluation.is_pooled:
         is_noised = plan.evaluation.is_noised
         return StageContents(rest=_ready(plan, "extractor", has_ledger=is_noised))
-    if stage == "masked" and is_masked:
-        return _masked(plan, round_number)
+    if stage == "masked" and plan.protection.method == "mask":
+        return _hidden(plan, round_number, Form.MASKED, AGGREGATOR)
+    if stage == "encrypted" and plan.protection.is_encrypted:
+        return _hidden(plan, round_number, Form.ENCRYPTED, KEYLESS)
+    if stage == "decrypt" and plan.protection.is_encrypted:
+        return StageContents(rest=_decrypted(plan, round_number))
     if stage == AUXILIARY and plan.calibration.asks_silos:
         return StageContents(rest=_auxiliary(plan))
     return None
@@ -169,13 +185,13 @@ def _ready(plan: RunPlan, signed: str, has_ledger: bool) -> Content:
     if plan.protection.method == "none":
         what = "header and signature of the message"
     what += f"{_LEDGER * has_ledger}; {_SEEN}"
-    to = EVERYONE if plan.protection.method == "mask" else AGGREGATOR
+    to = EVERYONE if plan.protection.is_hidden else AGGREGATOR
     return Content(what=what, recipient=to, form=Form.PUBLIC, covers=_INDEPENDENT)
 
 
 def _plain(plan: RunPlan, what: str) -> Content | None:
-    """Return a vector in the clear, where the plan has no masks."""
-    if plan.protection.method == "mask":
+    """Return a vector in the clear, where the plan does not hide it."""
+    if plan.protection.is_hidden:
         return None
     return Content(
         what=f"{what}, in the clear",
@@ -185,21 +201,37 @@ def _plain(plan: RunPlan, what: str) -> Content | None:
     )
 
 
-def _masked(plan: RunPlan, round_number: int) -> StageContents:
-    """Return a masked vector, and the frame around it."""
+def _hidden(
+    plan: RunPlan, round_number: int, form: Form, recipient: str
+) -> StageContents:
+    """Return a masked or encrypted vector, and the frame around it."""
+    what, covers = _summed(plan, round_number)
+    vector = Content(
+        what=f"{what}, {form}", recipient=recipient, form=form, covers=covers
+    )
+    frame = _public(f"header and signature of the {form} message")
+    return StageContents(rest=frame.rest, vector=vector)
+
+
+def _decrypted(plan: RunPlan, round_number: int) -> Content:
+    """Return the sum that a silo has decrypted, if it is asked to."""
+    what, covers = _summed(plan, round_number)
+    return Content(
+        what=f"the sum over all survivors of what each uploaded ({what}), in the clear",
+        recipient=AGGREGATOR,
+        form=Form.PLAIN,
+        covers=covers,
+    )
+
+
+def _summed(plan: RunPlan, round_number: int) -> tuple[str, tuple[Cover, ...]]:
+    """Name the vector of a silo that a slot sums, and what covers it."""
     what = _update(plan) if round_number <= plan.num_rounds else _DISTANCE
     private = _private(plan)
     if plan.evaluation.is_pooled and round_number == REFERENCE_ROUND:
         what = _FEATURES
         private = private if plan.evaluation.is_noised else ()
-    vector = Content(
-        what=f"{what}, masked",
-        recipient=AGGREGATOR,
-        form=Form.MASKED,
-        covers=(Cover.SECURE_AGGREGATION, *private),
-    )
-    frame = _public("header and signature of the masked message")
-    return StageContents(rest=frame.rest, vector=vector)
+    return what, (Cover.SECURE_AGGREGATION, *private)
 
 
 def _auxiliary(plan: RunPlan) -> Content:
@@ -286,56 +318,6 @@ def _split(
         (vector, stage, each.vector),
         (rest, stage, each.sent - each.vector - refused),
         (_REFUSED, REFUSAL, refused),
-    )
-
-
-def cover_words(
-    plan: RunPlan, covers: tuple[Cover, ...], epsilon: float | None = None
-) -> str:
-    """Return in words which guarantee covers something that left.
-
-    Args:
-        epsilon: what the silo recorded as spent in the run; None for the plan's target.
-    """
-    return "; ".join(_cover_words(plan, cover, epsilon) for cover in covers)
-
-
-def _cover_words(plan: RunPlan, cover: Cover, epsilon: float | None) -> str:
-    """Return one guarantee in words."""
-    if cover == Cover.SECURE_AGGREGATION:
-        return _secure_aggregation_words(plan)
-    if cover == Cover.DIFFERENTIAL_PRIVACY:
-        return _privacy_words(plan, epsilon)
-    is_independent = cover == Cover.INDEPENDENT
-    return "does not depend on the images" if is_independent else "none"
-
-
-def _secure_aggregation_words(plan: RunPlan) -> str:
-    """Say what secure aggregation promises in this plan, and up to which collusion."""
-    protection = plan.protection
-    least = max(protection.min_cohort, protection.threshold)
-    if plan.update.is_dealt:
-        least = protection.min_cohort
-    follows = "follows the protocol and " * (protection.trust == "semi-honest")
-    most = protection.max_colluding
-    return (
-        f"secure aggregation: only sums of at least {least} silos are opened, as long "
-        f"as the aggregator {follows}colludes with at most {most} "
-        f"silo{'s' * (most != 1)}"
-    )
-
-
-def _privacy_words(plan: RunPlan, epsilon: float | None) -> str:
-    """Say what differential privacy promises over the run."""
-    privacy = plan.privacy
-    spent = epsilon if epsilon is not None else privacy.epsilon or None
-    if privacy.is_in_sum:
-        return f"{claim(plan, spent)}, under the assumptions of its mechanism"
-    amount = f"epsilon {upward(spent)}" if spent else "an epsilon that the plan implies"
-    unit = "image" if privacy.unit == "example" else "patient"
-    return (
-        f"differential privacy: {amount} at delta {privacy.delta:g} per {unit}, over "
-        "the whole run"
     )
 
 

@@ -17,6 +17,7 @@ import sys
 import types
 import typing
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from protocol.errors import EncodingError
@@ -87,10 +88,22 @@ def to_table(value: object) -> Any:
     return value
 
 
+@dataclass(frozen=True)
+class NotOffered:
+    """Why a value that somebody may well try is not one of a field's choices.
+
+    ``Annotated[Literal[...], NotOffered(value, why)]``: :func:`from_table` refuses the
+    value with this reason in place of the list of choices.
+    """
+
+    value: str
+    why: str
+
+
 @functools.cache
 def _fields_of(kind: type) -> Mapping[str, tuple[Any, bool]]:
     """Return the type of every field that a dataclass takes, and whether it must be."""
-    hints = typing.get_type_hints(kind)
+    hints = typing.get_type_hints(kind, include_extras=True)
     return {
         field.name: (
             hints[field.name],
@@ -175,6 +188,8 @@ def _shared_texts(texts: tuple[str, ...]) -> tuple[str, ...]:
 def _convert(hint: Any, item: object, where: str) -> Any:
     """Return the item as the type that the hint asks for."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Annotated:
+        return _convert_offered(arguments, item, where)
     if dataclasses.is_dataclass(hint):
         return from_table(typing.cast("type", hint), item, where)
     if origin is typing.Literal:
@@ -189,6 +204,15 @@ def _convert(hint: Any, item: object, where: str) -> Any:
     if origin in (dict, Mapping) or hint in (dict, Mapping):
         return _convert_mapping(arguments, item, where)
     return _convert_scalar(hint, item, where)
+
+
+def _convert_offered(arguments: tuple[Any, ...], item: object, where: str) -> Any:
+    """Return the item as the annotated type, or the reason why there is no such."""
+    hint, *refused = arguments
+    for each in refused:
+        if isinstance(each, NotOffered) and item == each.value:
+            raise EncodingError(f"{where}: {each.value!r} {each.why}")
+    return _convert(hint, item, where)
 
 
 def _convert_optional(arguments: tuple[Any, ...], item: object, where: str) -> Any:

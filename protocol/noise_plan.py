@@ -85,7 +85,13 @@ def check_noisy(draft: HasSections) -> None:
     privacy, update, protection = draft.privacy, draft.update, draft.protection
     training, name = draft.training, f'privacy.mechanism "{draft.privacy.mechanism}"'
     require(
-        protection.method == "mask",
+        not protection.is_encrypted,
+        f'protection.method: must be "mask" with {name}: one silo that gives the '
+        "aggregator the shared key opens each upload, whose own share of the noise is "
+        "small",
+    )
+    require(
+        protection.is_hidden,
         f'protection.method: must be "mask" with {name}: without a secure sum a '
         "silo's own noise is all there is; use dp-sgd",
     )

@@ -88,8 +88,8 @@ class PlanDraft:
             check_calibration(self)
         require(
             self.update.form == "grid" or self.protection.method == "none",
-            'update.form: "float32" needs protection.method "none"; masks hide the '
-            "integers of a grid",
+            'update.form: "float32" needs protection.method "none"; masks and '
+            "encryption hide the integers of a grid",
         )
         require(
             self.update.is_complete or not self.evaluation.every_rounds,

@@ -22,7 +22,7 @@ class HasReference(Protocol):
 
 
 class HasProtection(HasReference, Protocol):
-    """A plan or a draft, as far as its sums are masked."""
+    """A plan or a draft, as far as its sums are hidden."""
 
     @property
     def protection(self) -> ProtectionConfig:
@@ -33,7 +33,7 @@ def reference_events(plan: HasReference) -> tuple[SampledGaussian, ...]:
     """Return what a silo releases for the reference: one noisy sum, or nothing.
 
     Every privacy unit takes part; with noise of its own in each silo, the silo's part
-    is protected before it is masked.
+    is protected before it is hidden.
     """
     config = plan.evaluation
     if not config.is_noised:
@@ -71,9 +71,9 @@ def check_reference(plan: HasProtection) -> None:
     if not config.is_pooled:
         return
     require(
-        plan.protection.method == "mask",
-        'evaluation.reference: "federation" needs protection.method "mask"; without '
-        "it the aggregator would see each silo's own statistics",
+        plan.protection.is_hidden,
+        'evaluation.reference: "federation" needs protection.method "mask" or "bfv"; '
+        "without them the aggregator would see each silo's own statistics",
     )
     if not privacy.is_private:
         require(

@@ -2,7 +2,7 @@
 
 Every byte of a run has one purpose:
 
-- *vector*: the fields of an update, on the way up;
+- *vector*: the fields of an update, or the ciphertexts that hold them, on the way up;
 - *broadcast*: the global model, or differences of it, on the way down;
 - *auxiliary*: samples or models that silos give before round 1, where a plan asks;
 - *protocol*: all the rest in both directions: keys, shares, signatures, grids, headers.
@@ -13,8 +13,7 @@ run in which nothing is lost and nobody is started again; the transcripts of bot
 then count the same, stage by stage (docs/bytes.md).
 """
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import TypeAlias
 
 from crypto.encoding import BytesLike
@@ -22,8 +21,8 @@ from crypto.errors import CryptoError
 from crypto.frame import HEADER_BYTES, OVERHEAD_BYTES, read_header
 from crypto.frame import Kind as SecAggKind
 from crypto.merkle import HASH_BYTES
-from crypto.secagg.setup import max_frame_bytes
 from crypto.signatures import SIGNATURE_BYTES
+from protocol import traffic_encrypted, traffic_masked
 from protocol.auxiliary import STAGE as AUXILIARY
 from protocol.auxiliary import AuxiliaryReply, AuxiliaryRequest, content_bytes
 from protocol.bodies import split_body
@@ -42,11 +41,8 @@ from protocol.reference import (
     first_slot_round,
     reference_words,
 )
-from protocol.traffic_parts import (
-    FLOAT_BYTES,
-    Segments,
-    stretches_of,
-)
+from protocol.traffic_parts import FLOAT_BYTES, Segments, stretches_of
+from protocol.traffic_rows import WORD_BYTES, Exchange, Vector, frame_bytes, whole
 
 Own: TypeAlias = Callable[[int], Collection[str]]
 """The parts that one silo returns in a round."""
@@ -54,52 +50,6 @@ Own: TypeAlias = Callable[[int], Collection[str]]
 _HEAD = Head.from_bytes(bytes(HEAD_BYTES), "")
 _SHOWN = ShownHead(head=_HEAD)
 _DIGEST = "00" * HASH_BYTES
-WORD_BYTES = 8
-
-
-@dataclass(frozen=True, kw_only=True)
-class Exchange:
-    """The bytes of one silo in one stage; rounds count from 1, 0 is outside of them."""
-
-    round_number: int
-    stage: str
-    sent: int
-    received: int
-    vector: int = 0
-    broadcast: int = 0
-    auxiliary: int = 0
-
-    @property
-    def protocol_up(self) -> int:
-        """The bytes sent that are no update, and nothing for auxiliary images."""
-        return self.sent - self.vector - self.auxiliary
-
-    @property
-    def protocol_down(self) -> int:
-        """The bytes received that are no model."""
-        return self.received - self.broadcast
-
-
-def total(exchanges: Iterable[Exchange], stage: str = "all") -> Exchange:
-    """Return the sum of some exchanges, as of a stage of this name and round 0."""
-    rows = list(exchanges)
-    return Exchange(
-        round_number=0,
-        stage=stage,
-        sent=sum(row.sent for row in rows),
-        received=sum(row.received for row in rows),
-        vector=sum(row.vector for row in rows),
-        broadcast=sum(row.broadcast for row in rows),
-        auxiliary=sum(row.auxiliary for row in rows),
-    )
-
-
-def by_round(exchanges: Iterable[Exchange]) -> dict[int, Exchange]:
-    """Return the sums of rounds; 0 are key exchanges and the end."""
-    rows: dict[int, list[Exchange]] = {}
-    for row in exchanges:
-        rows.setdefault(row.round_number, []).append(row)
-    return {number: total(found, "round") for number, found in sorted(rows.items())}
 
 
 def predict(
@@ -114,7 +64,8 @@ def predict(
 
     Guarantees: exact, as long as no silo is lost, no attempt at a round is repeated and
     no process is started again. One that is adds to it. All silos are alike, but for
-    auxiliary samples, whose number follows from declared weights.
+    auxiliary samples, whose number follows from declared weights, and for the silos
+    that make a shared key and that decrypt (``traffic_encrypted``).
 
     Args:
         segments: parts and lengths of the federated tensors.
@@ -131,29 +82,30 @@ def _predict(
     plan: RunPlan, segments: Segments, own: Own, silo: int, statistics_bytes: int
 ) -> Iterator[Exchange]:
     """Yield the exchanges of a run."""
-    is_masked = plan.protection.method == "mask"
+    is_hidden = plan.protection.is_hidden
+    slots = traffic_encrypted if plan.protection.is_encrypted else traffic_masked
     every, notice = plan.protection.slots_per_setup, 0
     first = first_slot_round(plan)
     if plan.calibration.asks_silos:
         yield _auxiliary(plan, segments, silo)
     last = plan.num_rounds + plan.evaluation.in_silos
     for number in range(first, last + 1):
-        if is_masked and (number - first) % every == 0:
-            yield from _setup(plan, notice)
+        if is_hidden and (number - first) % every == 0:
+            yield from slots.setup(plan, silo, notice)
         if number == REFERENCE_ROUND:
-            vector = WORD_BYTES * reference_words(plan)
+            vector = whole(reference_words(plan))
             yield _reference(plan, notice)
         elif number > plan.num_rounds:
-            vector = WORD_BYTES * NUM_WORDS
+            vector = whole(NUM_WORDS)
             yield _measure(plan, segments, notice, statistics_bytes)
         else:
-            vector = _vector_bytes(plan, segments, number, own)
+            vector = _vector(plan, segments, number, own)
             if plan.update.broadcast_bits and number > 1:
                 yield _broadcast(plan, segments, number)
-            yield _ready(plan, segments, number, notice, vector)
-        if is_masked:
-            yield from _slot(plan, number, vector)
-            notice = _frame(plan, SecAggKind.SUM)
+            yield _ready(plan, segments, number, notice, vector.num_bytes)
+        if is_hidden:
+            yield from slots.slot(plan, silo, number, vector)
+            notice = frame_bytes(plan, SecAggKind.SUM)
     if plan.update.broadcast_bits:
         yield _broadcast(plan, segments, 0)
     yield _end(plan, segments, notice)
@@ -185,7 +137,7 @@ def _ledger(plan: RunPlan) -> int:
 def _reference(plan: RunPlan, notice: int) -> Exchange:
     """Return the request for the sums of a silo's features, and what answers it."""
     request = ReferenceRequest(attempt=1, shown=_SHOWN, extractor_digest=_DIGEST)
-    sent = _frame(plan, SecAggKind.READY)
+    sent = frame_bytes(plan, SecAggKind.READY)
     return Exchange(
         round_number=REFERENCE_ROUND,
         stage=REFERENCE,
@@ -205,33 +157,18 @@ def _measure(
         average=b"",
         statistics=b"",
     )
-    is_masked = plan.protection.method == "mask"
-    vector = 0 if is_masked else WORD_BYTES * NUM_WORDS
+    is_hidden = plan.protection.is_hidden
+    vector = 0 if is_hidden else WORD_BYTES * NUM_WORDS
     fixed = OVERHEAD_BYTES + len(request.to_body()) + notice + statistics_bytes
     return Exchange(
         round_number=plan.num_rounds + 1,
         stage=MEASURE,
-        sent=_frame(plan, SecAggKind.READY) if is_masked else OVERHEAD_BYTES + vector,
+        sent=frame_bytes(plan, SecAggKind.READY)
+        if is_hidden
+        else OVERHEAD_BYTES + vector,
         received=fixed + _model_bytes(segments),
         vector=vector,
         broadcast=_model_bytes(segments),
-    )
-
-
-def _setup(plan: RunPlan, notice: int) -> Iterator[Exchange]:
-    """Yield the key exchange that serves the next slots."""
-    rows = (
-        ("setup", SecAggKind.ADVERTISE, OVERHEAD_BYTES + notice),
-        ("shares", SecAggKind.SHARES, _frame(plan, SecAggKind.KEYS)),
-    )
-    for stage, kind, received in rows:
-        sent = _frame(plan, kind)
-        yield Exchange(round_number=0, stage=stage, sent=sent, received=received)
-    yield Exchange(
-        round_number=0,
-        stage="envelopes",
-        sent=OVERHEAD_BYTES,
-        received=_frame(plan, SecAggKind.ENVELOPES),
     )
 
 
@@ -241,7 +178,7 @@ def _ready(
     """Return the exchange that brings a round's model, and what answers it."""
     is_held = number == 1 or plan.update.broadcast_bits > 0
     model = 0 if is_held else _model_bytes(segments)
-    is_masked = plan.protection.method == "mask"
+    is_hidden = plan.protection.is_hidden
     request = RoundRequest(
         round_number=number,
         attempt=1,
@@ -251,13 +188,13 @@ def _ready(
         ranges=b"",
     )
     fixed = OVERHEAD_BYTES + len(request.to_body()) + notice
-    sent = _frame(plan, SecAggKind.READY) if is_masked else OVERHEAD_BYTES + vector
+    sent = frame_bytes(plan, SecAggKind.READY) if is_hidden else OVERHEAD_BYTES + vector
     return Exchange(
         round_number=number,
         stage="ready",
         sent=sent + _ledger(plan),
         received=fixed + model + _range_bytes(plan, segments, number),
-        vector=0 if is_masked else vector,
+        vector=0 if is_hidden else vector,
         broadcast=model,
     )
 
@@ -270,28 +207,6 @@ def _range_bytes(plan: RunPlan, segments: Segments, number: int) -> int:
     if number > 1 and not (plan.update.rotation or plan.privacy.is_in_sum):
         count += len(segments)
     return FLOAT_BYTES * count
-
-
-def _slot(plan: RunPlan, number: int, vector: int) -> Iterator[Exchange]:
-    """Yield the exchanges of a round's masked sum."""
-    kinds = SecAggKind
-    rows = [("masked", kinds.MASKED, kinds.ACTIVE)]
-    if plan.skips_confirm:
-        rows += [("reveal", kinds.REVEAL, kinds.SURVIVORS)]
-    else:
-        rows += [
-            ("confirm", kinds.CONFIRM, kinds.SURVIVORS),
-            ("reveal", kinds.REVEAL, kinds.CONFIRMS),
-        ]
-    for stage, up, down in rows:
-        part = vector if stage == "masked" else 0
-        yield Exchange(
-            round_number=number,
-            stage=stage,
-            sent=_frame(plan, up) + part,
-            received=_frame(plan, down),
-            vector=part,
-        )
 
 
 def _broadcast(plan: RunPlan, segments: Segments, number: int) -> Exchange:
@@ -324,18 +239,20 @@ def _end(plan: RunPlan, segments: Segments, notice: int) -> Exchange:
     )
 
 
-def _frame(plan: RunPlan, kind: SecAggKind) -> int:
-    """Return the length of a frame in which all silos take part, without a vector."""
-    return max_frame_bytes(kind, plan.secagg_config())
-
-
-def _vector_bytes(plan: RunPlan, segments: Segments, number: int, own: Own) -> int:
-    """Return the bytes of a silo's vector in a round: its own stretches in a row."""
+def _vector(plan: RunPlan, segments: Segments, number: int, own: Own) -> Vector:
+    """Return a round's stretches, and which of them the silo returns."""
     chosen = own(number) if plan.update.is_dealt else ()
-    return sum(
-        plan.vector_bytes(number, sum(length for _, length in stretch))
-        for stretch in stretches_of(plan, segments)
-        if not plan.update.is_dealt or stretch[0][0] in chosen
+    stretches = stretches_of(plan, segments)
+    return Vector(
+        tuple(
+            plan.num_words(number, sum(length for _, length in stretch))
+            for stretch in stretches
+        ),
+        tuple(
+            place
+            for place, stretch in enumerate(stretches)
+            if not plan.update.is_dealt or stretch[0][0] in chosen
+        ),
     )
 
 

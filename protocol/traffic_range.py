@@ -1,6 +1,7 @@
 """The least and the most that a plan moves, where that is not one number.
 
-It is one but where parts are dealt, or where silos give auxiliary samples.
+It is one but where parts are dealt, where silos give auxiliary samples, or where they
+share a key, which one of them makes, and with which some decrypt.
 """
 
 from dataclasses import replace
@@ -8,29 +9,39 @@ from dataclasses import replace
 from protocol.auxiliary import content_bytes
 from protocol.dealing import BOTTLENECK, DECODER, ENCODER
 from protocol.plan import RunPlan
-from protocol.traffic import Exchange, predict, total
+from protocol.traffic import predict
 from protocol.traffic_parts import Segments, broadcast_by_part, vector_by_part
+from protocol.traffic_rows import Exchange, total
+
+Prediction = tuple[Exchange, ...]
 
 
-def predict_range(
-    plan: RunPlan, segments: Segments
-) -> tuple[tuple[Exchange, ...], tuple[Exchange, ...]]:
-    """Return the least and the most that one silo sends and receives.
+def predictions(plan: RunPlan, segments: Segments) -> tuple[Prediction, ...]:
+    """Return what single silos may send and receive: figures lie between theirs.
 
-    They differ in what is sent only: where parts are dealt, and where silos give other
-    numbers of auxiliary samples.
+    Two predictions will do where only what is sent differs: by the parts that are
+    dealt, and by numbers of auxiliary samples. Else there are two for each silo.
     """
     sizes = broadcast_by_part(segments)
     least, most = sorted((ENCODER, DECODER), key=lambda part: sizes.get(part, 0))
     silos = list(range(len(plan.silos)))
     if plan.calibration.asks_silos:
         silos.sort(key=lambda silo: content_bytes(plan, silo, 0))
+    is_alike = not plan.protection.is_encrypted
+    low, high = (silos[:1], silos[-1:]) if is_alike else (silos, silos)
     return (
-        predict(plan, segments, lambda round_number: (least,), silo=silos[0]),
-        predict(
-            plan, segments, lambda round_number: (most, BOTTLENECK), silo=silos[-1]
+        *(predict(plan, segments, lambda number: (least,), silo=s) for s in low),
+        *(
+            predict(plan, segments, lambda number: (most, BOTTLENECK), silo=s)
+            for s in high
         ),
     )
+
+
+def predict_range(plan: RunPlan, segments: Segments) -> tuple[Prediction, Prediction]:
+    """Return the predictions of a silo that sends least, and of one that sends most."""
+    rows = sorted(predictions(plan, segments), key=lambda rows: total(rows).sent)
+    return rows[0], rows[-1]
 
 
 def run_range(plan: RunPlan, segments: Segments) -> tuple[Exchange, Exchange]:

@@ -1,12 +1,15 @@
 """Sections of a plan: what leaves a silo, and how it is hidden from the aggregator."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
+from crypto.bfv.noise import max_summed
+from crypto.bfv.parameters import MIN_NOISE_BUDGET_BITS
 from crypto.ring import field_bits_for
 from crypto.secagg.config import SecAggConfig
 from privacy.rotation import padded_length
 from protocol.dealing import PARTS
+from protocol.encoding import NotOffered
 from protocol.settings import require
 
 FIRST_ROUND_FIELD_BITS = 32
@@ -27,6 +30,15 @@ MAX_CLIPPING_NORM = 1e9
 
 MAX_WEIGHT = 1 << 32
 """The largest ``max_weight`` of secret weights."""
+
+
+NO_CKKS = NotOffered(
+    "ckks",
+    "is not offered: it decrypts approximately, and from the sums of ciphertexts with "
+    "their approximate mean, which the aggregator of every run sees, the secret key "
+    'follows; use "bfv", which is exact (docs/homomorphic-encryption.md)',
+)
+"""Li & Micciancio, EUROCRYPT 2021."""
 
 
 BROADCAST_BITS = (4, 16)
@@ -187,7 +199,7 @@ class ProtectionConfig:
     every update. ``key_maker`` names the silo that makes it; by default the first one.
     """
 
-    method: Literal["mask", "bfv", "none"] = "mask"
+    method: Annotated[Literal["mask", "bfv", "none"], NO_CKKS] = "mask"
     threshold: int = 0
     min_cohort: int = 3
     max_colluding: int = 1
@@ -256,5 +268,12 @@ class ProtectionConfig:
             f"min_cohort: {num_silos} silos are fewer than the smallest cohort of "
             f"{self.min_cohort}",
         )
+        if self.is_encrypted:
+            require(
+                num_silos <= max_summed(),
+                f'method: "bfv" sums {max_summed()} silos at most, these are '
+                f"{num_silos}: the noise of more could leave fewer than the "
+                f"{MIN_NOISE_BUDGET_BITS} bits that must be left of its budget",
+            )
         if self.is_hidden:
             self.secagg_config(num_silos)

@@ -69,7 +69,19 @@ def _no_privacy(audit: Audit, content: Table) -> Verdict:
 def _clear(audit: Audit, content: Table) -> Verdict:
     if audit.evidence.plan.protection.method == "none":
         return "present", "the plan sends every update in the clear"
-    return _checked(audit, "protection", "all updates were masked, as the plan says")
+    is_encrypted = audit.evidence.plan.protection.is_encrypted
+    word = "encrypted" if is_encrypted else "masked"
+    return _checked(audit, "protection", f"all updates were {word}, as the plan says")
+
+
+def _one_key(audit: Audit, content: Table) -> Verdict:
+    if not audit.evidence.plan.protection.is_encrypted:
+        return "not applicable", "the silos share no key"
+    return (
+        "present",
+        "every silo has the key; one that gives it to the aggregator opens every "
+        "update, and no number of honest silos prevents it",
+    )
 
 
 def _randomness(audit: Audit, content: Table) -> Verdict:
@@ -200,7 +212,7 @@ def _trusted(audit: Audit, content: Table) -> Verdict:
     protection = audit.evidence.plan.protection
     if protection.method == "none" or protection.trust == "semi-honest":
         return "present", "the plan trusts the aggregator to follow the protocol"
-    return "avoided", "silos confirm the survivors before anything is revealed"
+    return "avoided", "silos confirm the survivors before anything is opened"
 
 
 def _one_model(audit: Audit, content: Table) -> Verdict:
@@ -242,6 +254,7 @@ PITFALLS: tuple[Pitfall, ...] = (
     Pitfall("serious", "An epsilon that events do not bear out", _one_price),
     Pitfall("serious", "Earlier runs left out of account", _fresh),
     Pitfall("serious", "Too few updates in a sum", _small_sums),
+    Pitfall("serious", "One key that opens every update", _one_key),
     Pitfall("serious", "An aggregator that is trusted", _trusted),
     Pitfall("serious", "The same people in several silos", _shared_people),
     Pitfall("serious", "A privacy unit smaller than a person", _person),

@@ -12,13 +12,6 @@ def plan_in_brief(plan: RunPlan) -> list[list[str]]:
         if training.local_steps
         else f"{training.local_epochs:,} epochs"
     )
-    silos = "silo" if protection.max_colluding == 1 else "silos"
-    masks = (
-        "none: updates in the clear"
-        if protection.method == "none"
-        else f"masked sums ({protection.trust} aggregator, up to "
-        f"{protection.max_colluding} colluding {silos})"
-    )
     model = plan.model
     shape = f"{model.channels} × {model.image_size} × {model.image_size}"
     network = f"{model.architecture} UNet for images of {shape}"
@@ -30,13 +23,32 @@ def plan_in_brief(plan: RunPlan) -> list[list[str]]:
         ["Training in a round", f"{amount} of {training.examples_per_step} examples"],
         ["Clipping norm of an update", _clipping(update)],
         ["Weights in the mean", _weights(update)],
-        ["Protection", masks],
+        ["Protection", _protection(plan)],
         ["Threshold", f"{protection.threshold_for(len(plan.silos))} silos"],
         ["Smallest cohort", f"{protection.min_cohort} silos"],
         ["Differential privacy", plan.privacy.mechanism],
         ["Rounds", f"{plan.num_rounds:,}"],
         ["Digest of the plan", plan.digest.hex()],
     ]
+
+
+def _protection(plan: RunPlan) -> str:
+    """Say how updates are hidden, from whom."""
+    protection = plan.protection
+    if protection.method == "none":
+        return "none: updates in the clear"
+    if protection.is_encrypted:
+        maker = protection.key_maker or plan.silos[0].name
+        return (
+            f"encrypted sums (exact BFV, {protection.trust} aggregator; the key is "
+            f"made by {maker}, and any silo that gives it to the aggregator opens "
+            "every update)"
+        )
+    silos = "silo" if protection.max_colluding == 1 else "silos"
+    return (
+        f"masked sums ({protection.trust} aggregator, up to "
+        f"{protection.max_colluding} colluding {silos})"
+    )
 
 
 def _selection(update: UpdateConfig) -> str:

@@ -12,34 +12,14 @@ from protocol.records import LedgerOpened
 
 Table = dict[str, Any]
 
+NETWORK = "Whoever reads the network"
+
 
 def scope_rows(audit: Audit) -> list[list[str]]:
     """Return, for each adversary, what it could see and which guarantee holds."""
-    plan = audit.evidence.plan
-    masked = plan.protection.method == "mask"
     alone, in_sum = _guarantees(audit)
-    colluding = plan.protection.max_colluding
-    if masked:
-        sees = "sums over a round's survivors, and everything that is published"
-    else:
-        sees = "each silo's update in the clear"
     return [
-        ["The aggregator", sees, in_sum if masked else alone],
-        [
-            "Whoever reads the network",
-            "sizes and times of messages"
-            + (
-                "; masked vectors, sealed shares"
-                if masked
-                else "; updates in the clear"
-            ),
-            in_sum if masked else alone,
-        ],
-        [
-            f"The aggregator with up to {colluding} of the silos",
-            "the sum of the other silos' updates" if masked else "each silo's update",
-            in_sum if masked else alone,
-        ],
+        *_in_the_run(audit.evidence.plan, alone, in_sum),
         [
             "The aggregator, should secure aggregation fail",
             "each silo's update",
@@ -58,14 +38,54 @@ def scope_rows(audit: Audit) -> list[list[str]]:
     ]
 
 
+def _in_the_run(plan: RunPlan, alone: str, in_sum: str) -> list[list[str]]:
+    """Return what the aggregator, the network, and silos beside them could see."""
+    colluding = f"up to {plan.protection.max_colluding} of the silos"
+    sums = "sums over a round's survivors, and everything that is published"
+    if plan.protection.method == "none":
+        return [
+            ["The aggregator", "each silo's update in the clear", alone],
+            [NETWORK, "sizes and times of messages; updates in the clear", alone],
+            [f"The aggregator with {colluding}", "each silo's update", alone],
+        ]
+    if plan.protection.is_encrypted:
+        return [
+            ["The aggregator", f"{sums}; of single updates ciphertexts", in_sum],
+            [
+                NETWORK,
+                "sizes and times of messages; ciphertexts, sealed keys, decrypted sums",
+                in_sum,
+            ],
+            [
+                "The aggregator with any one of the silos",
+                "each silo's update: every silo has the key that opens all of them",
+                alone,
+            ],
+            ["A silo that comes by another's upload", "that silo's update", alone],
+        ]
+    return [
+        ["The aggregator", sums, in_sum],
+        [
+            NETWORK,
+            "sizes and times of messages; masked vectors, sealed shares",
+            in_sum,
+        ],
+        [
+            f"The aggregator with {colluding}",
+            "the sum of the other silos' updates",
+            in_sum,
+        ],
+    ]
+
+
 def _guarantees(audit: Audit) -> tuple[str, str]:
     """Return what is guaranteed of a single update, and of sums and models."""
     plan, privacy = audit.evidence.plan, audit.evidence.plan.privacy
-    hidden = (
-        "secure aggregation: no single update is seen"
-        if plan.protection.method == "mask"
-        else "none"
-    )
+    hidden = {
+        "mask": "secure aggregation: no single update is seen",
+        "bfv": "encryption: no single update is seen, unless a silo gives the key away",
+        "none": "none",
+    }[plan.protection.method]
     if not privacy.is_private:
         return "none", f"{hidden}; no differential privacy of what is seen"
     if not may_quote(audit):
@@ -84,8 +104,9 @@ def _guarantees(audit: Audit) -> tuple[str, str]:
     most = max(spent, key=lambda spending: spending.epsilon, default=None)
     price = "unknown" if most is None else quoted(plan, most)
     said = f"epsilon {price} at delta {privacy.delta:g} per {unit}"
-    if plan.protection.method == "mask":
-        return said, f"{said}; secure aggregation on top, without a number"
+    if plan.protection.is_hidden:
+        hiding = "encryption" if plan.protection.is_encrypted else "secure aggregation"
+        return said, f"{said}; {hiding} on top, without a number"
     return said, said
 
 
@@ -135,6 +156,11 @@ def limits(plan: RunPlan) -> list[str]:
         "`silo self-test`, canaries and this audit only look for errors of kinds that "
         "were thought of.",
     ]
+    if plan.protection.is_encrypted:
+        said.append(
+            "Whether a silo gave the shared key to the aggregator, or lost it: no "
+            "record would say so, and every update of the setup would be open."
+        )
     if plan.privacy.is_private:
         said.append(
             "Floating-point arithmetic: the price is that of real Gaussian noise, or "

@@ -6,8 +6,9 @@ from audits.findings import Severity, count, listing
 from audits.report.calibration import board_sentence as calibration_sentence
 from audits.report.privacy import board_sentence
 from audits.report.units import format_bytes, format_share
+from audits.sums import OPENED
 from protocol.mechanism import not_covered as what_epsilon_leaves_out
-from protocol.records import Revealed, RoundClosed, RoundLost, Survivors
+from protocol.records import RoundClosed, RoundLost, Survivors
 
 
 def headline(audit: Audit) -> str:
@@ -66,6 +67,11 @@ def not_covered(audit: Audit) -> list[str]:
             f"Collusion of {silos} with the aggregator: silos that tell the "
             "aggregator what they know narrow down the updates of the others."
         )
+    if plan.protection.is_encrypted:
+        said.append(
+            "Collusion of any silo with the aggregator: every silo has the key, and "
+            "one that gives it away opens each silo's update, not only sums."
+        )
     if plan.protection.trust == "semi-honest" and plan.protection.method == "mask":
         said.append("An aggregator that departs from the protocol: the plan trusts it.")
     said += [
@@ -109,9 +115,11 @@ def _what_left(audit: Audit) -> str:
     amount = format_bytes(low)
     if format_bytes(high) != amount:
         amount = f"between {amount} and {format_bytes(high)}"
-    plain = audit.evidence.plan.protection.method == "none"
-    form = "updates in the clear" if plain else "masked updates"
-    rest = "keys, sealed shares and signatures"
+    form, rest = {
+        "mask": ("masked updates", "keys, sealed shares and signatures"),
+        "bfv": ("encrypted updates", "sealed keys, decrypted sums and signatures"),
+        "none": ("updates in the clear", "keys, sealed shares and signatures"),
+    }[audit.evidence.plan.protection.method]
     if audit.evidence.plan.calibration.asks_silos:
         rest += ", and what it gave for auxiliary images"
     return (
@@ -141,6 +149,13 @@ def _what_was_hidden(audit: Audit) -> str:
         f"update: it opened {count(len(sums), 'sum')}, each of at least "
         f"{count(min(sums), 'update')}, and nobody revealed what would open one alone"
     )
+    if audit.evidence.plan.protection.is_encrypted:
+        claim = (
+            "As far as the evidence shows, the aggregator could not read any silo's "
+            f"own update: silos decrypted {count(len(sums), 'sum')} for it, each of at "
+            f"least {count(min(sums), 'update')}; this holds as long as no silo gave "
+            "it the key that they share, which no record would show"
+        )
     silos = [name for name in audit.evidence.missing if name != AGGREGATOR]
     if AGGREGATOR in audit.evidence.missing:
         return f"{claim}; the aggregator's own transcript is missing."
@@ -154,7 +169,8 @@ def _opened_sums(audit: Audit) -> list[int]:
     opened = {
         (p.record.setup, p.record.slot)
         for account in audit.accounts.everyone
-        for p in account.all(Revealed)
+        for kind in OPENED
+        for p in account.all(kind)
     }
     sizes: dict[tuple[int, int], int] = {}
     for account in audit.accounts.everyone:

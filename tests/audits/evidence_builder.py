@@ -24,6 +24,7 @@ from protocol.heads import Head
 from protocol.plan import PlanDraft, RunPlan, SiloParty, make_plan
 from protocol.plan_files import save_plan
 from protocol.settings import TrainingConfig
+from protocol.sum_records import Decrypted, KeyShared
 from protocol.transcript import TranscriptWriter
 from protocol.update_settings import ProtectionConfig
 
@@ -33,6 +34,8 @@ ROUNDS = 3
 SOFTWARE = "cloister test"
 NO_CALIBRATION = CalibrationConfig()
 VECTOR_BYTES = 40_000
+ENCRYPTED_BYTES = 96 + 36 + 2 * 30_784
+"""Two ciphertexts of 30,784 bytes, behind 36 bytes, in a frame of 96."""
 STAGES = {
     "setup": (656, 300),
     "shares": (742, 1_296),
@@ -40,9 +43,17 @@ STAGES = {
     "masked": (VECTOR_BYTES + 160, 480),
     "confirm": (129, 200),
     "reveal": (227, 192),
+    "key": (128, 600),
+    "handed": (96, 30_909),
+    "encrypted": (ENCRYPTED_BYTES, 480),
+    "decrypt": (20_136, 123_200),
     "end": (300, 40_200),
 }
 """Bytes that a silo sends and receives in each stage."""
+
+
+UPLOADED = {"mask": "masked", "bfv": "encrypted"}
+KEY_MAKER = "basel"
 
 
 @dataclass(frozen=True)
@@ -104,8 +115,8 @@ def script(
         (party, r.Opened(plan="", party=party, software=SOFTWARE))
         for party in (AGGREGATOR, *SILOS)
     ]
-    if method == "mask":
-        actions += _setup()
+    if method != "none":
+        actions += _setup(method)
     for number in range(1, rounds + 1):
         actions += _round(number, lost.get(number), method)
     return actions + _end(rounds)
@@ -128,14 +139,19 @@ def _both(number: int, stage: str, silo: str, vector: int = 0) -> Script:
     return [(silo, record), (AGGREGATOR, record)]
 
 
-def _setup() -> Script:
+def _setup(method: str) -> Script:
     """Return one key exchange."""
     actions: Script = []
-    for stage in ("setup", "shares"):
+    stages = {"mask": ("setup", "shares"), "bfv": ("setup", "key", "handed")}[method]
+    for stage in stages:
         for silo in SILOS:
             actions += _both(0, stage, silo)
     opened = r.SetupOpened(setup=1, members=SILOS, advertisements=digest("keys"))
-    return [*actions, (AGGREGATOR, opened), (AGGREGATOR, Sign())]
+    actions.append((AGGREGATOR, opened))
+    if method == "bfv":
+        made = KeyShared(setup=1, maker=KEY_MAKER, commitment=digest("shared key"))
+        actions += [(party, made) for party in (AGGREGATOR, *SILOS)]
+    return [*actions, (AGGREGATOR, Sign())]
 
 
 def _round(number: int, lost: str | None, method: str) -> Script:
@@ -152,8 +168,8 @@ def _round(number: int, lost: str | None, method: str) -> Script:
         if method == "none":
             actions += _upload(place, silo, method, arrives=True)
         actions += _both(number, "ready", silo, plain)
-    if method == "mask":
-        actions += _sum(number, place, survivors, lost)
+    if method != "none":
+        actions += _sum(number, place, survivors, lost, method)
     closed = r.RoundClosed(
         round_number=number,
         survivors=survivors,
@@ -192,14 +208,18 @@ def _upload(place: dict[str, int], silo: str, method: str, *, arrives: bool) -> 
         **place,
         silo=silo,
         upload=digest("upload", place, silo),
-        size_bytes=VECTOR_BYTES + 160,
+        size_bytes=ENCRYPTED_BYTES if method == "bfv" else VECTOR_BYTES + 160,
         protection=method,
     )
     return [(silo, record), *([(AGGREGATOR, record)] if arrives else [])]
 
 
 def _sum(
-    number: int, place: dict[str, int], survivors: tuple[str, ...], lost: str | None
+    number: int,
+    place: dict[str, int],
+    survivors: tuple[str, ...],
+    lost: str | None,
+    method: str,
 ) -> Script:
     """Return the stages of secure aggregation."""
     actions: Script = [
@@ -208,12 +228,15 @@ def _sum(
     ]
     for silo in SILOS:
         actions.append((silo, r.Cohort(round_number=number, silos=SILOS)))
-        actions += _upload(place, silo, "mask", arrives=silo != lost)
-        traffic = _both(number, "masked", silo, VECTOR_BYTES)
+        actions += _upload(place, silo, method, arrives=silo != lost)
+        traffic = _both(number, UPLOADED[method], silo, VECTOR_BYTES)
         actions += traffic[: 1 if silo == lost else 2]
     if lost:
         dropped = r.Dropped(
-            round_number=number, stage="masked", silo=lost, reason="deadline passed"
+            round_number=number,
+            stage=UPLOADED[method],
+            silo=lost,
+            reason="deadline passed",
         )
         actions.append((AGGREGATOR, dropped))
     announced = r.Survivors(**place, silos=survivors)
@@ -222,6 +245,8 @@ def _sum(
     for silo in survivors:
         actions += [(silo, announced), *_both(number, "confirm", silo)]
     actions.append((AGGREGATOR, confirmed))
+    if method == "bfv":
+        return actions + _decrypted(number, place, survivors, confirmed)
     opening = {
         "self_masks_of": survivors,
         "slot_keys_of": (lost,) if lost else (),
@@ -237,6 +262,26 @@ def _sum(
         *((AGGREGATOR, record) for record in (revealed, summed)),
         *((silo, summed) for silo in survivors),
     ]
+
+
+def _decrypted(
+    number: int,
+    place: dict[str, int],
+    survivors: tuple[str, ...],
+    confirmed: r.Confirmed,
+) -> Script:
+    """Return how two of the survivors decrypt the sum, each round others."""
+    asked = [survivors[(number + i) % len(survivors)] for i in range(2)]
+    opening = {"survivors": survivors, "sum": digest("sum", number)}
+    actions: Script = []
+    for silo in asked:
+        own = Decrypted(**place, silos=(silo,), **opening)
+        actions += [(silo, confirmed), (silo, own), (silo, Sign())]
+        actions += _both(number, "decrypt", silo)
+    decrypted = Decrypted(**place, silos=tuple(sorted(asked)), **opening)
+    summed = r.Summed(**place, sum=digest("sum", number))
+    actions += [(AGGREGATOR, decrypted), (AGGREGATOR, summed)]
+    return actions + [(silo, summed) for silo in survivors]
 
 
 def _end(rounds: int) -> Script:
@@ -284,7 +329,12 @@ def make_parties(
         ),
         training=TrainingConfig(local_steps=2),
         protection=ProtectionConfig(
-            method=method, threshold=2, min_cohort=2, max_colluding=0, trust=trust
+            method=method,
+            threshold=2,
+            min_cohort=2,
+            max_colluding=0,
+            trust=trust,
+            key_maker=KEY_MAKER if method == "bfv" else "",
         ),
         evaluation=EvaluationConfig(every_rounds=1),
         calibration=calibration,

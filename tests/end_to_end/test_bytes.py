@@ -10,7 +10,7 @@ from audits.evidence import load_evidence
 from audits.findings import Severity
 from diffusion.model import make_model
 from diffusion.parameters import part_lengths
-from protocol import records, traffic, traffic_parts, traffic_range
+from protocol import records, traffic, traffic_parts, traffic_range, traffic_rows
 from protocol.aggregation_settings import AggregationConfig
 from protocol.dealing import PARTS
 from protocol.model_records import Dealt
@@ -51,6 +51,18 @@ DRAFTS = {
                 max_weight=500,
                 clipping="previous-mean",
             )
+        ),
+    ),
+    "encrypted, two setups": (
+        4,
+        tiny_draft(num_rounds=3, protection=masked(method="bfv", key_maker="silo-3")),
+    ),
+    "encrypted usplit, a reference of the silos": (
+        6,
+        pooled_draft(
+            num_rounds=1,
+            protection=ProtectionConfig(method="bfv"),
+            update=UpdateConfig(selection="usplit", weights="secret", max_weight=500),
         ),
     ),
     "ulatdec": (
@@ -180,7 +192,9 @@ def test_predicted_is_counted_on_both_sides(tmp_path, name):
     received = sum(len(request) for _, request, _ in made.wire)
     sent_along = len(plan.silos) * statistics_bytes(made) * plan.evaluation.in_silos
     assert least.received + sent_along == received == most.received + sent_along
-    low, high = map(traffic.total, traffic_range.predict_range(plan, segments_of(plan)))
+    low, high = map(
+        traffic_rows.total, traffic_range.predict_range(plan, segments_of(plan))
+    )
     for silo in range(num_silos):
         mine = sum(len(reply) for index, _, reply in made.wire if index == silo)
         assert low.sent <= mine <= high.sent

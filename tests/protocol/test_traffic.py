@@ -2,7 +2,7 @@
 
 import pytest
 
-from protocol import traffic, traffic_parts, traffic_range
+from protocol import traffic_parts, traffic_range, traffic_rows
 from protocol.broadcast import difference_bytes
 from protocol.traffic_words import traffic_lines
 from protocol.update_settings import ProtectionConfig, UpdateConfig
@@ -45,7 +45,7 @@ def test_dealt_parts(num_silos, words):
     pairs, left = divmod(num_silos, 2)
     assert low.vector == pairs * 72 + left * 48
     assert high.vector == pairs * 72 + left * 56
-    least, most = map(traffic.total, traffic_range.predict_range(plan, SEGMENTS))
+    least, most = map(traffic_rows.total, traffic_range.predict_range(plan, SEGMENTS))
     assert (least.vector, most.vector) == (16, 56)
     assert (least.received, least.protocol_up) == (most.received, most.protocol_up)
     assert "vector 16 to 56," in lines(plan)

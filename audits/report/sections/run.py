@@ -33,7 +33,7 @@ def secure_aggregation(content: Content) -> Iterator[Block]:
                 ["Silos", len(run["silos"])],
                 ["Threshold", f"{run['threshold']} silos"],
                 ["Smallest cohort", f"{run['min_cohort']} silos"],
-                ["Colluding silos that are withstood", run["max_colluding"]],
+                ["Colluding silos that are withstood", _withstood(run)],
                 ["The aggregator is taken to be", run["trust"]],
             ]
         )
@@ -52,6 +52,13 @@ def secure_aggregation(content: Content) -> Iterator[Block]:
     yield Paragraph(
         f"{len(lost):,} dropouts in all." if lost else "Nobody dropped out.", "quiet"
     )
+
+
+def _withstood(run: Content) -> object:
+    """Return how many silos may collude: with a shared key none that gives it away."""
+    if run["protection"] == "bfv":
+        return "none that gives the aggregator the shared key"
+    return run["max_colluding"]
 
 
 def _rounds(rounds: list[Any]) -> Rows:
