@@ -82,7 +82,8 @@ class SiloStages(ABC, Generic[S]):
         """Return the READY frame: this silo has trained from this model.
 
         The secrets of all earlier slots are destroyed: a slot that failed before REVEAL
-        is given up by asking for a later one, with the same round and update.
+        (with encryption before CONFIRM) is given up by asking for a later one, with the
+        same round and update.
 
         Args:
             slot: 0 to ``slots_per_setup`` - 1, above every slot used before.
@@ -93,7 +94,7 @@ class SiloStages(ABC, Generic[S]):
         Raises:
             ValueError: the digest does not have 32 bytes, or the head not 104.
             ProtocolViolation: the slot was used for another request or passed over, or
-                does not exist; or the round has had its sum, or a later one.
+                does not exist; or the round, or a later one, can have no further slot.
         """
         state, progress = self._state, self._state.progress
         require_call(bool(state.members), "ready() before this silo is a member")
