@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test check bench bench-secagg bench-privacy bench-audits \
+.PHONY: setup demo test check bench bench-secagg bench-he bench-privacy bench-audits \
 	bench-audit-power bench-membership bench-papers clean
 
 setup: $(READY)
@@ -33,6 +33,9 @@ bench: $(READY)
 
 bench-secagg: $(READY)
 	$(BIN)/python -m benchmarks secagg
+
+bench-he: $(READY)
+	$(BIN)/python -m benchmarks he
 
 bench-privacy: $(READY)
 	$(BIN)/python -m benchmarks accounting lower_bounds dpsgd_speed engine_choice \

@@ -37,7 +37,7 @@ def mean_update(
     expected batch size, too: all divisors are public and depend on nobody's data.
 
     Args:
-        words: the unmasked sum, packed; with form "float32" a ``weighted_sum``.
+        words: the sum, packed; with form "float32" a ``weighted_sum``.
         survivors: whose updates it holds; their declared weights divide it, or the sum
             of their secret ones, which is its last word.
 

@@ -175,7 +175,13 @@ def run(
 ) -> None:
     """Carry out a PLAN with secure aggregation, evaluation and evidence."""
     from aggregator.auxiliary import check_auxiliary
-    from aggregator.serve import RunSettings, check_evaluation, open_folder, run_plan
+    from aggregator.serve import (
+        RunSettings,
+        check_encryption,
+        check_evaluation,
+        open_folder,
+        run_plan,
+    )
     from aggregator.state import initial_state
     from aggregator.terminal import Terminal
     from diffusion.checkpoint import choose_device
@@ -197,6 +203,7 @@ def run(
         on_bytes=terminal.count,
         watcher=terminal.watcher(),
     )
+    check_encryption(signed)
     check_evaluation(signed, settings)
     if not resume:
         check_auxiliary(signed, settings.auxiliary)

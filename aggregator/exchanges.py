@@ -33,8 +33,9 @@ READY = "ready"
 """The stage at which silos have trained."""
 WITH_LEDGER = (READY, AUXILIARY, REFERENCE)
 """The stages that a silo's privacy ledger grows with."""
-ENVELOPES = "envelopes"
-"""The stage at which a silo may accuse another: what it sealed does not open."""
+ENVELOPES, HANDED = "envelopes", "handed"
+ACCUSING = (ENVELOPES, HANDED)
+"""The stages at which a silo may accuse another: what it sealed does not open."""
 MAX_LEDGER_BYTES = 1 << 10
 """What the head of a privacy ledger adds to a reply, at most."""
 MAX_REFUSAL_BYTES = 1 << 13
@@ -136,9 +137,9 @@ class Exchanges:
                     if silo not in repeated:
                         other = again(silo, error.seen)
                     if other is None:
-                        self._drop(stage, silo, str(error))
+                        self.drop(stage.name, stage.round_number, silo, str(error))
                 except (CryptoError, ProtocolError) as error:
-                    self._drop(stage, silo, str(error))
+                    self.drop(stage.name, stage.round_number, silo, str(error))
                 self._record_traffic(stage, silo, request, reply, vector_bytes)
                 if other is not None:
                     repeated.add(silo)
@@ -146,7 +147,7 @@ class Exchanges:
                     answered.discard(silo)
                     self.refused.discard(silo)
         for silo in sorted(set(requests) - answered):
-            self._drop(stage, silo, "no answer in time")
+            self.drop(stage.name, stage.round_number, silo, "no answer in time")
             self._record_traffic(stage, silo, asked[silo], b"", 0)
         return tuple(sorted(accepted))
 
@@ -166,6 +167,19 @@ class Exchanges:
         """Return the names of silos, in the order of the plan."""
         return tuple(self.plan.silos[silo].name for silo in sorted(silos))
 
+    def drop(self, stage: str, round_number: int, silo: int, reason: str) -> None:
+        """Record that a silo is left out of a stage, or is not believed."""
+        name = self.plan.silos[silo].name
+        logger.warning("%s dropped at %s: %s", name, stage, reason)
+        self.transcript.append(
+            records.Dropped(
+                round_number=round_number,
+                stage=stage,
+                silo=name,
+                reason=reason[:400],
+            )
+        )
+
     def _check_origin(
         self, stage: Stage, silo: int, request: BytesLike, reply: BytesLike
     ) -> None:
@@ -182,7 +196,7 @@ class Exchanges:
             )
             refusal = Refusal.from_body(body)
             self.refused.add(silo)
-            if stage.name == ENVELOPES and header.setup == read_header(request).setup:
+            if stage.name in ACCUSING and header.setup == read_header(request).setup:
                 self._note_accusation(silo, refusal.accused)
             shown = "".join(c if c.isprintable() else "?" for c in refusal.check)
             if refusal.seen >= 0:
@@ -221,19 +235,6 @@ class Exchanges:
         """Remember which silo another one holds at fault."""
         if 0 <= accused < len(self.plan.silos) and accused != accuser:
             self.accusations.setdefault(accused, set()).add(accuser)
-
-    def _drop(self, stage: Stage, silo: int, reason: str) -> None:
-        """Record that a silo is left out of a stage."""
-        name = self.plan.silos[silo].name
-        logger.warning("%s dropped at %s: %s", name, stage.name, reason)
-        self.transcript.append(
-            records.Dropped(
-                round_number=stage.round_number,
-                stage=stage.name,
-                silo=name,
-                reason=reason[:400],
-            )
-        )
 
     def _record_traffic(
         self,

@@ -14,7 +14,8 @@ class Membership:
 
     A silo that was absent from a setup is invited again, but not at once in every
     round: after 1 round, then after 2, 4, … (at most 64), because a new setup costs
-    every silo an exchange of keys.
+    every silo an exchange of keys. A silo that rests is absent from the setups of one
+    round, whatever it says.
 
     Args:
         num_silos: of the plan.
@@ -28,12 +29,21 @@ class Membership:
         self._num_silos, self._max_colluding = num_silos, max_colluding
         self._excluded = set(excluded)
         self._convicted: set[int] = set()
+        self._resting: set[int] = set()
         self._back_off, self._next_round = 1, 0
 
     @property
     def invited(self) -> tuple[int, ...]:
         """The silos that take part in the next setup, if they answer."""
-        return tuple(s for s in range(self._num_silos) if s not in self._excluded)
+        return tuple(s for s in self._welcome if s not in self._resting)
+
+    def rest(self, silo: int) -> None:
+        """Invite a silo to no further setup in this round: with it none came about."""
+        self._resting.add(silo)
+
+    def wake(self) -> None:
+        """Invite those again that rested in the round before."""
+        self._resting.clear()
 
     def convict(self, dealer: int | None) -> None:
         """Note the silo whose shares are certainly wrong, if it is known."""
@@ -86,8 +96,13 @@ class Membership:
 
     def note_setup(self, members: Collection[int], round_number: int) -> None:
         """Take note of a setup: when all are in it, patience begins anew."""
-        if set(self.invited) <= set(members):
+        if set(self._welcome) <= set(members):
             self._back_off = 1
             return
         self._next_round = round_number + self._back_off
         self._back_off = min(2 * self._back_off, MAX_BACK_OFF_ROUNDS)
+
+    @property
+    def _welcome(self) -> tuple[int, ...]:
+        """The silos that are not left out for good."""
+        return tuple(s for s in range(self._num_silos) if s not in self._excluded)

@@ -128,6 +128,9 @@ def _training(plan: RunPlan, num_rounds: int) -> Iterable[tuple[str, str]]:
         "none": "none: each silo's update was seen by the aggregator",
         "mask": f"secure aggregation ({protection.trust} aggregator, up to "
         f"{protection.max_colluding} colluding): only sums were seen",
+        "bfv": f"secure aggregation by homomorphic encryption, exact BFV "
+        f"({protection.trust} aggregator, up to {protection.max_colluding} silos that "
+        "lie): only sums were seen, and no silo gave the aggregator its key",
     }[protection.method]
     rotated = ", rotated" if update.rotation else ""
     yield "Digest of the plan", plan.digest.hex()

@@ -20,9 +20,11 @@ from aggregator.averaging import apply, mean_update, skip
 from aggregator.broadcast import Broadcaster, defined, with_error
 from aggregator.calibrator import Calibrator
 from aggregator.checkpoints import CheckpointStore
+from aggregator.encrypted_sum import EncryptedSum
 from aggregator.errors import RoundAborted
 from aggregator.evaluation import Reference, evaluate
 from aggregator.exchanges import Exchanges, Stage
+from aggregator.masked_sum import MaskedSum
 from aggregator.measurement import measure_in_silos
 from aggregator.reference import (
     REFERENCE_FILE,
@@ -31,11 +33,11 @@ from aggregator.reference import (
     pool_reference,
 )
 from aggregator.said import Measured, Said
-from aggregator.secure_sum import SecureSum
 from aggregator.slot_store import SlotStore
 from aggregator.state import RoundState, initial_state, shared_layout
 from aggregator.sums import PlainSum, RoundTask, Summation
 from aggregator.witnessing import Make, Place, Witnesses
+from crypto.bfv.workers import Workers
 from crypto.encoding import BytesLike
 from crypto.secagg.parts import places
 from crypto.signatures import SIGNATURE_BYTES
@@ -78,6 +80,7 @@ class Run:
         reference: what samples are measured against; None switches evaluation off.
         extractor: what the silos' own reference is made with, where the plan asks for
             one; ``reference`` takes its place if it fails. None leaves it out.
+        workers: the processes of homomorphic encryption, where the plan encrypts.
         initial: the file of the parameters that the plan begins with, if it names one.
         auxiliary: the file of public auxiliary images, if it names one.
 
@@ -92,6 +95,7 @@ class Run:
         *,
         reference: Reference | None,
         extractor: FeatureExtractor | None = None,
+        workers: Workers,
         device: torch.device,
         watcher: Watcher,
         initial: Path | None = None,
@@ -115,16 +119,7 @@ class Run:
             on_calibrated=watcher.on_calibrated,
         )
         self._witnesses = Witnesses(exchanges, self._said.seen)
-        self._summation: Summation = (
-            SecureSum(
-                exchanges,
-                SlotStore(store.folder),
-                self._witnesses,
-                excluded=self._excluded_silos(),
-            )
-            if self._plan.protection.method == "mask"
-            else PlainSum(exchanges, self._witnesses)
-        )
+        self._summation = self._make_summation(workers)
 
     def run(self) -> RoundState:
         """Carry out the rounds that are left; return the last state.
@@ -320,6 +315,18 @@ class Run:
             )
         )
         return 0
+
+    def _make_summation(self, workers: Workers) -> Summation:
+        """Return how the plan has updates summed, and what was left unfinished."""
+        exchanges, witnesses = self._exchanges, self._witnesses
+        if not self._plan.protection.is_hidden:
+            return PlainSum(exchanges, witnesses)
+        store, excluded = SlotStore(self._store.folder), self._excluded_silos()
+        if self._plan.protection.is_encrypted:
+            return EncryptedSum(
+                exchanges, store, witnesses, workers=workers, excluded=excluded
+            )
+        return MaskedSum(exchanges, store, witnesses, excluded=excluded)
 
     def _excluded_silos(self) -> list[int]:
         """Return the silos that this run has left out for good."""

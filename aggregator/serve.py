@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -13,11 +14,15 @@ from aggregator.evaluation import Reference, load_reference
 from aggregator.exchanges import Exchanges, Stage
 from aggregator.rounds import Run, Watcher
 from aggregator.state import RoundState
+from crypto.bfv.workers import Workers
 from crypto.keys import IdentityKey
 from diffusion.features import FeatureExtractor, load_extractor
 from protocol.plan import RunPlan
 from protocol.transcript import TranscriptWriter
 from protocol.transport import Transport
+
+ENCRYPTING = ("tenseal", "zstandard")
+"""Libraries that child processes import."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,14 +74,18 @@ def run_plan(
     Raises:
         AggregatorError, DiffusionError, ProtocolError: what is finished is saved.
     """
+    check_encryption(plan)
     reference = check_evaluation(plan, settings)
     store = CheckpointStore(folder, plan)
-    with TranscriptWriter(
-        store.transcript,
-        party="aggregator",
-        plan_digest=plan.digest,
-        identity=identity,
-    ) as transcript:
+    with (
+        TranscriptWriter(
+            store.transcript,
+            party="aggregator",
+            plan_digest=plan.digest,
+            identity=identity,
+        ) as transcript,
+        Workers() as workers,
+    ):
         exchanges = Exchanges(
             plan,
             identity,
@@ -90,12 +99,28 @@ def run_plan(
             store,
             reference=reference,
             extractor=_pooling_extractor(plan, settings, reference),
+            workers=workers,
             device=settings.device,
             watcher=settings.watcher,
             initial=settings.initial,
             auxiliary=settings.auxiliary,
         )
         return run.run()
+
+
+def check_encryption(plan: RunPlan) -> None:
+    """Check that what encrypts is installed, where the plan asks for encryption.
+
+    Raises:
+        ConfigRejected: a library of the extra "aggregator" is not.
+    """
+    for name in ENCRYPTING if plan.protection.is_encrypted else ():
+        if find_spec(name) is None:
+            raise ConfigRejected(
+                f'the plan encrypts updates (protection.method "bfv"), and {name} is '
+                "not installed; it comes with the extra [aggregator]: pip install "
+                "'cloister[aggregator]'"
+            )
 
 
 def check_evaluation(plan: RunPlan, settings: RunSettings) -> Reference | None:

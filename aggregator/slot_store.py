@@ -2,33 +2,36 @@
 
 ::
 
-    secagg-000002.setup       keys and sealed shares of a setup, written once
+    secagg-000002.setup       keys and sealed secrets of a setup, written once
     secagg-000002.opened      which slot was opened last, and the head shown in it
     secagg-000002-03.slot     who answered what in the latest slot; every REVEAL
-    secagg-000002-03.sum      its masked sum, written once, when the survivors stand
+    secagg-000002-03.sum      its hidden sum, written once, when the survivors stand
+
+A hidden sum is masked words, or the residues of summed ciphertexts.
 
 All of it may be known to whoever runs the aggregator, and to nobody else: mode 0600.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from aggregator.errors import StateBroken
 from crypto.errors import MalformedMessage
-from crypto.keys import IdentityKey
-from crypto.secagg.aggregator_side import AggregatorSide
+from crypto.secagg.aggregator_base import AggregatorBase
 from protocol.encoding import decode, encode, from_table, to_table
 from protocol.errors import EncodingError
 from protocol.files import save_secret
 from protocol.heads import Head
-from protocol.plan import RunPlan
 
 WORD_BYTES = 8
 _PREFIX = "secagg-"
 Words = npt.NDArray[np.uint64]
+SideT = TypeVar("SideT", bound=AggregatorBase[Any])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +85,7 @@ class SlotStore:
         self._remove_before(setup, slot)
 
     def save_sum(self, setup: int, slot: int, words: Words) -> None:
-        """Write the masked sum of a slot, once; it is on disk when this returns."""
+        """Write the hidden sum of a slot, once; it is on disk when this returns."""
         save_secret(self.folder / _sum_file(setup, slot), words.data.cast("B"))
 
     def load_setup(self) -> tuple[int, bytes] | None:
@@ -94,7 +97,7 @@ class SlotStore:
         return setup, (self.folder / _setup_file(setup)).read_bytes()
 
     def load_slot(self, setup: int) -> tuple[bytes, Words | None] | None:
-        """Return state and masked sum of the newest slot of a setup, if there is one.
+        """Return state and hidden sum of the newest slot of a setup, if there is one.
 
         Raises:
             StateBroken: the file of the sum is cut off.
@@ -138,9 +141,12 @@ class SlotStore:
 
 
 def load_side(
-    store: SlotStore, plan: RunPlan, identity: IdentityKey
-) -> tuple[int, AggregatorSide | None]:
+    store: SlotStore, side_of: Callable[[bytes, int], SideT]
+) -> tuple[int, SideT | None]:
     """Return the newest saved setup, its slot taken up again; 0 and None before any.
+
+    Args:
+        side_of: returns the aggregator's side of its state and number.
 
     Raises:
         StateBroken: the files are damaged.
@@ -150,9 +156,7 @@ def load_side(
         return 0, None
     setup, state = saved
     try:
-        side = AggregatorSide.from_bytes(
-            state, plan.secagg_config(), plan.roster, identity, plan.run, setup
-        )
+        side = side_of(state, setup)
         if (slot := store.load_slot(setup)) is not None:
             side.resume_slot(*slot)
     except MalformedMessage as error:
@@ -179,5 +183,5 @@ def _slot_file(setup: int, slot: int) -> str:
 
 
 def _sum_file(setup: int, slot: int) -> str:
-    """Return the name of the file of a slot's masked sum."""
+    """Return the name of the file of a slot's hidden sum."""
     return f"{_PREFIX}{setup:06d}-{slot:02d}.sum"

@@ -1,13 +1,13 @@
 """The sum of a round's updates: what is asked, what comes back, and the plain way.
 
-The masked way is ``aggregator.secure_sum``.
+The hidden ways are ``aggregator.masked_sum`` and ``aggregator.encrypted_sum``.
 """
 
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from crypto.encoding import BytesLike
 from crypto.errors import MalformedMessage
 from crypto.frame import OVERHEAD_BYTES
 from crypto.ring import add_into
-from crypto.secagg.aggregator_side import AggregatorSide
+from crypto.secagg.aggregator_base import AggregatorBase
 from crypto.secagg.parts import Part, Parts, own_places, total_words, within, words_of
 from protocol import records
 from protocol.envelope import Kind, RoundRequest, model_digest, open_envelope
@@ -113,7 +113,7 @@ class RoundTask:
         return model_digest(self.parameters, self.ranges)
 
 
-def agreed_in(side: AggregatorSide) -> Agreed:
+def agreed_in(side: AggregatorBase[Any]) -> Agreed:
     """Return what the dealings of a setup follow from."""
     return Agreed(side.members_digest, side.members)
 

@@ -12,6 +12,8 @@ BENCHMARKS = (
     "digits_recipe",
     "secagg",
     "secagg_fuzz",
+    "he",
+    "he_fuzz",
     "accounting",
     "lower_bounds",
     "dpsgd_speed",

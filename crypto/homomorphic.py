@@ -12,7 +12,9 @@ always compressed, and is unpacked with a bound on its size.
 """
 
 import os
+import shutil
 import tempfile
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -54,11 +56,11 @@ Streams = npt.NDArray[np.uint8]
 
 
 class PublicContext:
-    """The pinned parameters: what anybody may do."""
+    """The pinned parameters: what anybody may do. ``seal`` is for secret contexts."""
 
     def __init__(self) -> None:
-        self._seal = _Seal()
-        self._evaluator = sealapi.Evaluator(self._seal.context)
+        self.seal = _Seal()
+        self._evaluator = sealapi.Evaluator(self.seal.context)
 
     def expand_sum(self, seeds: Streams) -> Residues:
         """Return the sums modulo q of the second polynomials that seeds stand for.
@@ -79,11 +81,11 @@ class PublicContext:
         total, term = sealapi.Ciphertext(), sealapi.Ciphertext()
         sums = np.empty((seeds.shape[1], POLY_DEGREE), np.uint64)
         for chunk in range(seeds.shape[1]):
-            self._seal.load_fresh(total, c0, seeds[0, chunk].tobytes())
+            self.seal.load_fresh(total, c0, seeds[0, chunk].tobytes())
             for seed in seeds[1:, chunk]:
-                self._seal.load_fresh(term, c0, seed.tobytes())
+                self.seal.load_fresh(term, c0, seed.tobytes())
                 self._evaluator.add_inplace(total, term)
-            sums[chunk] = self._seal.residues(total)[1]
+            sums[chunk] = self.seal.residues(total)[1]
         return sums
 
 
@@ -94,23 +96,28 @@ class SecretContext:
     key; only :meth:`export_key_for_sealing` gives it out.
     """
 
-    def __init__(self, key: bytes) -> None:
+    def __init__(self, key: bytes, public: PublicContext | None = None) -> None:
         """Take a key as :meth:`export_key_for_sealing` gave it.
+
+        Args:
+            key: ``SECRET_KEY_BYTES``.
+            public: a public context that exists, which saves making another.
 
         Raises:
             MalformedMessage: not the packed residues of one polynomial.
         """
         residues = unpack_residues(key, 1)
-        self._seal = _Seal()
+        self._seal = public.seal if public else _Seal()
         self.__key = self._seal.load_key(residues[0].tobytes())
         self._encryptor = sealapi.Encryptor(self._seal.context, self.__key)
         self._decryptor = sealapi.Decryptor(self._seal.context, self.__key)
         self._encoder = sealapi.BatchEncoder(self._seal.context)
 
     @classmethod
-    def generate(cls) -> "SecretContext":
+    def generate(cls, public: PublicContext | None = None) -> "SecretContext":
         """Make a new key, from the operating system's randomness."""
-        return cls(pack_residues(_Seal().new_key()).tobytes())
+        public = public or PublicContext()
+        return cls(pack_residues(public.seal.new_key()).tobytes(), public)
 
     def export_key_for_sealing(self) -> bytes:
         """Return the secret key, to be sealed to another silo: nothing else."""
@@ -287,17 +294,18 @@ class _MemoryFile:
     """
 
     def __init__(self) -> None:
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
         if hasattr(os, "memfd_create"):
             self._file = os.memfd_create("ciphertext")
             self.path = f"/proc/self/fd/{self._file}"
-        if not hasattr(os, "memfd_create") or not Path(self.path).exists():
-            memory = Path("/dev/shm")  # noqa: S108
-            place = memory if memory.is_dir() and os.access(memory, os.W_OK) else None
-            self._folder = tempfile.TemporaryDirectory(dir=place)
-            self.path = str(Path(self._folder.name) / "ciphertext")
+        else:
+            memory = "/dev/shm"  # noqa: S108
+            place = memory if os.access(memory, os.W_OK) else None
+            folder = tempfile.mkdtemp(dir=place)
+            weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+            self.path = str(Path(folder) / "ciphertext")
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
             self._file = os.open(self.path, flags, 0o600)
+        weakref.finalize(self, os.close, self._file)
 
     def write(self, data: bytes) -> None:
         """Replace what the file holds."""
@@ -327,6 +335,8 @@ def _make_context() -> Any:
     context = sealapi.SEALContext(parameters, True, sealapi.SEC_LEVEL_TYPE.TC128)
     if not context.parameters_set() or not modulus.is_prime():
         raise WorkerFailed(f"SEAL refuses: {context.parameters_error_message()}")
+    if not context.first_context_data().qualifiers().using_batching:
+        raise WorkerFailed("SEAL refuses: this plain modulus has no slots")
     return context
 
 

@@ -18,8 +18,13 @@ MAX_REHEARSAL_BYTES = 1 << 26
 MAX_DECIBEL = 1e4
 """Of a PSNR; float64 has no larger ones."""
 
-Held = Literal["plain update", "masked update", "mean", "mean under DP"]
+Held = Literal[
+    "plain update", "masked update", "encrypted update", "mean", "mean under DP"
+]
 """What an aggregator may hold."""
+
+Tested = Literal["masked", "not masked", "encrypted", "not encrypted"]
+"""Words that are tested: hidden, or as a control the same before they were hidden."""
 
 Setting = Literal["worst case", "the plan's own"]
 """One example and one step in every silo; or as many as the plan says."""
@@ -66,15 +71,16 @@ class View:
 class Uniformity:
     """A statistical test of words against the uniform law.
 
-    ``words`` says of which: those that were masked, or as a control the same before the
-    masks were added, which must fail.
+    ``words`` says of which: those that were masked, or the bytes of ciphertexts, or as
+    a control the same before the masks were added or they were encrypted, which must
+    fail.
     """
 
     test: str
     num_values: int
     statistic: float
     p_value: float
-    words: Literal["masked", "not masked"] = "masked"
+    words: Tested = "masked"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,12 @@ from protocol.stretches import largest_share
 from protocol.traffic_words import traffic_lines
 from protocol.update_settings import UpdateConfig
 from silo.canary_plan import canary_sentences
+from silo.check_protection import (
+    besides,
+    protection_sentences,
+    sums_sentence,
+    upload_bytes,
+)
 from silo.config import CanaryConfig
 from silo.policy import Policy, refusals
 
@@ -58,9 +64,7 @@ def what_would_leave(plan: RunPlan) -> Leaving:
     """
     stretches, everything = count_parameters(plan.model, plan.update)
     sizes = largest_share(plan, stretches)
-    first, later = (
-        sum(plan.vector_bytes(number, size) for size in sizes) for number in (1, 2)
-    )
+    first, later = (upload_bytes(plan, number, sizes) for number in (1, 2))
     return Leaving(
         num_values=sum(sizes),
         num_parameters=everything,
@@ -97,19 +101,19 @@ def explain(plan: RunPlan, policy: Policy) -> list[str]:
         f"{leaving.num_values:,} parameters ({_selection(update)}), {_form(update)}: "
         f"{leaving.first_round_bytes:,} bytes "
         f"in the first round, {leaving.later_round_bytes:,} in each later one, "
-        f"{leaving.total_bytes:,} in all, and a few kB of keys, shares and signatures.",
+        f"{leaving.total_bytes:,} in all, and {besides(plan)}.",
         *_feedback_sentences(plan),
         _down_sentence(plan),
         *_dealing_sentences(plan),
         *_proximal_sentences(plan),
         *_auxiliary_sentences(plan, policy, leaving.num_parameters),
         _weights_sentence(update),
-        _protection_sentence(plan),
+        *protection_sentences(plan),
         *_privacy_sentences(plan, policy),
         *reference_sentences(plan),
         *_measurement_sentences(plan),
         *class_sentences(plan),
-        _sums_sentence(plan),
+        sums_sentence(plan),
     ]
     reasons = refusals(policy, plan)
     if reasons:
@@ -150,16 +154,6 @@ def _dealing_sentences(plan: RunPlan) -> list[str]:
     ]
 
 
-def _sums_sentence(plan: RunPlan) -> str:
-    """Say how many silos a sum holds."""
-    protection = plan.protection
-    least = max(protection.min_cohort, protection.threshold)
-    if not plan.update.is_dealt:
-        return f"Sums hold at least {least} silos."
-    group = protection.min_cohort if protection.method == "mask" else 1
-    return f"Rounds hold at least {least} silos, sums of one part at least {group}."
-
-
 def _privacy_sentences(plan: RunPlan, policy: Policy) -> list[str]:
     """Say what the run may reveal about an image or a patient, at most."""
     privacy = plan.privacy
@@ -194,13 +188,16 @@ def _privacy_sentences(plan: RunPlan, policy: Policy) -> list[str]:
 
 def _known_draws_sentence(plan: RunPlan) -> str:
     """Say that training without DP-SGD has no secret draws, and what that helps."""
+    shield, verb = "the masks", "stand"
+    if plan.protection.is_encrypted:
+        shield, verb = "the encryption", "stands"
     hidden = (
-        "Only the masks stand before that, and a sum of few examples is as readable"
+        f"Only {shield} {verb} before that, and a sum of few examples is as readable"
     )
-    if plan.protection.method == "none":
+    if not plan.protection.is_hidden:
         hidden = "Nothing stands before that here: updates leave in the clear"
     if plan.privacy.is_private:
-        hidden = "The masks and the noise in the sum stand before that"
+        hidden = f"{shield.capitalize()} and the noise in the sum stand before that"
     return (
         "Order of the images, timesteps and training noise are NO secret: they follow "
         "from the plan's seed and this silo's number of images. Whoever has this "
@@ -219,7 +216,7 @@ def _measurement_sentences(plan: RunPlan) -> list[str]:
         " If all but two of the silos in it tell theirs, the last two distances are "
         "known, though not whose is whose."
     )
-    if plan.protection.method == "none":
+    if not plan.protection.is_hidden:
         leaves, known = "leave in the clear", ""
     covered = "Epsilon does not cover them: there is no differential privacy."
     if plan.privacy.is_private:
@@ -357,18 +354,3 @@ def _weights_sentence(update: UpdateConfig) -> str:
             "differ by this one."
         ),
     }[update.weights]
-
-
-def _protection_sentence(plan: RunPlan) -> str:
-    """Say what the aggregator could see."""
-    protection = plan.protection
-    if protection.method == "none":
-        return "Protection: NONE; the aggregator sees this silo's update as it is."
-    spare = len(plan.silos) - protection.threshold
-    lost = f"up to {spare} silos may be lost" if spare else "no silo may be lost"
-    follows = "follows the protocol and " if protection.trust == "semi-honest" else ""
-    return (
-        f"Protection: secure aggregation; {lost} in a round. The aggregator learns the "
-        f"sum and nothing else, as long as it {follows}colludes with at most "
-        f"{protection.max_colluding} silo{'s' * (protection.max_colluding != 1)}."
-    )

@@ -26,6 +26,7 @@ from protocol.model_records import AuxiliarySent
 from protocol.plan import RunPlan
 from protocol.reference import ReferenceRequest
 from protocol.stretches import Dealing, dealt_record
+from protocol.sum_records import Decrypted, KeyShared
 from protocol.traffic import broadcast_bytes
 from protocol.transcript import TranscriptWriter, read_records
 from protocol.version import SOFTWARE
@@ -84,6 +85,14 @@ class Evidence:
         """Record two heads of two transcripts; that is signed when this returns."""
         self._transcript.append(conflict)
         self._transcript.sign_head()
+
+    def share_key(self, setup: int, *, maker: int, commitment: bytes) -> None:
+        """Record whose key all members of a setup share; it is on disk on return."""
+        name = self._plan.silos[maker].name
+        self._transcript.append(
+            KeyShared(setup=setup, maker=name, commitment=commitment.hex())
+        )
+        self._transcript.sync()
 
     def cohort(self, round_number: int, silos: Iterable[int]) -> None:
         """Record whose READY, all alike, this silo has verified."""
@@ -181,26 +190,35 @@ class Evidence:
             records.Survivors(**place, silos=self._names(survivors))
         )
 
-    def reveal(
-        self,
-        place: Place,
-        *,
-        confirmed: Iterable[int],
-        survivors: Iterable[int],
-        lost: Iterable[int],
-    ) -> None:
-        """Record who confirmed, and of whom this silo reveals which share.
+    def confirmed(self, place: Place, signers: Iterable[int]) -> None:
+        """Record who confirmed the survivors: nobody where the plan does without."""
+        if names := self._names(signers):
+            self._transcript.append(records.Confirmed(**place, silos=names))
 
-        Nobody has confirmed where the plan does without.
-        """
-        if signers := self._names(confirmed):
-            self._transcript.append(records.Confirmed(**place, silos=signers))
+    def reveal(
+        self, place: Place, *, survivors: Iterable[int], lost: Iterable[int]
+    ) -> None:
+        """Record of whom this silo reveals which share."""
         self._transcript.append(
             records.Revealed(
                 **place,
                 silos=(self._name,),
                 self_masks_of=self._names(survivors),
                 slot_keys_of=self._names(lost),
+            )
+        )
+        self._transcript.sign_head()
+
+    def decrypt(
+        self, place: Place, survivors: Iterable[int], sum_digest: bytes
+    ) -> None:
+        """Record which sum this silo has decrypted, over whose updates."""
+        self._transcript.append(
+            Decrypted(
+                **place,
+                silos=(self._name,),
+                survivors=self._names(survivors),
+                sum=sum_digest.hex(),
             )
         )
         self._transcript.sign_head()

@@ -33,12 +33,16 @@ max_delta = 1e-5
 # The smallest number of silos whose updates are summed, this one included.
 min_cohort = 3
 
-# How updates may be protected: "mask" is secure aggregation; add "none" only to let
-# updates leave in the clear, for comparisons on data that is not secret.
+# How updates may be protected: "mask" is secure aggregation by masks. Add "bfv" for
+# secure aggregation by encryption only if you trust the operators of ALL silos of a
+# plan: every silo then holds the key that opens every silo's upload, and any one that
+# gives it to the aggregator opens every update of this silo in the run. Add "none" only
+# to let updates leave in the clear, for comparisons on data that is not secret.
 permitted_protections = ["mask"]
 
 # How many silos may collude with the aggregator without learning a single update; a
-# plan must withstand at least so many.
+# plan must withstand at least so many. With "bfv" they may lie and hold back whatever
+# they want, but give away no key.
 min_colluding = 1
 
 # Whether a plan may trust the aggregator to follow the protocol ("semi-honest").
@@ -67,7 +71,7 @@ max_rounds = 10000
 """
 
 AUXILIARY_LABELS = ("public", "aggregate", "silo-samples", "silo-models")
-PROTECTIONS = ("mask", "none")
+PROTECTIONS = ("mask", "bfv", "none")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,8 +130,8 @@ def refusals(policy: Policy, plan: RunPlan) -> list[str]:
             f"protection.min_cohort is {protection.min_cohort}, this silo demands "
             f"at least {policy.min_cohort}"
         )
-    if protection.method == "mask":
-        reasons += _weak_masks(policy, plan)
+    if protection.is_hidden:
+        reasons += _weak_sums(policy, plan)
     reasons += _auxiliary(policy, plan)
     reasons += _too_dear(policy, plan)
     if plan.evaluation.in_silos and not policy.permit_measurement:
@@ -198,7 +202,7 @@ def account_limit(policy: Policy) -> "Budget | None":
     return Budget(policy.max_epsilon, policy.max_delta)
 
 
-def _weak_masks(policy: Policy, plan: RunPlan) -> list[str]:
+def _weak_sums(policy: Policy, plan: RunPlan) -> list[str]:
     """Return why secure aggregation is weaker than this silo demands."""
     reasons, protection = [], plan.protection
     if protection.trust == "semi-honest" and not policy.accept_semi_honest:

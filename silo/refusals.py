@@ -2,7 +2,7 @@
 
 import logging
 
-from crypto.errors import CryptoError
+from crypto.errors import CryptoError, DecryptionRefused, WorkerFailed
 from diffusion.errors import DiffusionError
 from privacy.errors import BudgetExceeded, NotFinite, PrivacyError
 from protocol.envelope import Refusal
@@ -27,6 +27,7 @@ Refusable = (
     PrivacyError,
     DiffusionError,
     SiloError,
+    WorkerFailed,
 )
 
 LocalTrouble = (
@@ -40,6 +41,7 @@ LocalTrouble = (
     NotFinite,
     BudgetExceeded,
     ReferenceRefused,
+    WorkerFailed,
 )
 """Errors whose text names this silo's files, its limits, or depends on its data: it is
 for the operator alone."""
@@ -50,7 +52,12 @@ def refusal_of(stage: str, error: Exception) -> Refusal:
     check = str(error)[:400]
     if isinstance(error, LocalTrouble):
         logger.warning("refused at %s: %s", stage, error)
-        check = "this silo cannot train: its operator was told why"
+        task = "encrypt or decrypt" if isinstance(error, WorkerFailed) else "train"
+        check = f"this silo cannot {task}: its operator was told why"
+    elif isinstance(error, DecryptionRefused):
+        logger.warning(
+            "refused at %s: %s; the aggregator may be dishonest", stage, error
+        )
     else:
         logger.info("refused at %s: %s", stage, error)
     accused = getattr(error, "silo", None)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from crypto.bfv.workers import Workers
 from crypto.keys import IdentityKey
 from privacy.accounting import Budget
 from silo.config import CanaryConfig, ComputeConfig
@@ -39,7 +40,8 @@ class LocalResources:
     ``inception_weights`` what a plan may measure with; ``privacy`` what a plan with a
     privacy mechanism needs; ``canaries`` how many the silo plants. ``references`` is
     the folder that remembers whose images are in exact sums of features;
-    ``repeat_reference`` lets them enter another one.
+    ``repeat_reference`` lets them enter another one. ``make_workers`` gives the
+    processes that encrypt and decrypt, where the plan has updates encrypted.
     """
 
     identity: IdentityKey
@@ -53,3 +55,4 @@ class LocalResources:
     canaries: CanaryConfig = CanaryConfig()
     references: Path | None = None
     repeat_reference: bool = False
+    make_workers: Callable[[], Workers] = Workers

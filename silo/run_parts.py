@@ -3,19 +3,21 @@
 from contextlib import ExitStack
 from dataclasses import dataclass
 
+from crypto.bfv.installed import check_installed
 from protocol.plan import RunPlan
 from silo.auxiliary import AuxiliaryShare
 from silo.canary_run import RunCanaries
 from silo.disclosures import keep_plan
+from silo.encrypted_upload import EncryptedUpload
 from silo.evaluation import SiloEvaluation, make_evaluation
 from silo.evidence import Evidence
+from silo.masked_upload import MaskedUpload
 from silo.noisy_round import make_mechanism
 from silo.policy import check_plan
 from silo.private_round import PrivateRounds
 from silo.reference_share import ReferenceShare, make_reference
 from silo.replies import Replies
 from silo.resources import LocalResources
-from silo.secure_upload import SecureUpload
 from silo.store import RunStore
 from silo.trainer import RoundTrainer
 from silo.witness import Witness
@@ -35,7 +37,7 @@ class RunParts:
     auxiliary: AuxiliaryShare
     private: PrivateRounds | None
     canaries: RunCanaries
-    secure: SecureUpload
+    secure: MaskedUpload | EncryptedUpload
     replies: Replies
     evidence: Evidence
     witness: Witness
@@ -49,9 +51,12 @@ def open_parts(plan: RunPlan, store: RunStore, resources: LocalResources) -> Run
         PolicyViolation: this silo's policy refuses the plan.
         SiloError, ProtocolError: images or saved state do not fit the plan; nothing
             stays open.
+        ModuleNotFoundError: the plan has updates encrypted, and TenSEAL is missing.
     """
     store.remove_leftovers()
     check_plan(resources.policy, plan)
+    if plan.protection.is_encrypted:
+        check_installed()
     keep_plan(store.folder, plan)
     silo = plan.silo_index(resources.identity.public)
     canaries = RunCanaries(plan, store, resources)
@@ -78,7 +83,7 @@ def open_parts(plan: RunPlan, store: RunStore, resources: LocalResources) -> Run
         trained = store.load_trained()
         if private is not None and trained is not None:
             private.check_ledger(trained.ledger)
-        secure = SecureUpload(plan, store, resources.identity, silo)
+        secure = _make_secure(plan, store, resources, silo)
         opened.callback(secure.close)
         trainer.residual.settle(secure.latest_slot)
         evidence = Evidence(store.transcript, plan, silo, resources.identity)
@@ -102,3 +107,13 @@ def open_parts(plan: RunPlan, store: RunStore, resources: LocalResources) -> Run
             witness=witness,
             opened=opened.pop_all(),
         )
+
+
+def _make_secure(
+    plan: RunPlan, store: RunStore, resources: LocalResources, silo: int
+) -> MaskedUpload | EncryptedUpload:
+    """Return this silo's half of secure aggregation, as the plan protects updates."""
+    arguments = plan, store, resources.identity, silo
+    if plan.protection.is_encrypted:
+        return EncryptedUpload(*arguments, resources.make_workers)
+    return MaskedUpload(*arguments)

@@ -1,20 +1,25 @@
 """This silo's half of secure aggregation, on disk between any two of its answers.
 
-Every method answers one request of the aggregator with the frame that ``SiloSide``
-makes, and saves its state before it returns. A call out of order is the aggregator's
-doing here, hence a refusal.
+Every method answers one request of the aggregator with the frame that the side of masks
+(``SiloSide``) or of encryption (``BfvSiloSide``) makes, and saves its state before it
+returns. A call out of order is the aggregator's doing here, hence a refusal. Where the
+two differ stands in ``silo.masked_upload`` and ``silo.encrypted_upload``.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import ClassVar, Generic, TypeAlias, TypeVar
 
-from crypto.encoding import BytesLike
+from crypto.bfv.silo_side import BfvSiloSide
+from crypto.encoding import BytesLike, Reader
 from crypto.errors import MalformedMessage, ProtocolViolation
 from crypto.frame import HEADER_BYTES, Kind, read_header
 from crypto.keys import IdentityKey
 from crypto.secagg.config import SecAggConfig
 from crypto.secagg.journal import Journal
-from crypto.secagg.messages import Confirms
+from crypto.secagg.messages import Survivors, bitmap_bytes, decode_silos
 from crypto.secagg.parts import Parts
 from crypto.secagg.silo_side import SiloSide
 from crypto.secagg.silo_state import SlotProgress
@@ -26,13 +31,63 @@ from protocol.stretches import Agreed
 from silo.errors import PolicyViolation, StateBroken
 from silo.store import RunStore
 
+SideT = TypeVar("SideT", SiloSide, BfvSiloSide)
 
-class SecureUpload:
+SideArguments: TypeAlias = tuple[
+    SecAggConfig, tuple[bytes, ...], bytes, IdentityKey, int, bytes, int, Journal
+]
+"""What the side of a setup is made of, with either protection."""
+
+
+@dataclass(frozen=True)
+class Sent:
+    """A vector that leaves: the whole message, for which cohort, and its own bytes."""
+
+    reply: memoryview
+    cohort: tuple[int, ...]
+    vector_bytes: int
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What this silo does to open the sum of a slot.
+
+    Attributes:
+        reply: the message that leaves.
+        slot: how far this silo has come in the slot.
+        signers: who has confirmed the survivors.
+        sum_digest: of the sum that it decrypted; nothing with masks.
+    """
+
+    reply: bytes
+    slot: SlotProgress
+    signers: tuple[int, ...]
+    sum_digest: bytes = b""
+
+
+@dataclass(frozen=True)
+class SharedKey:
+    """Who made the key that all members of a setup share, and what it committed to."""
+
+    maker: int
+    commitment: bytes
+
+
+class SecureUpload(ABC, Generic[SideT]):
     """One silo's setups and slots in one run.
+
+    ``protection`` is the plan's ``protection.method``; ``dealing`` and ``handing`` are
+    the names of the stages that make its secrets (``silo.stages``), ``handed`` is what
+    the latter brings, in a word.
 
     Raises:
         StateBroken: journal or state is damaged, or they do not belong together.
     """
+
+    protection: ClassVar[str]
+    dealing: ClassVar[str]
+    handing: ClassVar[str]
+    handed: ClassVar[str]
 
     def __init__(
         self, plan: RunPlan, store: RunStore, identity: IdentityKey, silo: int
@@ -41,7 +96,7 @@ class SecureUpload:
         self._identity, self._silo = identity, silo
         self._journal = _open_journal(store, plan.digest + silo.to_bytes(2, "big"))
         try:
-            self._side = self._load()
+            self._side: SideT | None = self._load()
         except BaseException:
             self._journal.close()
             raise
@@ -67,7 +122,7 @@ class SecureUpload:
             PolicyViolation: the setup is over.
         """
         if self._side is None or setup > self._side.setup_number:
-            self._side = SiloSide(*self._arguments(setup))
+            self._side = self._new_side(self._arguments(setup))
         elif setup < self._side.setup_number:
             raise PolicyViolation(f"setup {setup} is over")
         reply = self._side.advertise()
@@ -75,8 +130,8 @@ class SecureUpload:
         return reply
 
     def share(self, request: BytesLike) -> bytes:
-        """Answer the advertised keys with sealed shares."""
-        with self._in_order("shares") as side:
+        """Answer the advertised keys with what this silo deals to the others."""
+        with self._at_work(self.dealing) as side:
             reply = side.share(request)
         self._save()
         return reply
@@ -95,12 +150,12 @@ class SecureUpload:
                 )
             if not side.has_joined:
                 raise PolicyViolation(
-                    f"a round in setup {setup}, whose envelopes never came"
+                    f"a round in setup {setup}, whose {self.handed} never came"
                 )
 
     def join(self, request: BytesLike) -> None:
         """Open and keep what the others have sealed to this silo."""
-        with self._in_order("envelopes") as side:
+        with self._in_order(self.handing) as side:
             side.receive_shares(request)
         self._save()
 
@@ -118,20 +173,12 @@ class SecureUpload:
         with self._in_order("ready") as side:
             return Agreed(side.members_digest, side.members)
 
-    def mask(
-        self, request: BytesLike, upload: Upload, parts: Parts | None
-    ) -> tuple[memoryview, tuple[int, ...]]:
-        """Let a vector leave, masked where it stands; the slot is burnt before.
+    @abstractmethod
+    def send(self, request: BytesLike, upload: Upload, parts: Parts | None) -> Sent:
+        """Let a vector leave, masked or encrypted; the slot is burnt before.
 
         Without ``parts`` all members contribute to all of it.
-
-        Returns:
-            The reply, and the cohort.
         """
-        with self._in_order("masked") as side:
-            reply = side.mask(request, upload, parts)
-        self._save()
-        return reply, side.latest_slot.cohort
 
     def confirm(self, request: BytesLike) -> tuple[bytes, SlotProgress]:
         """Sign the list of survivors."""
@@ -140,17 +187,14 @@ class SecureUpload:
         self._save()
         return reply, side.latest_slot
 
-    def reveal(self, request: BytesLike) -> tuple[bytes, SlotProgress, tuple[int, ...]]:
-        """Reveal shares for the survivors; the round's update is destroyed.
+    @abstractmethod
+    def open_sum(self, request: BytesLike) -> Opened:
+        """Help to open the sum over the survivors; the round's update is destroyed."""
 
-        Returns:
-            The reply, the slot, and who has confirmed the survivors.
-        """
-        with self._in_order("reveal") as side:
-            reply = side.reveal(request)
-        self._save()
-        self._store.destroy_update(side.latest_slot.round_number)
-        return reply, side.latest_slot, self._signers(request)
+    @property
+    def shared_key(self) -> SharedKey | None:
+        """The key that all members of this setup share; None with masks."""
+        return None
 
     def close_slot(self, notice: BytesLike) -> SlotProgress | None:
         """Take note of a slot's sum; return the slot if this silo was in it.
@@ -170,16 +214,24 @@ class SecureUpload:
         self._store.destroy_update(side.latest_slot.round_number)
         return side.latest_slot if is_news else None
 
-    def _signers(self, request: BytesLike) -> tuple[int, ...]:
-        """Return whose signatures CONFIRMS holds; SURVIVORS hold none."""
-        view = memoryview(request)
-        if read_header(view).kind != Kind.CONFIRMS:
-            return ()
-        body = view[HEADER_BYTES:-SIGNATURE_BYTES]
-        return tuple(Confirms.from_bytes(body, len(self._plan.silos)).signatures)
+    @abstractmethod
+    def _new_side(self, arguments: SideArguments) -> SideT:
+        """Return the side of a setup that begins."""
+
+    @abstractmethod
+    def _saved_side(self, state: bytes, arguments: SideArguments) -> SideT:
+        """Return the side of a setup as it was saved.
+
+        Raises:
+            MalformedMessage: as ``SiloSide.from_bytes``.
+        """
+
+    def _at_work(self, stage: str) -> AbstractContextManager[SideT]:
+        """Lend the side for a stage that may take other processes."""
+        return self._in_order(stage)
 
     @contextmanager
-    def _in_order(self, stage: str) -> Iterator[SiloSide]:
+    def _in_order(self, stage: str) -> Iterator[SideT]:
         """Lend the side of secure aggregation; a call out of order is a refusal."""
         if self._side is None:
             raise PolicyViolation(f"{stage} before any setup")
@@ -188,14 +240,14 @@ class SecureUpload:
         except RuntimeError as error:
             raise ProtocolViolation(f"{stage} out of order: {error}") from None
 
-    def _load(self) -> SiloSide | None:
+    def _load(self) -> SideT | None:
         """Return the saved state of the newest setup, if any."""
         saved = self._store.load_secagg()
         if saved is None:
             return None
         setup, state = saved
         try:
-            return SiloSide.from_bytes(state, *self._arguments(setup))
+            return self._saved_side(state, self._arguments(setup))
         except MalformedMessage as error:
             raise StateBroken(
                 f"{self._store.folder}: {error}; put the newest files of this run "
@@ -203,11 +255,7 @@ class SecureUpload:
                 "do not remove any of them"
             ) from None
 
-    def _arguments(
-        self, setup: int
-    ) -> tuple[
-        SecAggConfig, tuple[bytes, ...], bytes, IdentityKey, int, bytes, int, Journal
-    ]:
+    def _arguments(self, setup: int) -> SideArguments:
         """Return what the side of a setup is made of."""
         plan = self._plan
         return (
@@ -225,6 +273,19 @@ class SecureUpload:
         """Put the state on disk, before a reply leaves."""
         if self._side is not None:
             self._store.save_secagg(self._side.setup_number, self._side.to_bytes())
+
+
+def signers_of(request: BytesLike, num_silos: int) -> tuple[int, ...]:
+    """Return whose signatures CONFIRMS or DECRYPT hold, which begin alike.
+
+    SURVIVORS hold none.
+    """
+    view = memoryview(request)
+    if read_header(view).kind == Kind.SURVIVORS:
+        return ()
+    reader = Reader(view[HEADER_BYTES:-SIGNATURE_BYTES])
+    Survivors.read(reader, num_silos)
+    return decode_silos(reader.view(bitmap_bytes(num_silos)), num_silos)
 
 
 def _open_journal(store: RunStore, owner: bytes) -> Journal:

@@ -15,7 +15,6 @@ from contextlib import contextmanager
 
 from crypto.encoding import BytesLike
 from crypto.frame import AGGREGATOR, Header, read_header
-from crypto.frame import Kind as SecAggKind
 from crypto.secagg.upload import Upload
 from protocol.auxiliary import STAGE as AUXILIARY
 from protocol.auxiliary import AuxiliaryRequest
@@ -35,7 +34,7 @@ from silo.errors import PolicyViolation
 from silo.refusals import Refusable, refusal_of
 from silo.resources import LocalResources
 from silo.run_parts import open_parts
-from silo.stages import IN_SLOT, OUTSIDE_ROUNDS, STAGES, check_stage
+from silo.stages import IN_SLOT, OUTSIDE_ROUNDS, check_stage, stage_of
 from silo.store import RunStore
 
 
@@ -68,7 +67,7 @@ class SiloSession:
         return self._store.is_finished()
 
     def close(self) -> None:
-        """Close transcript, journal and ledger."""
+        """Close transcript, journal and ledger; end the processes that encrypt."""
         self._opened.close()
 
     def note_connection(self, sent_bytes: int, received_bytes: int) -> None:
@@ -96,14 +95,11 @@ class SiloSession:
     def _open(self, request: BytesLike) -> tuple[str, Header, memoryview]:
         """Return stage, header and body of a request, its origin verified."""
         kind = read_header(request).kind
-        if kind not in STAGES:
-            raise PolicyViolation(f"a request of kind {kind}")
+        stage = stage_of(self._plan, kind)
         header, body = open_envelope(
             self._plan, request, sender=AGGREGATOR, kinds=(kind,)
         )
-        if kind == SecAggKind.SURVIVORS and self._plan.skips_confirm:
-            return "reveal", header, body
-        return STAGES[kind], header, body
+        return stage, header, body
 
     def _answer(
         self, stage: str, header: Header, body: memoryview, request: BytesLike
@@ -115,11 +111,10 @@ class SiloSession:
         if stage == "setup":
             self._close_slot(body)
             return self._secure.open_setup(header.setup), 0
-        if stage == "shares":
+        if stage == self._secure.dealing:
             return self._secure.share(request), 0
-        if stage == "envelopes":
-            self._secure.join(request)
-            return self._replies.envelope(Kind.JOINED, b"", setup=header.setup), 0
+        if stage == self._secure.handing:
+            return self._join(header, request), 0
         if stage == "broadcast":
             return self._hold(Broadcast.from_body(body)), 0
         if stage == "ready":
@@ -128,12 +123,12 @@ class SiloSession:
             return self._measure(header, MeasureRequest.from_body(body))
         if stage == REFERENCE:
             return self._sum_features(header, ReferenceRequest.from_body(body)), 0
-        if stage == "masked":
-            return self._mask(header, body, request)
+        if stage in ("masked", "encrypted"):
+            return self._send(stage, header, body, request)
         if stage == "confirm":
             return self._confirm(header, request), 0
-        if stage == "reveal":
-            return self._reveal(header, request), 0
+        if stage in ("reveal", "decrypt"):
+            return self._open_sum(stage, header, request), 0
         return self._end(EndRequest.from_body(body)), 0
 
     def _refuse(self, stage: str, header: Header | None, error: Exception) -> bytes:
@@ -159,12 +154,21 @@ class SiloSession:
             return latest.round_number
         return self._asked_round
 
+    def _join(self, header: Header, request: BytesLike) -> bytes:
+        """Take what the others have sealed to this silo; say JOINED."""
+        self._secure.join(request)
+        if (shared := self._secure.shared_key) is not None:
+            self._evidence.share_key(
+                header.setup, maker=shared.maker, commitment=shared.commitment
+            )
+        return self._replies.envelope(Kind.JOINED, b"", setup=header.setup)
+
     def _enter_round(self, header: Header, request: RoundRequest) -> tuple[bytes, int]:
         """Train, unless this round is trained already; say READY."""
         self._asked_round = request.round_number
         self._trainer.check_round(request)
-        is_masked = self._plan.protection.method != "none"
-        if is_masked:
+        is_hidden = self._plan.protection.is_hidden
+        if is_hidden:
             self._secure.check_setup(header.setup)
         digest = request.model_digest()
         field_bits = self._trainer.field_bits(request.round_number)
@@ -179,7 +183,7 @@ class SiloSession:
         self._auxiliary.close()
         with self._on_account(request.round_number):
             self._trainer.train_once(request, dealing.stretches_of(self._silo))
-        if not is_masked:
+        if not is_hidden:
             reply, vector_bytes = self._send_plain(header, request.round_number)
             return self._replies.with_ledger(header, reply), vector_bytes
         ready = self._secure.ready(
@@ -205,7 +209,7 @@ class SiloSession:
 
     def _dealing(self, round_number: int) -> Dealing:
         """Return which silos fill which stretch of a round's vector."""
-        if self._plan.protection.method == "none":
+        if not self._plan.protection.is_hidden:
             return self._trainer.dealing(without_setup(self._plan), round_number)
         return self._trainer.dealing(self._secure.agreed(), round_number)
 
@@ -215,8 +219,8 @@ class SiloSession:
             raise PolicyViolation("the plan asks for no measurement in the silos")
         self._evaluation.check(request)
         self._asked_round = request.round_number
-        is_masked = self._plan.protection.method != "none"
-        if is_masked:
+        is_hidden = self._plan.protection.is_hidden
+        if is_hidden:
             self._secure.check_setup(header.setup)
         digest = request.model_digest()
         model = self._trainer.finished_model(self._trainer.shared(request.average))
@@ -226,7 +230,7 @@ class SiloSession:
         self._evidence.enter_round(place, request, digest, WORD_BITS)
         ledger = self._private.head if self._private is not None else None
         self._evaluation.measure_once(request, model, ledger)
-        if not is_masked:
+        if not is_hidden:
             return self._send_plain(header, request.round_number)
         number, head = request.round_number, request.shown.head
         return self._secure.ready(header.slot, number, digest, head), 0
@@ -299,23 +303,23 @@ class SiloSession:
         self._evidence.upload(self._place("ready", header), plain, "none")
         return plain, len(body)
 
-    def _mask(
-        self, header: Header, body: memoryview, request: BytesLike
+    def _send(
+        self, stage: str, header: Header, body: memoryview, request: BytesLike
     ) -> tuple[BytesLike, int]:
-        """Let the update leave, masked."""
+        """Let the update leave, masked or encrypted."""
         latest = self._secure.latest_slot
         if latest is None:
-            raise PolicyViolation("masked before ready")
+            raise PolicyViolation(f"{stage} before ready")
         number = latest.round_number
         if header.setup == self._secure.setup_number:
             self._witness.check_cohort(header, body, latest)
         is_update = REFERENCE_ROUND < number <= self._plan.num_rounds
         parts = self._dealing(number).parts if is_update else None
-        upload = self._upload(number)
-        reply, cohort = self._secure.mask(request, upload, parts)
-        self._evidence.cohort(number, cohort)
-        self._evidence.upload(self._place("masked", header), reply, "mask")
-        return reply, upload.words.nbytes
+        sent = self._secure.send(request, self._upload(number), parts)
+        self._evidence.cohort(number, sent.cohort)
+        place = self._place(stage, header)
+        self._evidence.upload(place, sent.reply, self._secure.protection)
+        return sent.reply, sent.vector_bytes
 
     def _confirm(self, header: Header, request: BytesLike) -> bytes:
         """Sign the list of survivors."""
@@ -323,17 +327,20 @@ class SiloSession:
         self._evidence.confirm(self._place("confirm", header), slot.survivors)
         return reply
 
-    def _reveal(self, header: Header, request: BytesLike) -> bytes:
-        """Reveal shares for the confirmed survivors; the update is destroyed."""
-        reply, slot, signers = self._secure.reveal(request)
-        survivors = set(slot.survivors)
-        self._evidence.reveal(
-            self._place("reveal", header),
-            confirmed=signers,
-            survivors=survivors,
-            lost=set(slot.cohort) - survivors,
-        )
-        return reply
+    def _open_sum(self, stage: str, header: Header, request: BytesLike) -> bytes:
+        """Reveal shares, or decrypt, for the confirmed survivors.
+
+        The update is destroyed.
+        """
+        opened, place = self._secure.open_sum(request), self._place(stage, header)
+        self._evidence.confirmed(place, opened.signers)
+        survivors = set(opened.slot.survivors)
+        if stage == "decrypt":
+            self._evidence.decrypt(place, survivors, opened.sum_digest)
+        else:
+            lost = set(opened.slot.cohort) - survivors
+            self._evidence.reveal(place, survivors=survivors, lost=lost)
+        return opened.reply
 
     def _end(self, request: EndRequest) -> bytes:
         """Take note of the end; answer with the head of this silo's transcript.

@@ -185,8 +185,8 @@ def rehearse_command(
     """Show what the aggregator of PLAN would see of one round, on PUBLIC images.
 
     PLAN is a draft or a signed plan. Gradient inversion is tried on one silo's update
-    without masks, on the masked one, on the mean, and on the mean under DP. The
-    results hold the images: they must be public ones; a silo's are never read.
+    in the clear, on the masked or encrypted one, on the mean, and on the mean under
+    DP. The results hold the images: they must be public ones; a silo's are never read.
     """
     console = Console()
     console.print("for public images only: the results show them")

@@ -16,7 +16,8 @@ from silo.per_example import Draws, default_engine
 from silo.private_training import Drawing, multiplicity_of
 from silo.training import batches, num_local_steps, told_labels
 from simulation.inversion import Clues
-from simulation.rehearsed_round import CPU, ROUND, RehearsedRound
+from simulation.rehearsed_round import CPU, RehearsedRound
+from simulation.rehearsed_sum import ROUND
 
 MAX_DRAWS = 4
 """The most draws of one image that an attack reckons with."""

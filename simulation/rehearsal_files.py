@@ -59,7 +59,8 @@ def rehearse_files(
 
     Raises:
         SettingsRejected: the folder exists, or the images or the plan will not do.
-        PlanRejected, DataError, DiffusionError: one line each; nothing is written.
+        PlanRejected, DataError, DiffusionError, EncryptionFailed: one line each;
+            nothing is written.
     """
     plan, config, num_silos = load_any_plan(plan_path, data)
     stamp = time.strftime("%Y%m%d-%H%M%S")

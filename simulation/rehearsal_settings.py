@@ -131,7 +131,9 @@ def warnings_about(
 
 
 def bare(draft: PlanDraft, num_silos: int) -> PlanDraft:
-    """Return one round of a draft without a mechanism, masked, by itself.
+    """Return one round of a draft without a mechanism, hidden, by itself.
+
+    Updates are encrypted where the plan has them encrypted, else masked.
 
     Raises:
         SettingsRejected: the plan trains no network, or has one silo only.
@@ -159,9 +161,11 @@ def bare(draft: PlanDraft, num_silos: int) -> PlanDraft:
         train_unassigned=True,
         local_parts="trained" if update.is_complete else draft.training.local_parts,
     )
-    protection = ProtectionConfig(min_cohort=min(num_silos, 3), max_colluding=0)
-    if num_silos >= 3:
-        protection = replace(protection, max_colluding=1)
+    protection = ProtectionConfig(
+        method="bfv" if draft.protection.is_encrypted else "mask",
+        min_cohort=min(num_silos, 3),
+        max_colluding=1 if num_silos >= 3 else 0,
+    )
     return replace(
         plain_draft(draft),
         num_rounds=1,
@@ -270,6 +274,7 @@ def with_noise_in_sum(plan: PlanDraft) -> PlanDraft:
         replace(
             plain_draft(plan),
             initial=InitialConfig(),
+            protection=replace(plan.protection, key_maker=""),
             evaluation=EvaluationConfig(),
         )
     )

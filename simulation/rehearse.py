@@ -8,7 +8,7 @@ and with as many as the plan has.
 
 import base64
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,11 +21,12 @@ from diffusion.parameters import Vector, parameters_of
 from diffusion.schedule import make_schedule
 from protocol.mechanism import steps_per_round
 from protocol.plan import PlanDraft, RunPlan
-from protocol.rehearsal import FORMAT, Rehearsal, Setting, Uniformity, View
+from protocol.rehearsal import FORMAT, Rehearsal, Setting, Tested, Uniformity, View
 from protocol.rehearsal import Held as HeldName
 from protocol.version import SOFTWARE
 from silo.data import ImageSet
 from silo.training import Tensors, TrainingState, num_local_steps, train
+from simulation.encryption import check_encryption
 from simulation.inversion import Clues, Held, Rule, invert, likely_timesteps
 from simulation.known_draws import Sought, clues_of, images_of, sought_of
 from simulation.likeness import best_match, psnr
@@ -40,7 +41,8 @@ from simulation.rehearsal_settings import (
     with_noise_in_sum,
     worst_case,
 )
-from simulation.rehearsed_round import CPU, Parties, RehearsedRound
+from simulation.rehearsed_round import CPU, RehearsedRound
+from simulation.rehearsed_sum import Parties
 from simulation.sources import subset
 from simulation.uniformity import uniformity
 
@@ -61,6 +63,35 @@ READ = "no draws: the timestep is read off the update, the noise looked for"
 Observe = Callable[[View], None]
 
 
+@dataclass(frozen=True)
+class Hiding:
+    """The words for how updates are hidden: their view, and the tests of both forms."""
+
+    view: HeldName
+    tested: tuple[Tested, Tested]
+    about_plain: str
+    about_hidden: str
+
+
+MASKS = Hiding(
+    view="masked update",
+    tested=("masked", "not masked"),
+    about_plain="one silo's update, as it leaves without masks",
+    about_hidden=(
+        "one silo's update as secure aggregation sends it, taken for an update"
+    ),
+)
+ENCRYPTION = Hiding(
+    view="encrypted update",
+    tested=("encrypted", "not encrypted"),
+    about_plain="one silo's update, as it leaves without encryption",
+    about_hidden=(
+        "one silo's ciphertexts, as they leave, taken for an update as far as they "
+        "reach"
+    ),
+)
+
+
 class Rehearsing:
     """A rehearsal of one plan on public images.
 
@@ -74,6 +105,7 @@ class Rehearsing:
 
     Raises:
         SettingsRejected, PlanRejected: the plan cannot be rehearsed.
+        EncryptionFailed: the plan encrypts, and this machine cannot.
         DiffusionError: the file of the first parameters is missing or another one.
     """
 
@@ -90,6 +122,9 @@ class Rehearsing:
         in_sum = plan.privacy.is_in_sum
         self._num_silos = num_silos if in_sum else min(num_silos, MAX_SILOS)
         self._bare = bare(plan, self._num_silos)
+        self._hiding = ENCRYPTION if plan.protection.is_encrypted else MASKS
+        if plan.protection.is_encrypted:
+            check_encryption()
         held_back = max(1, int(HELD_BACK * len(images)))
         order = np.arange(len(images))
         self._guess = images.batch(order[:held_back]).mean(dim=0)
@@ -166,23 +201,24 @@ class Rehearsing:
         draft = worst_case(self._bare)
         part = self._round(draft, alone)
         updates = [part.words(silo) for silo in part.everyone]
-        masked, total = part.masked_sum(updates)
+        hidden, total = part.hidden_sum(updates)
         sought = [sought_of(part, silo, 1) for silo in part.everyone]
         plain = [part.mean(words, [silo]) for silo, words in enumerate(updates)]
-        hidden = [part.as_if_plain(words) for words in masked]
+        taken = [part.as_if_plain(words) for words in hidden]
         look = self._looking(part, "worst case", keep)
-        about = "one silo's update, as it leaves without masks"
+        about = self._hiding.about_plain
         look("plain update", plain, sought, OPEN, about)
         about = "the same, where the draws are not known"
         look("plain update", plain, sought, READ, about)
-        about = "one silo's update as secure aggregation sends it, taken for an update"
-        look("masked update", hidden, sought, OPEN, about)
+        about = self._hiding.about_hidden
+        look(self._hiding.view, taken, sought, OPEN, about)
         mean = part.mean(total, part.everyone)
         look("mean", [mean], sought, OPEN, f"the mean over {self._num_silos} silos")
         if not self._plan.privacy.is_in_sum:
             noisy, words = with_mechanism(draft, self._plan, 1)
             self._look_at_mean(self._round(noisy, alone), "worst case", words, keep)
-        tests = (*uniformity(masked[0]), *uniformity(updates[0], "not masked"))
+        is_hidden, is_plain = self._hiding.tested
+        tests = (*uniformity(hidden[0], is_hidden), *uniformity(updates[0], is_plain))
         return tests, warnings_about(self._images, images_of(sought).numpy())
 
     def _own_setting(self, keep: Observe) -> None:
@@ -192,7 +228,7 @@ class Rehearsing:
         count = self._settings.num_sought
         updates = [part.words(silo) for silo in part.everyone]
         look = self._looking(part, "the plan's own", keep)
-        about = "one silo's update, as it leaves without masks"
+        about = self._hiding.about_plain
         first = part.mean(updates[0], [0])
         look("plain update", [first], [sought_of(part, 0, count)], OPEN, about)
         mean = part.mean(part.plain_sum(updates), part.everyone)

@@ -1,28 +1,23 @@
 """One round of a plan with public images, by the code that silos and aggregator run.
 
-Training, update, masks, sum and mean are those of ``silo``, ``crypto`` and
-``aggregator``. Only keys and images are made up, and two secrets are not secret: the
-rounding is to the nearest level, and what DP-SGD draws follows from a debugging seed,
-so that a rehearsal can be repeated. Masks come from the operating system as ever.
+Training, update, masks or encryption, sum and mean are those of ``silo``, ``crypto``
+and ``aggregator``. Only keys and images are made up, and two secrets are not secret:
+the rounding is to the nearest level, and what DP-SGD draws follows from a debugging
+seed, so that a rehearsal can be repeated. Masks, and what encryption draws, come from
+the operating system as ever.
 """
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from aggregator.averaging import mean_update
-from crypto.keys import IdentityKey
 from crypto.prg import SecretRandom
-from crypto.ring import add_into, unpack
-from crypto.secagg.aggregator_side import AggregatorSide
-from crypto.secagg.journal import Journal
-from crypto.secagg.parts import whole
-from crypto.secagg.silo_side import SiloSide
-from crypto.secagg.upload import Upload
+from crypto.ring import WORD_BITS, add_into, unpack, words_needed
 from diffusion.model import make_model
 from diffusion.parameters import (
     Vector,
@@ -34,7 +29,7 @@ from diffusion.parameters import (
 from diffusion.schedule import make_schedule
 from privacy.rotation import rotate_back
 from protocol.grids import first_numbers, round_grid, sign_seed
-from protocol.plan import PlanDraft, RunPlan, SiloParty, make_plan
+from protocol.plan import PlanDraft
 from silo.data import ImageSet
 from silo.noisy_update import noisy_words
 from silo.one_step import gradient_sum
@@ -44,41 +39,15 @@ from silo.randomness import PrivateRandom
 from silo.training import Progress, Tensors, TrainingState, train
 from silo.units import PrivacyUnits, units_of
 from silo.update import make_update
+from simulation.rehearsed_sum import ROUND, Parties, hidden_sum
 
 Words = npt.NDArray[np.uint64]
 
-ROUND, SETUP, SLOT = 1, 1, 0
 CPU = torch.device("cpu")
 
 
-@dataclass(frozen=True)
-class Parties:
-    """The made-up keys of a cohort."""
-
-    aggregator: IdentityKey
-    silos: tuple[IdentityKey, ...]
-
-    @classmethod
-    def of(cls, num_silos: int) -> "Parties":
-        """Return fresh keys."""
-        keys = tuple(IdentityKey.generate() for _ in range(num_silos))
-        return cls(IdentityKey.generate(), keys)
-
-    def plan(self, draft: PlanDraft) -> RunPlan:
-        """Return the plan of a draft among these parties.
-
-        Raises:
-            PlanRejected: so few or so many silos cannot carry it out.
-        """
-        silos = [
-            SiloParty(name=f"silo-{index + 1}", identity_key=key.public.hex())
-            for index, key in enumerate(self.silos)
-        ]
-        return make_plan(draft, self.aggregator.public, silos)
-
-
 class RehearsedRound:
-    """One round: what each silo sends, in the clear and masked, and the mean.
+    """One round: what each silo sends, in the clear and hidden, and the mean.
 
     Args:
         start: the global parameters of the round.
@@ -121,7 +90,7 @@ class RehearsedRound:
         return units_of(self.shares[silo], "example")
 
     def words(self, silo: int) -> Words:
-        """Let a silo train, and return what it would send without masks, packed."""
+        """Let a silo train, and return what it would send in the clear, packed."""
         if self.plan.privacy.is_in_sum:
             return self._noisy_words(silo)
         return make_update(
@@ -142,65 +111,31 @@ class RehearsedRound:
         return mean_update(self.plan, self.layout, grid, words, survivors, ROUND)
 
     def plain_sum(self, updates: Sequence[Words]) -> Words:
-        """Return the sum of packed updates, as it is without masks."""
+        """Return the sum of packed updates, as it is in the clear."""
         total = np.zeros_like(updates[0])
         for words in updates:
             add_into(total, words)
         return total
 
-    def masked_sum(self, updates: Sequence[Words]) -> tuple[list[Words], Words]:
-        """Carry out secure aggregation; return each masked vector, and the sum.
+    def hidden_sum(self, updates: Sequence[Words]) -> tuple[list[Words], Words]:
+        """Carry out secure aggregation; return what is held of each silo, and the sum.
 
-        Guarantees: the keys, shares and masks are those of the real protocol, with
-        every message of a setup and a slot.
+        Raises:
+            EncryptionFailed: the plan encrypts, and this machine cannot.
         """
-        config, run = self.plan.secagg_config(), self.plan.run
-        roster, keys = self.plan.roster, self._parties
-        aggregator = AggregatorSide(config, roster, keys.aggregator, run, SETUP)
-        silos = [
-            SiloSide(
-                config,
-                roster,
-                keys.aggregator.public,
-                keys.silos[index],
-                index,
-                run,
-                SETUP,
-                Journal(None, b"rehearsal %d" % index),
-            )
-            for index in self.everyone
-        ]
-        for side in silos:
-            aggregator.add_advertisement(side.advertise())
-        public_keys = aggregator.keys()
-        for side in silos:
-            aggregator.add_shares(side.share(public_keys))
-        for index, side in enumerate(silos):
-            side.receive_shares(aggregator.envelopes(index))
-        place = (SLOT, ROUND, hashlib.sha256(b"rehearsed model").digest())
-        slot = aggregator.open_slot(*place, whole(updates[0].size, self.everyone))
-        for side in silos:
-            slot.add_ready(side.ready(*place))
-        active, masked = slot.active(), []
-        for side, words in zip(silos, updates, strict=True):
-            upload = Upload.of(words)
-            slot.add_masked(side.mask(active, upload))
-            masked.append(upload.words.copy())
-        survivors = slot.survivors()
-        answer = survivors
-        if not self.plan.skips_confirm:
-            for side in silos:
-                slot.add_confirm(side.confirm(survivors))
-            answer = slot.confirms()
-        for side in silos:
-            slot.add_reveal(side.reveal(answer))
-        return masked, slot.unmask()
+        return hidden_sum(self.plan, self._parties, updates)
 
     def as_if_plain(self, words: Words) -> Vector:
-        """Return masked words read as if they were an update, float32 ``[d]``."""
-        grid = self.grid.grid
-        fields = unpack(words, self.plan.field_bits(ROUND), grid.length)
-        levels = fields.astype(np.float64) - grid.max_level
+        """Return hidden words read as if they were an update, float32 ``[d]``.
+
+        Ciphertexts are longer or shorter than the fields of an update: what is too much
+        is left out, and where there are none the update is zero.
+        """
+        grid, bits = self.grid.grid, self.plan.field_bits(ROUND)
+        reach = min(grid.length, words.size * (WORD_BITS // bits))
+        fields = unpack(words[: words_needed(reach, bits)], bits, reach)
+        levels = np.zeros(grid.length)
+        levels[:reach] = fields.astype(np.float64) - grid.max_level
         vector = np.empty(grid.length, np.float32)
         for part, segment in grid.parts(0, grid.length):
             vector[part] = levels[part] * grid.steps[segment]

@@ -1,17 +1,19 @@
-"""Are masked words uniform? Three statistical tests; packed updates fail the first two.
+"""Are hidden words uniform? Three statistical tests; packed updates fail the first two.
 
 A test that passes proves nothing: that masks hide an update follows from the pseudo-
-random generator and the key agreement (docs/secure-aggregation.md). A test that fails
+random generator and the key agreement (docs/secure-aggregation.md), that encryption
+does, from learning with errors (docs/homomorphic-encryption.md). A test that fails
 proves a mistake.
-"""
 
-from typing import Literal
+Ciphertexts are read as words of eight bytes. Their residues are below a prime that is
+2^60 but for two parts in 10^14, which no test of this size sees.
+"""
 
 import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from protocol.rehearsal import Uniformity
+from protocol.rehearsal import Tested, Uniformity
 
 Words = npt.NDArray[np.uint64]
 
@@ -19,9 +21,7 @@ MIN_WORDS = 160
 """1,280 bytes: five of each value are expected, as the chi-square law needs."""
 
 
-def uniformity(
-    words: Words, which: Literal["masked", "not masked"] = "masked"
-) -> tuple[Uniformity, ...]:
+def uniformity(words: Words, which: Tested = "masked") -> tuple[Uniformity, ...]:
     """Return three tests of words ``[w]`` against independent uniform ones.
 
     Bytes by their counts, words by their distribution function, and neighbouring words

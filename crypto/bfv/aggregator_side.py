@@ -97,6 +97,11 @@ class BfvAggregatorSide(AggregatorBase[BfvSlot]):
         """The silo that makes the key of this setup, once KEYS was sent."""
         return key_maker(self._config, self._state.advertised)
 
+    @property
+    def commitment(self) -> bytes:
+        """What the maker committed its key to, once the members stand."""
+        return self._commitment()
+
     def _check_dealt(self, silo: int, body: bytes) -> None:
         """Check DEALT: only the maker deals a key."""
         message = self._read(body, is_maker=silo == self.key_maker)

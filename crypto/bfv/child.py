@@ -20,7 +20,7 @@ from crypto.bfv.pipes import Code
 from crypto.bfv.tags import TAG_SEED_BYTES, residuals
 
 if TYPE_CHECKING:
-    from crypto.homomorphic import PublicContext, SecretContext
+    from crypto.homomorphic import SecretContext
 
 
 @dataclass
@@ -70,7 +70,7 @@ class _Child:
         from crypto.homomorphic import PublicContext, SecretContext
 
         self._secret_type: type[SecretContext] = SecretContext
-        self._public: PublicContext = PublicContext()
+        self._public = PublicContext()
         self._keys: dict[int, SecretContext] = {}
         self._held: dict[int, _Held] = {}
 
@@ -78,11 +78,11 @@ class _Child:
         """Do what a request asks."""
         match code:
             case Code.MAKE_KEY:
-                made = self._secret_type.generate()
+                made = self._secret_type.generate(self._public)
                 return _Answer(body=made.export_key_for_sealing())
             case Code.SET_KEY:
                 _check_size(body, SECRET_KEY_BYTES)
-                self._keys[x] = self._secret_type(bytes(body))
+                self._keys[x] = self._secret_type(bytes(body), self._public)
             case Code.FORGET_KEY:
                 self._keys.pop(x, None)
             case Code.ENCRYPT:

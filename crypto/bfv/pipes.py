@@ -2,7 +2,8 @@
 
 A frame is a code, three numbers and a body, all of known length, over a pipe: requests
 one way, one answer to each the other way. Nothing in it is executed or unpickled. Both
-ends are ours; the limits keep a child that has gone mad from taking the parent's memory.
+ends are ours; the limits keep a child that has gone mad from taking all the memory of
+its parent.
 """
 
 import enum

@@ -8,7 +8,7 @@ import contextlib
 import os
 import select
 import signal
-import subprocess  # noqa: S404
+import subprocess
 import sys
 import time
 from collections.abc import Iterable
@@ -73,7 +73,11 @@ class Child:
         for pipe in (self._requests, self._answers):
             os.set_blocking(pipe, False)
             _widen(pipe)
-        self._receive(time.monotonic() + seconds, Code.READY)
+        try:
+            self._receive(time.monotonic() + seconds, Code.READY)
+        except WorkerFailed:
+            self.close()
+            raise
 
     @property
     def process_id(self) -> int:
@@ -129,7 +133,7 @@ class Child:
     def _receive(self, deadline: float, expected: Code) -> Answer:
         """Read one answer."""
         header = self._read(pipes.HEADER.size, deadline)
-        code, x, y, z, size = pipes.HEADER.unpack(header)
+        code, x, y, z, size = pipes.HEADER.unpack(header.data)
         is_answer = code in (expected, Code.FAILED)
         if not is_answer or size > pipes.MAX_BODY_BYTES:
             self._fail("it answered something else than an answer")
@@ -142,7 +146,7 @@ class Child:
     def _read(self, size: int, deadline: float) -> Body:
         """Read so many bytes from the child."""
         data = np.empty(size, np.uint8)
-        rest = memoryview(data)
+        rest = memoryview(data.data)
         while rest:
             try:
                 got = os.readv(self._answers, [rest])

@@ -54,6 +54,30 @@ class BfvSiloSetup(SiloStages[BfvSiloState]):
         self._workers = workers
         self._state = BfvSiloState()
 
+    def work_with(self, workers: Workers) -> None:
+        """Have other processes encrypt and decrypt from here on."""
+        self._workers = workers
+
+    @property
+    def key_maker(self) -> int:
+        """The silo that made the key of this setup.
+
+        Raises:
+            RuntimeError: called before :meth:`receive_shares`.
+        """
+        require_call(self.has_joined, "key_maker before receive_shares()")
+        return key_maker(self._config, self._setup.channel_publics(self._state.keys))
+
+    @property
+    def commitment(self) -> bytes:
+        """The maker's commitment to the key, 32 bytes, the same for every member.
+
+        Raises:
+            RuntimeError: called before :meth:`receive_shares`.
+        """
+        require_call(self.has_joined, "commitment before receive_shares()")
+        return self._state.commitment
+
     def advertise(self) -> bytes:
         """Return the ADVERTISE frame; the first call draws the channel key."""
         if not self._state.advertisement:

@@ -28,6 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from crypto import labels
+from crypto.bfv.decrypted import Decrypted
 from crypto.bfv.digits import (
     BLOCK_CHUNKS,
     Layout,
@@ -54,7 +55,7 @@ from crypto.bfv.residues import unpack_residues
 from crypto.bfv.silo_setup import BfvSiloSetup
 from crypto.bfv.silo_state import BfvSiloState, decode_state, encode_state
 from crypto.bfv.sum_tags import SumTags
-from crypto.bfv.workers import Decrypted, Workers
+from crypto.bfv.workers import Workers
 from crypto.encoding import BytesLike, digest
 from crypto.errors import (
     DecryptionRefused,
@@ -194,6 +195,11 @@ class BfvSiloSide(BfvSiloSetup):
         reply = Masked(progress.slot_digest, words.data.cast("B"))
         return make_frame(self._identity, header, reply.prefix(), reply.words)
 
+    @property
+    def own_sum_digest(self) -> bytes:
+        """Digest of the sum that this silo decrypted in its latest slot; b"" before."""
+        return self._progress("own_sum_digest").reveal[DIGEST_BYTES:]
+
     def _make_encrypted(self, progress: SlotProgress, words: Words) -> memoryview:
         """Return ENCRYPTED: every part of this silo's, in a row."""
         layouts = self._layouts_of(progress.round_number, progress.parts)
@@ -297,7 +303,7 @@ class BfvSiloSide(BfvSiloSetup):
 
     def _check_sum(self, progress: SlotProgress, notice: SumNotice) -> SlotProgress:
         """Return the closed slot; SUM must be the sum that this silo decrypted."""
-        own_sum = progress.reveal[DIGEST_BYTES:]
+        own_sum = self.own_sum_digest
         if own_sum and own_sum != notice.sum_digest:
             raise ProtocolViolation("SUM is not the sum that this silo decrypted")
         return super()._check_sum(progress, notice)

@@ -72,6 +72,23 @@ def test_a_failed_attempt_invites_the_absent_at_once():
     assert members.wants_setup((0, 1, 2, 3), 3, 2)
 
 
+def test_who_rests_is_absent_for_one_round():
+    members = Membership(5, 1)
+    members.rest(2)
+    assert members.invited == (0, 1, 3, 4)
+    members.note_setup((0, 1, 3, 4), 1)
+    members.wake()
+    assert members.invited == FIVE
+    assert not members.wants_setup((0, 1, 3, 4), 1, 1)
+    assert members.wants_setup((0, 1, 3, 4), 2, 1)
+
+
+def test_who_rests_is_not_waited_for():
+    members = Membership(5, 1)
+    members.rest(2)
+    assert not members.wants_setup((0, 1, 3, 4), 1, 2)
+
+
 def test_who_is_left_out_wants_a_setup_even_if_it_never_joined():
     members = Membership(5, 1)
     members.note_setup((0, 2, 3, 4), 1)

@@ -317,6 +317,27 @@ class TestRehearsal:
         weak = replace(inputs, rehearsal=replace(inputs.rehearsal, views=views))
         assert said in render_markdown(make_content(audit, weak))
 
+    def test_one_of_ciphertexts_speaks_of_encryption(self, made):
+        evidence = load_evidence(made[0])
+        inputs, audit = load_inputs(evidence), run_audit(evidence)
+        assert "Are masked values uniform?" in render_markdown(
+            make_content(audit, inputs)
+        )
+        found = inputs.rehearsal
+        views = (found.views[0], replace(found.views[1], name="encrypted update"))
+        tests = [
+            replace(found.uniformity[0], words=words)
+            for words in ("encrypted", "not encrypted")
+        ]
+        found = replace(found, views=views, uniformity=tuple(tests))
+        content = make_content(audit, replace(inputs, rehearsal=found))
+        said = render_markdown(content)
+        assert "Are encrypted values uniform?" in said
+        assert "Encrypted update, worst case" in said
+        assert "| not encrypted |" in said and "| not masked |" not in said
+        part = SCHEMA["properties"]["rehearsal"]
+        assert list(errors(content["rehearsal"], part, SCHEMA)) == []
+
     def test_its_views_and_pictures_are_shown(self, made, tmp_path):
         report(made[0], "--out", tmp_path)
         page = (tmp_path / "report.html").read_text()

@@ -1,6 +1,7 @@
 """Tiny plans, tiny images, and three sessions driven by hand against a real centre."""
 
 import contextlib
+import functools
 import hashlib
 import io
 import sys
@@ -14,10 +15,12 @@ import pytest
 import torch
 
 import silo.trainer
+from crypto.bfv.aggregator_side import BfvAggregatorSide
+from crypto.bfv.workers import Workers
 from crypto.frame import AGGREGATOR, read_header
 from crypto.keys import IdentityKey
 from crypto.secagg.aggregator_side import AggregatorSide
-from crypto.secagg.parts import whole
+from crypto.secagg.parts import Parts, whole
 from diffusion.config import ScheduleConfig, UNetConfig
 from diffusion.model import make_model
 from diffusion.parameters import (
@@ -41,8 +44,10 @@ from protocol.envelope import (
 )
 from protocol.grids import first_numbers
 from protocol.heads import ShownHead
+from protocol.packing import layouts
 from protocol.plan import PlanDraft, RunPlan, SiloParty, make_plan
 from protocol.settings import TrainingConfig
+from protocol.stretches import Agreed, make_dealing
 from protocol.transcript import TranscriptWriter, read_records
 from protocol.update_settings import ProtectionConfig
 from silo.data import ImageSet
@@ -56,6 +61,21 @@ TINY_MODEL = UNetConfig(
 )
 CPU = torch.device("cpu")
 STAGES = ("setup", "shares", "envelopes", "ready", "masked", "confirm", "reveal", "end")
+ENCRYPTED_STAGES = (
+    *("setup", "key", "handed", "ready", "encrypted", "confirm", "decrypt", "end"),
+)
+TAKEN_BY = {
+    "setup": "add_advertisement",
+    "shares": "add_shares",
+    "key": "add_shares",
+    "ready": "add_ready",
+    "masked": "add_masked",
+    "encrypted": "add_encrypted",
+    "confirm": "add_confirm",
+    "reveal": "add_reveal",
+    "decrypt": "add_decrypted",
+}
+"""By stage, the method of the aggregator's side, or of its slot, for replies."""
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -133,6 +153,24 @@ def stated_request(**fields: Any) -> RoundRequest:
     return RoundRequest(**({"model": digest} | fields))
 
 
+class SharedWorkers(Workers):
+    """Processes that a session cannot end, so that tests start them once."""
+
+    def close(self) -> None:
+        """Leave them to other tests."""
+
+    def end(self) -> None:
+        """End them."""
+        super().close()
+
+
+@pytest.fixture(scope="module")
+def workers():
+    made = SharedWorkers(1)
+    yield made
+    made.end()
+
+
 class Federation:
     """Sessions of all silos, and the aggregator's side of one setup.
 
@@ -143,8 +181,13 @@ class Federation:
     shown_size = 0
     shown_in = 1
 
-    def __init__(self, root: Path, plan: RunPlan | None = None):
-        self.plan = plan or tiny_plan()
+    def __init__(
+        self,
+        root: Path,
+        plan: RunPlan | None = None,
+        workers: Workers | None = None,
+    ):
+        self.plan, self.workers = plan or tiny_plan(), workers
         *self.keys, self.aggregator = make_identities(len(self.plan.silos))
         self.layout = shared_layout(self.plan)
         model = make_model(self.plan.model, self.plan.seed_for("model"))
@@ -171,10 +214,21 @@ class Federation:
     def everyone(self) -> range:
         return range(len(self.plan.silos))
 
-    def new_side(self, setup: int) -> AggregatorSide:
+    @property
+    def stages(self) -> tuple[str, ...]:
+        is_encrypted = self.plan.protection.is_encrypted
+        return ENCRYPTED_STAGES if is_encrypted else STAGES
+
+    def new_side(self, setup: int) -> AggregatorSide | BfvAggregatorSide:
         plan = self.plan
-        return AggregatorSide(
-            plan.secagg_config(), plan.roster, self.aggregator, plan.run, setup
+        arguments = (
+            *(plan.secagg_config(), plan.roster, self.aggregator, plan.run, setup),
+        )
+        if not plan.protection.is_encrypted:
+            return AggregatorSide(*arguments)
+        layouts_of = functools.partial(layouts, plan)
+        return BfvAggregatorSide(
+            *arguments, workers=self.workers, layouts_of=layouts_of
         )
 
     def store(self, index: int) -> RunStore:
@@ -184,8 +238,9 @@ class Federation:
         resources = {
             "identity": self.keys[index],
             "images": tiny_images(index),
-            "policy": Policy(permitted_protections=("mask", "none")),
+            "policy": Policy(permitted_protections=("mask", "bfv", "none")),
             "device": CPU,
+            "make_workers": lambda: self.workers,
         }
         return SiloSession(
             self.plan, self.store(index), LocalResources(**(resources | changes))
@@ -203,7 +258,8 @@ class Federation:
 
     def play(self, last: str, first: str = "setup") -> "Federation":
         """Carry out the stages from the first to the last, with all silos."""
-        for stage in STAGES[STAGES.index(first) : STAGES.index(last) + 1]:
+        stages = self.stages
+        for stage in stages[stages.index(first) : stages.index(last) + 1]:
             self.make_requests(stage)
             self.answer(stage)
         return self
@@ -217,7 +273,7 @@ class Federation:
 
     def play_rest(self, stage: str) -> None:
         """Carry out the stages after one."""
-        if rest := STAGES[STAGES.index(stage) + 1 :]:
+        if rest := self.stages[self.stages.index(stage) + 1 :]:
             self.play("end", first=rest[0])
 
     def next_round(self, parameters: np.ndarray | None = None) -> "Federation":
@@ -235,41 +291,37 @@ class Federation:
         frames = {
             "setup": lambda: self.envelope(Kind.OPEN_SETUP, b"", setup=self.setup),
             "shares": lambda: self.side.keys(),
+            "key": lambda: self.side.keys(),
             "masked": lambda: self.side.slot.active(),
+            "encrypted": lambda: self.side.slot.active(),
             "confirm": lambda: self.side.slot.survivors(),
             "reveal": lambda: self.side.slot.confirms(),
+            "decrypt": lambda: self.side.slot.decrypt_request(),
             "end": lambda: self.envelope(Kind.END, self.end_request().to_body()),
         }
         if stage == "ready":
             self.requests[stage] = self.round_requests()
-        elif stage == "envelopes":
+        elif stage in ("envelopes", "handed"):
             self.requests[stage] = {i: self.side.envelopes(i) for i in self.everyone}
         else:
             self.requests[stage] = dict.fromkeys(self.everyone, frames[stage]())
 
     def take(self, stage: str, replies: Iterable[bytes]) -> None:
         """Hand replies to the aggregator's side, which verifies them."""
-        add = {
-            "setup": self.side.add_advertisement,
-            "shares": self.side.add_shares,
-        }
-        if self.side.has_slot:
-            add |= {
-                "ready": self.side.slot.add_ready,
-                "masked": self.side.slot.add_masked,
-                "confirm": self.side.slot.add_confirm,
-                "reveal": self.side.slot.add_reveal,
-            }
+        if stage not in TAKEN_BY:
+            return
+        is_setup = stage in ("setup", "shares", "key")
         for reply in replies:
-            if stage in add and read_header(reply).kind != Kind.PLAIN:
-                add[stage](reply)
+            if read_header(reply).kind != Kind.PLAIN:
+                taker = self.side if is_setup else self.side.slot
+                getattr(taker, TAKEN_BY[stage])(reply)
 
     @property
     def num_words(self) -> int:
         return self.plan.num_words(self.round_number, self.layout.size)
 
     def round_request(self, **changes: Any) -> RoundRequest:
-        ranges = first_numbers(self.plan, self.layout.segments)
+        ranges = first_numbers(self.plan, self.layout.segments, self.layout.counts)
         if self.round_number > 1 and not self.plan.update.rotation:
             norm = self.plan.update.clipping_norm
             ranges = np.full(len(self.layout.segments), norm, np.float32)
@@ -302,18 +354,29 @@ class Federation:
             body = self.round_request().to_body()
             return dict.fromkeys(self.everyone, self.envelope(Kind.ROUND, body))
         request, members = self.round_request(), self.everyone
-        parts = whole(self.num_words, members)
         self.side.open_slot(
             self.slot,
             self.round_number,
             request.model_digest(),
-            parts,
+            self.parts(),
             request.shown.head.to_bytes(),
         )
         frame = self.envelope(
             Kind.ROUND, request.to_body(), setup=self.setup, slot=self.slot
         )
         return dict.fromkeys(members, frame)
+
+    def parts(self) -> Parts:
+        """Return the stretches of the round's vector, with who contributes to each."""
+        if not self.plan.update.is_dealt:
+            return whole(self.num_words, self.everyone)
+        agreed = Agreed(self.side.members_digest, self.side.members)
+        number = self.round_number
+        sizes = [
+            self.plan.num_words(number, stretch.size)
+            for stretch in self.layout.stretches
+        ]
+        return make_dealing(self.plan, agreed, number, sizes).parts
 
     def round_envelope(self, **changes: Any) -> bytes:
         return self.envelope(

@@ -36,6 +36,24 @@ class TestBytes:
         assert leaving.total_bytes == first + 2 * later
         assert leaving.num_values == federation.layout.size
 
+    @pytest.mark.parametrize(
+        "update",
+        [
+            {"value_bits": 6},
+            {"rotation": True, "weights": "secret", "max_weight": 2**32},
+        ],
+    )
+    def test_are_those_really_sent_encrypted(self, tmp_path, workers, update):
+        protection = ProtectionConfig(method="bfv", slots_per_setup=2)
+        plan = tiny_plan(update=UpdateConfig(**update), protection=protection)
+        federation = Federation(tmp_path, plan, workers).play("decrypt")
+        federation.next_round().play("encrypted", first="ready")
+        sent = [r.vector_bytes for r in federation.records(0, records.Traffic)]
+        federation.close()
+        first, later = [size for size in sent if size]
+        leaving = what_would_leave(plan)
+        assert (leaving.first_round_bytes, leaving.later_round_bytes) == (first, later)
+
     def test_parameters_are_counted(self):
         selected, everything = count_parameters(
             TINY_MODEL, UpdateConfig(selection="udec")
@@ -174,3 +192,37 @@ def test_noise_too_little_for_any_claim_is_refused():
     assert refusals(Policy(), useless) == [
         "the plan's noise is too little for any epsilon at its delta"
     ]
+
+
+@pytest.fixture(scope="module")
+def encrypted_text():
+    protection = ProtectionConfig(
+        method="bfv", key_maker="silo-4", max_colluding=2, min_cohort=4, threshold=4
+    )
+    plan = tiny_plan(5, protection=protection)
+    return "\n".join(explain(plan, Policy()))
+
+
+class TestEncryption:
+    """What an operator must know before all silos share one key."""
+
+    @pytest.mark.parametrize(
+        "words",
+        [
+            "secure aggregation by ENCRYPTION (BFV); up to 1 silo may be lost",
+            "a key that all 5 silos hold: any one of them that gives it to the "
+            "aggregator opens every update of the run",
+            "masks would withstand 2 such silos.",
+            "Silo silo-4 makes the key",
+            "the key sealed to each other silo, 30,748 bytes each",
+            "where it is asked to decrypt, the sum over all",
+            "Only the encryption stands before that",
+            "REFUSED by this silo's policy: protection.method",
+        ],
+    )
+    def test_is_said(self, encrypted_text, words):
+        assert words in encrypted_text
+
+    def test_nothing_of_masks_is_promised(self, encrypted_text):
+        assert "colludes with at most" not in encrypted_text
+        assert "shares and signatures" not in encrypted_text

@@ -171,6 +171,7 @@ def test_a_damaged_ledger_is_refused(federation, what):
 
 def test_every_stage_of_a_session_is_described():
     from silo.stages import STAGES as ASKED
+    from silo.stages import WITH_ENCRYPTION
 
     known = set(d.STAGE_ORDER)
-    assert {*ASKED.values(), "reveal", "unknown"} <= known
+    assert {*ASKED.values(), *WITH_ENCRYPTION.values(), "reveal", "unknown"} <= known

@@ -79,6 +79,19 @@ class TestRefusals:
         assert 'protection.method is "none", this silo permits mask' in found
         assert refusals(Policy(permitted_protections=("mask", "none")), plan) == []
 
+    def test_encryption_needs_permission_and_enough_honest_silos(self):
+        plan = tiny_plan(protection=ProtectionConfig(method="bfv"))
+        (found,) = refusals(Policy(), plan)
+        assert 'protection.method is "bfv", this silo permits mask' in found
+        permitted = ("mask", "bfv")
+        assert refusals(Policy(permitted_protections=permitted), plan) == []
+        strict = Policy(permitted_protections=permitted, min_cohort=4, min_colluding=2)
+        found = refusals(strict, plan)
+        assert [reason.split(" is ")[0] for reason in found] == [
+            "protection.min_cohort",
+            "protection.max_colluding",
+        ]
+
     def test_an_aggregator_that_is_trusted_needs_permission(self):
         plan = tiny_plan(protection=ProtectionConfig(trust="semi-honest"))
         (found,) = refusals(Policy(), plan)

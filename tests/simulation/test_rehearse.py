@@ -23,7 +23,8 @@ from simulation.known_draws import sought_of
 from simulation.rehearsal_files import load_any_plan, rehearse_files
 from simulation.rehearsal_pages import is_read, meaning
 from simulation.rehearsal_settings import bare, warnings_about, worst_case
-from simulation.rehearsed_round import Parties, RehearsedRound
+from simulation.rehearsed_round import RehearsedRound
+from simulation.rehearsed_sum import Parties
 from simulation.settings import SimulationConfig
 from simulation.sources import load_pool, subset
 
@@ -158,7 +159,7 @@ def test_secure_aggregation_gives_the_plain_sum(draft_path):
     images = load_pool(SimulationConfig(), 1).dealt
     part = _round(bare(draft, 3), [subset(images, np.arange(9))] * 3)
     updates = [part.words(silo) for silo in part.everyone]
-    masked, total = part.masked_sum(updates)
+    masked, total = part.hidden_sum(updates)
     assert (total == part.plain_sum(updates)).all()
     for words, update in zip(masked, updates, strict=True):
         assert (words != update).mean() > 0.99

@@ -204,7 +204,7 @@ def rehearsal(content: Content) -> Iterator[Block]:
     for view in table["views"]:
         yield from _view(view)
     if table["uniformity"]:
-        yield Heading("Are masked values uniform?")
+        yield Heading(f"Are {_hidden(table['uniformity'])} values uniform?")
         yield _uniformity(table["uniformity"])
     yield Code("cloister rehearse PLAN")
 
@@ -241,8 +241,14 @@ def _view(view: Content) -> Iterator[Block]:
         )
 
 
+def _hidden(tests: list[Content]) -> str:
+    """Return how the words that were tested are hidden."""
+    is_encrypted = any(each["words"] == "encrypted" for each in tests)
+    return "encrypted" if is_encrypted else "masked"
+
+
 def _uniformity(tests: list[Content]) -> Block:
-    """Return the tests of masked words, and of the same words without masks."""
+    """Return the tests of hidden words, and of the same words in the clear."""
     return rows(
         ("Words", "Test", "Values", "Statistic", "p-value"),
         (
