@@ -107,7 +107,7 @@ class SecureSum(SecureSetup[SideT], Generic[SideT, SlotT]):
             is_given_up = self._given_up == (self._setup, latest.slot)
             if latest.model_digest == digest and not is_given_up:
                 return latest
-            if latest.is_revealing:
+            if latest.is_last:
                 raise RoundAborted(
                     f"{self.opening} were asked for, and the slot was not finished"
                 )

@@ -15,22 +15,29 @@ from collections.abc import Collection, Iterator
 import numpy as np
 import numpy.typing as npt
 
-from crypto.bfv.digits import BLOCK_CHUNKS, Layout, chunks_in, words_in
-from crypto.bfv.messages import Decrypt, read_encrypted
-from crypto.bfv.parameters import FRESH_BYTES, POLY_BYTES, POLY_DEGREE, SEED_BYTES
+from crypto.bfv.digits import BLOCK_CHUNKS, Layout, check_layouts, chunks_in
+from crypto.bfv.messages import decrypt_prefix, read_encrypted
+from crypto.bfv.parameters import (
+    FRESH_BYTES,
+    POLY_BYTES,
+    POLY_DEGREE,
+    SEED_BYTES,
+    SUMMED_BYTES,
+)
 from crypto.bfv.residues import add_residues, pack_residues, unpack_residues
 from crypto.bfv.workers import Workers
 from crypto.encoding import BytesLike
 from crypto.errors import MalformedMessage, ProtocolViolation
-from crypto.frame import Kind, make_frame
+from crypto.frame import HEADER_BYTES, Kind, finish_frame
 from crypto.keys import IdentityKey
 from crypto.secagg.aggregator_stages import AggregatorStages, digest_of
 from crypto.secagg.aggregator_state import SlotState, decode_slot
 from crypto.secagg.checks import check_part, is_new, naming, require_call
 from crypto.secagg.digests import sum_digest
-from crypto.secagg.messages import Masked
+from crypto.secagg.messages import Confirms, Masked
 from crypto.secagg.parts import check_groups, check_parts, within
 from crypto.secagg.setup import Setup
+from crypto.signatures import SIGNATURE_BYTES
 
 Words = npt.NDArray[np.uint64]
 Seeds = npt.NDArray[np.uint8]
@@ -54,9 +61,7 @@ class BfvSlot(AggregatorStages):
         layouts: tuple[Layout, ...],
     ) -> None:
         super().__init__(setup, identity, agreed, members, state)
-        for part, layout in zip(state.parts, layouts, strict=True):
-            if words_in(layout) != part.num_words:
-                raise ValueError("layouts: are not those of the parts")
+        check_layouts(layouts, state.parts)
         self._workers, self._layouts = workers, layouts
         self._chunks = [chunks_in(layout) for layout in layouts]
         self._seeds: dict[int, Seeds] = {}
@@ -110,29 +115,37 @@ class BfvSlot(AggregatorStages):
                 self._add(fresh, places)
                 state.masked[silo] = signed.signature
 
-    def decrypt_request(self) -> bytes:
+    @property
+    def is_last(self) -> bool:
+        """Whether silos may have confirmed, which they do once for a round."""
+        return bool(self._state.survivors)
+
+    def decrypt_request(self) -> memoryview:
         """Return the DECRYPT frame: CONFIRMS and the sum, for silos to decrypt.
 
-        From here on only this very slot can be completed. Every survivor may get it.
+        Every survivor may get it. It is made anew by each call, always the same.
 
         Raises:
             ProtocolViolation: fewer confirmations than the threshold.
         """
         self.confirms()
         total = self._total.reshape(-1, 2, POLY_DEGREE)
-        packed = (
-            pack_residues(total[at : at + BLOCK_CHUNKS]).data.cast("B")
-            for at in range(0, len(total), BLOCK_CHUNKS)
-        )
-        body = Decrypt.pieces(
-            self._survivors(),
-            self._state.confirmed,
+        prefix = decrypt_prefix(
+            Confirms(self._survivors(), self._state.confirmed),
             self._config.num_silos,
-            packed,
             len(total),
         )
+        at = HEADER_BYTES + len(prefix)
+        size = at + len(total) * SUMMED_BYTES + SIGNATURE_BYTES
+        frame = memoryview(bytearray(size))
+        frame[HEADER_BYTES:at] = prefix
+        for first in range(0, len(total), BLOCK_CHUNKS):
+            packed = pack_residues(total[first : first + BLOCK_CHUNKS])
+            frame[at : at + packed.nbytes] = packed.data.cast("B")
+            at += packed.nbytes
         header = self._setup.aggregator_header(Kind.DECRYPT, self._state.slot)
-        return make_frame(self._identity, header, *body)
+        finish_frame(self._identity, header, frame)
+        return frame.toreadonly()
 
     def add_decrypted(self, data: BytesLike) -> None:
         """Take one DECRYPTED.
@@ -181,7 +194,8 @@ class BfvSlot(AggregatorStages):
             uint64 ``[w]``, all parts in a row, as masks would give it.
 
         Raises:
-            ProtocolViolation: fewer than ``num_witnesses`` silos agree on a sum.
+            ProtocolViolation: fewer than ``num_witnesses`` silos agree on a sum, or on
+                another than SUM has named.
         """
         agreeing = self.agreeing_silos
         if len(agreeing) < self.num_witnesses:
@@ -189,6 +203,8 @@ class BfvSlot(AggregatorStages):
                 f"{len(agreeing)} silos agree on the sum, {self.num_witnesses} must"
             )
         found = self._state.reveals[agreeing[0]]
+        if self._state.sum_digest not in (b"", found):
+            raise ProtocolViolation("silos agree on another sum than the one announced")
         self._state.sum_digest = found
         return self._sums[found]
 
@@ -243,11 +259,10 @@ class BfvSlot(AggregatorStages):
     def _add(self, fresh: Seeds, places: list[tuple[int, int]]) -> None:
         """Add the first polynomials of a silo's ciphertexts."""
         first = self._total.reshape(-1, 2, POLY_DEGREE)[:, 0]
-        rows = np.concatenate(
-            [np.arange(place, place + length) for place, length in places]
-        )
+        rows = [row for place, length in places for row in range(place, place + length)]
         for at, residues in _first_polynomials(fresh):
-            for row, polynomial in zip(rows[at:], residues, strict=False):
+            own = rows[at : at + len(residues)]
+            for row, polynomial in zip(own, residues, strict=True):
                 add_residues(first[row], polynomial)
 
     def _places(self, silos: Collection[int]) -> Iterator[tuple[int, int]]:

@@ -10,7 +10,7 @@ A sum of words modulo 2^64 is Σ_j (sum of digits j) · 2^(j·b) modulo 2^64, wh
 digits' sums stay below 2^b or carry: masks and encryption sum to the same words.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -21,7 +21,7 @@ from crypto.bfv.parameters import POLY_DEGREE, SLOT_BITS, Slots
 from crypto.bfv.tags import NUM_TAGS
 from crypto.ring import WORD_BITS
 from crypto.secagg.config import MAX_WORDS
-from crypto.secagg.parts import Parts
+from crypto.secagg.parts import Parts, check_parts
 
 HALF_WORD_BITS = 32
 BLOCK_CHUNKS = 32
@@ -92,6 +92,13 @@ LayoutsOf: TypeAlias = Callable[[int, Parts], tuple[Layout, ...]]
 """By round number and parts: how each part is read. It follows from the plan."""
 
 
+def check_layouts(layouts: Collection[Layout], parts: Parts) -> None:
+    """Raise ``ValueError`` unless these read just these parts: the caller's bug."""
+    check_parts(parts)
+    if [words_in(layout) for layout in layouts] != [p.num_words for p in parts]:
+        raise ValueError("layouts: are not those of the parts")
+
+
 def words_in(layout: Layout) -> int:
     """Return the words of a part."""
     return sum(digits.num_words for digits in layout)
@@ -117,7 +124,12 @@ def slot_blocks(words: Words, layout: Layout) -> Iterator[tuple[int, Slots]]:
 
     Returns:
         Pairs of chunk and ``[c, N]``, c at most ``BLOCK_CHUNKS``; each a new array.
+
+    Raises:
+        ValueError: not W words, or a digit that does not fit beside the next one.
     """
+    if words.dtype != np.uint64 or words.shape != (words_in(layout),):
+        raise ValueError(f"words: {words.dtype} {words.shape}")
     num_chunks = chunks_in(layout)
     for first in range(0, num_chunks, BLOCK_CHUNKS):
         size = min(BLOCK_CHUNKS, num_chunks - first)
@@ -189,6 +201,8 @@ def _write_slots(words: Words, digits: Digits, slots: Slots, begin: int) -> None
     for in_slot, in_word, place, source in _pieces(digits, begin, slots.size):
         part = words[source] >> np.uint64(in_word)
         part &= lowest
+        if int(part.max()) >> digits.sum_bits:
+            raise ValueError(f"words: a digit above {digits.sum_bits} bits")
         part <<= np.uint64(in_slot)
         slots[place] |= part
 

@@ -5,7 +5,6 @@ with one channel key for each silo and no slot keys. DECRYPTED has the body of M
 with the words of the sum.
 """
 
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from crypto.bfv.parameters import FRESH_BYTES, SEALED_KEY_BYTES, SUMMED_BYTES
@@ -17,7 +16,6 @@ from crypto.secagg.messages import (
     Survivors,
     bitmap_bytes,
     decode_silos,
-    encode_signatures,
     encode_silos,
 )
 from crypto.signatures import SIGNATURE_BYTES
@@ -108,27 +106,21 @@ def read_encrypted(data: BytesLike, num_ciphertexts: int) -> tuple[bytes, memory
     return slot, _read_ciphertexts(reader, num_ciphertexts, FRESH_BYTES)
 
 
+def decrypt_prefix(confirms: Confirms, num_silos: int, num_ciphertexts: int) -> bytes:
+    """Return what stands before the summed ciphertexts of DECRYPT.
+
+    The body has 36 + 2 ceil(n/8) + 64 |signers| + 61,440 c bytes.
+    """
+    number = Writer().integer(num_ciphertexts, 4).to_bytes()
+    return confirms.to_bytes(num_silos) + number
+
+
 @dataclass(frozen=True)
 class Decrypt:
     """Stage 6, down: CONFIRMS, and the summed ciphertexts of all parts in a row."""
 
     confirms: Confirms
     ciphertexts: memoryview
-
-    @staticmethod
-    def pieces(
-        confirm: Survivors,
-        signatures: Mapping[int, bytes],
-        num_silos: int,
-        ciphertexts: Iterable[BytesLike],
-        num_ciphertexts: int,
-    ) -> list[BytesLike]:
-        """Return the body in pieces, for ``make_frame``.
-
-        It has 36 + 2 ceil(n/8) + 64 |signers| + 61,440 c bytes.
-        """
-        head = confirm.to_bytes(num_silos) + encode_signatures(signatures, num_silos)
-        return [head, Writer().integer(num_ciphertexts, 4).to_bytes(), *ciphertexts]
 
     @classmethod
     def from_bytes(

@@ -8,6 +8,7 @@ The rules of ``silo_side`` hold here too.
 """
 
 from dataclasses import replace
+from typing import ClassVar
 
 from crypto import labels
 from crypto.bfv.messages import Dealt, Handed
@@ -26,7 +27,7 @@ from crypto.secagg.checks import (
     require_call,
 )
 from crypto.secagg.digests import keys_digest, members_digest
-from crypto.secagg.journal import Journal
+from crypto.secagg.journal import Journal, Stage
 from crypto.secagg.setup import Setup
 from crypto.secagg.silo_setup import check_keys, make_advertise
 from crypto.secagg.silo_stages import SiloStages
@@ -38,6 +39,8 @@ class BfvSiloSetup(SiloStages[BfvSiloState]):
     Raises:
         ValueError: the identity is not that of the roster's entry.
     """
+
+    confirm_stage: ClassVar[Stage] = Stage.ONE_CONFIRM
 
     def __init__(
         self,

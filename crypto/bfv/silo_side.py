@@ -8,10 +8,14 @@
 The stages are those of ``crypto.secagg.silo_side``, and so are its rules 1, 2, 3 and 5.
 In place of rule 4:
 
-4. A silo decrypts one ciphertext for each round, ever: the sum over the very survivors
-   that at least ``threshold`` silos have confirmed. Before a value leaves the process
-   that decrypts, both tags of every part and the noise that is left are checked; what
-   fails is answered with the one word "refused", and the round is closed.
+4. A silo confirms one list of survivors for each round, ever: READY of another slot of
+   that round is refused afterwards. One silo that decrypts is enough to open the sum
+   over a list with ``threshold`` confirmations, and any two such lists have an honest
+   silo in common; so a round has one of them.
+   A silo decrypts one ciphertext for each round, ever: the sum over that list. Before a
+   value leaves the process that decrypts, both tags of every part and the noise that is
+   left are checked; what fails is answered with the one word "refused".
+   It accepts no other SUM than the one it has decrypted.
 
 ENCRYPTED is made anew when it is asked for again, from the very same words.
 """
@@ -29,6 +33,7 @@ from crypto.bfv.digits import (
     BLOCK_CHUNKS,
     Layout,
     LayoutsOf,
+    check_layouts,
     chunks_in,
     slot_blocks,
     sum_words,
@@ -65,7 +70,7 @@ from crypto.secagg.checks import (
 from crypto.secagg.config import SecAggConfig
 from crypto.secagg.digests import sum_digest
 from crypto.secagg.journal import Journal, Stage
-from crypto.secagg.messages import DIGEST_BYTES, Masked, SumNotice
+from crypto.secagg.messages import DIGEST_BYTES, Masked, SumNotice, Survivors
 from crypto.secagg.parts import Parts, own_places, whole, within, words_of
 from crypto.secagg.ready import Active
 from crypto.secagg.setup import Setup
@@ -121,7 +126,8 @@ class BfvSiloSide(BfvSiloSetup):
                 one, to which every member contributes.
 
         Raises:
-            ValueError: the words are not as long as this silo's parts.
+            ValueError: the words are not as long as this silo's parts, or do not fit
+                their layout.
             CryptoError: as ``SiloSide.mask``.
             WorkerFailed: a process that encrypts crashed; asked again, it may succeed.
         """
@@ -130,6 +136,7 @@ class BfvSiloSide(BfvSiloSetup):
         body = self._open(active, header)
         message = Active.from_bytes(body, self._config.num_silos)
         parts = parts or whole(words.size, state.members)
+        check_layouts(self._layouts_of(before.round_number, parts), parts)
         if words.size != (expected := words_of(parts, self._index)):
             raise ValueError(f"words: {words.size}, this silo's parts have {expected}")
         ready = self._expected_ready(before)
@@ -178,6 +185,9 @@ class BfvSiloSide(BfvSiloSetup):
         self._promise(Stage.REVEAL, progress, promised)
         words = self._decrypt_sum(progress, layouts, message.ciphertexts)
         own_sum = sum_digest(progress.slot_digest, words.data.cast("B"))
+        confirmed = Survivors(progress.slot_digest, progress.survivors)
+        notice = SumNotice(confirmed, own_sum).to_bytes(self._config.num_silos)
+        self._promise(Stage.SUM, progress, notice)
         self._state = replace(
             self._state, progress=replace(progress, reveal=content + own_sum)
         )

@@ -186,8 +186,8 @@ class AggregatorBase(ABC, Generic[SlotT]):
 
         Raises:
             RuntimeError: before :meth:`close_members`; a slot that is spent or does not
-                exist; or a round in which CONFIRMS was sent: that slot can only be
-                completed, or the round closed without a sum.
+                exist; or a round whose latest slot can only be completed
+                (``is_last``), or the round closed without a sum.
             ValueError: the vector is empty or too long.
             ProtocolViolation: too few members contribute to a part.
         """
@@ -199,8 +199,8 @@ class AggregatorBase(ABC, Generic[SlotT]):
             f"slot {slot} is spent or none",
         )
         require_call(
-            last is None or not last.is_revealing or round_number > last.round_number,
-            f"round {round_number}: shares were asked for, no further slot serves it",
+            last is None or not last.is_last or round_number > last.round_number,
+            f"round {round_number}: its sum may be open, no further slot serves it",
         )
         state = SlotState(slot, round_number, bytes(model_digest), head, parts)
         self._slot = self._open(state)

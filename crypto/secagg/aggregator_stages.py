@@ -138,7 +138,7 @@ class AggregatorStages(ABC):
                 state.confirmed[silo] = signed.signature
 
     def confirms(self) -> bytes:
-        """Return the CONFIRMS frame. From here on only this very slot can be completed.
+        """Return the CONFIRMS frame; no further CONFIRM is taken, and :attr:`is_last`.
 
         Raises:
             ProtocolViolation: fewer confirmations than the threshold.
@@ -158,9 +158,14 @@ class AggregatorStages(ABC):
 
     @property
     def is_revealing(self) -> bool:
-        """Whether silos may have revealed shares: the slot can only be completed."""
+        """Whether silos may have helped to open the sum."""
         semi_honest = self._config.trust == "semi-honest"
         return bool(self._state.confirms or (semi_honest and self._state.survivors))
+
+    @property
+    def is_last(self) -> bool:
+        """Whether the slot can only be completed: no further one serves its round."""
+        return self.is_revealing
 
     def sum_notice(self) -> bytes:
         """Return the SUM frame: it names the survivors and the digest of their sum.

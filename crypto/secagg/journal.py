@@ -8,7 +8,8 @@ same request gets the same answer again and another one is refused:
 * one promise for each slot and stage, ever: READY for one round and model, MASKED for
   one T3 and one vector, CONFIRM and REVEAL for one list of survivors;
 * slots only go up, over all setups of the run;
-* after REVEAL or SUM of a round no further slot serves that round or an earlier one.
+* after REVEAL or SUM of a round no further slot serves that round or an earlier one;
+  with encryption neither does any after CONFIRM.
 
 Keep the file apart from the state it guards, so that one backup does not restore both.
 It begins with 32 random bytes; records are 77 bytes::
@@ -44,16 +45,21 @@ _JOURNAL_MODE = 0o600
 
 
 class Stage(IntEnum):
-    """The promises of a slot, in their order. SUM ends its round for this silo."""
+    """The promises of a slot, in their order. SUM ends its round for this silo.
+
+    ``ONE_CONFIRM`` stands in for CONFIRM with encryption: one list for the whole round,
+    since a single silo is enough to open the sum over a list that was confirmed.
+    """
 
     READY = 1
     MASKED = 2
     CONFIRM = 3
     REVEAL = 4
     SUM = 5
+    ONE_CONFIRM = 6
 
 
-CLOSING = (Stage.REVEAL, Stage.SUM)
+CLOSING = (Stage.REVEAL, Stage.SUM, Stage.ONE_CONFIRM)
 """After these no further slot serves the round."""
 
 
@@ -191,7 +197,8 @@ class Journal:
         if is_new_slot and promise.round_number <= self._closed_round:
             raise ProtocolViolation(
                 f"round {promise.round_number}: shares of round {self._closed_round} "
-                "were revealed, or its sum announced; no further slot serves it"
+                "were revealed, its only list of survivors confirmed, or its sum "
+                "announced; no further slot serves it"
             )
 
     def _begin(self, name: bytes) -> None:

@@ -11,6 +11,7 @@ the silo's state alone.
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import ClassVar
 
 from crypto import labels
 from crypto.encoding import BytesLike, digest
@@ -28,7 +29,7 @@ from crypto.secagg.checks import (
 )
 from crypto.secagg.digests import commit_to_seed, keys_digest
 from crypto.secagg.envelopes import open_shares, seal_shares
-from crypto.secagg.journal import Journal
+from crypto.secagg.journal import Journal, Stage
 from crypto.secagg.masks import SlotSecrets
 from crypto.secagg.messages import Advertise, Envelopes, Shares
 from crypto.secagg.setup import Setup
@@ -46,6 +47,8 @@ class SiloSetup(SiloStages[SiloState]):
     Raises:
         ValueError: the identity is not that of the roster's entry.
     """
+
+    confirm_stage: ClassVar[Stage] = Stage.CONFIRM
 
     def __init__(
         self, setup: Setup, identity: IdentityKey, index: int, journal: Journal

@@ -10,7 +10,7 @@ The two stages in brackets, and the secrets behind them, are those of ``silo_sid
 
 from abc import ABC, abstractmethod
 from dataclasses import replace
-from typing import Generic, TypeVar
+from typing import ClassVar, Generic, TypeVar
 
 from crypto import labels
 from crypto.encoding import BytesLike, Writer, digest
@@ -31,10 +31,13 @@ S = TypeVar("S", bound=StagesState)
 class SiloStages(ABC, Generic[S]):
     """One silo's part in one setup, and the stages that all slots have.
 
+    ``confirm_stage`` is what CONFIRM promises: one list for a slot, or for a round.
+
     Raises:
         ValueError: the identity is not that of the roster's entry.
     """
 
+    confirm_stage: ClassVar[Stage]
     _state: S
 
     def __init__(
@@ -79,7 +82,8 @@ class SiloStages(ABC, Generic[S]):
         """Return the READY frame: this silo has trained from this model.
 
         The secrets of all earlier slots are destroyed: a slot that failed before REVEAL
-        is given up by asking for a later one, with the same round and update.
+        (with encryption before CONFIRM) is given up by asking for a later one, with the
+        same round and update.
 
         Args:
             slot: 0 to ``slots_per_setup`` - 1, above every slot used before.
@@ -90,7 +94,7 @@ class SiloStages(ABC, Generic[S]):
         Raises:
             ValueError: the digest does not have 32 bytes, or the head not 104.
             ProtocolViolation: the slot was used for another request or passed over, or
-                does not exist; or the round has had its sum, or a later one.
+                does not exist; or the round, or a later one, can have no further slot.
         """
         state, progress = self._state, self._state.progress
         require_call(bool(state.members), "ready() before this silo is a member")
@@ -120,7 +124,7 @@ class SiloStages(ABC, Generic[S]):
         """
         progress = self._accept_survivors(survivors, self._progress("confirm"))
         body = self._survivors_body(progress)
-        self._promise(Stage.CONFIRM, progress, body)
+        self._promise(self.confirm_stage, progress, body)
         self._state = replace(self._state, progress=progress)
         header = self._setup.silo_header(Kind.CONFIRM, self._index, progress.slot)
         return make_frame(self._identity, header, body)
