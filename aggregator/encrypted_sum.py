@@ -87,6 +87,19 @@ class EncryptedSum(SecureSum[BfvAggregatorSide, BfvSlot]):
         if side.key_maker not in dealt:
             self._members.rest(side.key_maker)
 
+    def _deliver_envelopes(self, side: BfvAggregatorSide) -> None:
+        """Hand the key on; another silo makes the next one if too few can open it.
+
+        Raises:
+            CohortTooSmall: too few can join; the setup is dead.
+        """
+        try:
+            super()._deliver_envelopes(side)
+        except CohortTooSmall:
+            if self._exchanges.accusations.get(side.key_maker):
+                self._members.rest(side.key_maker)
+            raise
+
     def _record_setup(self, side: BfvAggregatorSide) -> None:
         """Record who made the key of a setup, and the commitment to it."""
         self._exchanges.transcript.append(

@@ -261,3 +261,15 @@ class Encrypting:
     def who_was_asked(self, kind: int) -> list[int]:
         """Return the silos that were asked something, in order."""
         return [silo for asked, silo in self.asked if asked == kind]
+
+
+def losing(kind, *silos, moment="before"):
+    """Return a fault: what goes to these silos, or comes back, is lost."""
+    return lambda when, at, silo: when == moment and at == kind and silo in silos
+
+
+def check(made, total, survivors, task=None):
+    """Compare a sum with that of the survivors' words, bit for bit."""
+    assert total.survivors == survivors
+    assert total.words.dtype == np.uint64
+    assert (total.words == made.plain(total, task)).all()
