@@ -5,10 +5,10 @@ That they are counted so is in end_to_end/test_bytes.
 
 import pytest
 
-from crypto.bfv.messages import Dealt, Decrypt, Handed, encrypted_prefix
+from crypto.bfv.messages import Dealt, Handed, decrypt_prefix, encrypted_prefix
 from crypto.bfv.parameters import FRESH_BYTES, SEALED_KEY_BYTES, SUMMED_BYTES
 from crypto.frame import OVERHEAD_BYTES
-from crypto.secagg.messages import Masked, Survivors
+from crypto.secagg.messages import Confirms, Masked, Survivors
 from protocol import traffic_encrypted, traffic_parts, traffic_range, traffic_rows
 from protocol.traffic import predict
 from protocol.traffic_words import traffic_lines
@@ -53,11 +53,10 @@ def test_frames_are_as_long_as_predicted(silo):
         assert ((number, "decrypt") in rows) == is_asked
         if is_asked:
             confirm = Survivors(DIGEST, (0, 1, 2, 3))
-            signatures = {each: bytes(64) for each in range(n)}
-            ciphertexts = [bytes(SUMMED_BYTES)] * chunks
-            pieces = Decrypt.pieces(confirm, signatures, n, ciphertexts, chunks)
+            confirms = Confirms(confirm, {each: bytes(64) for each in range(n)})
+            size = len(decrypt_prefix(confirms, n, chunks)) + chunks * SUMMED_BYTES
             row = rows[number, "decrypt"]
-            assert row.received == OVERHEAD_BYTES + sum(map(len, pieces))
+            assert row.received == OVERHEAD_BYTES + size
             answer = Masked(DIGEST, memoryview(bytes(8 * words)))
             assert row.sent == OVERHEAD_BYTES + len(answer.prefix()) + 8 * words
             assert (row.vector, row.broadcast) == (0, 0)
