@@ -9,9 +9,10 @@ from collections.abc import Iterable
 import numpy as np
 
 from crypto.bfv.aggregator_side import BfvAggregatorSide
+from crypto.bfv.decrypted import Decrypted
 from crypto.bfv.digits import Digits, Layout
 from crypto.bfv.silo_side import BfvSiloSide
-from crypto.bfv.workers import Decrypted, Workers
+from crypto.bfv.workers import Workers
 from crypto.secagg.config import SecAggConfig
 from crypto.secagg.journal import Journal
 from crypto.secagg.parts import Parts, whole
