@@ -443,7 +443,7 @@ class TestDecryption:
     def test_a_request_that_is_no_decrypt_promises_nothing(self, federation):
         federation.play("confirm").make_requests("decrypt")
         request = federation.requests["decrypt"][0]
-        forged = request[:-1] + bytes([request[-1] ^ 1])
+        forged = bytes(request[:-1]) + bytes([request[-1] ^ 1])
         reply = federation.sessions[0].handle(forged)
         assert "signature" in federation.refusal(reply).check
         assert federation.store(0).load_update(1) is not None
