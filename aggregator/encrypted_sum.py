@@ -152,7 +152,8 @@ class EncryptedSum(SecureSum[BfvAggregatorSide, BfvSlot]):
 
         They are asked in the order of the plan, from another one in every round on; no
         more of them than must agree, as long as all answer alike. Those that did not
-        confirm come last: they are lost, or refuse.
+        confirm come last: they are lost, or refuse. Without a sum the next round has a
+        new setup.
         """
         survivors, confirmed = slot.survivor_indices, slot.confirmed_silos
         first = task.round_number % len(survivors)
@@ -167,6 +168,7 @@ class EncryptedSum(SecureSum[BfvAggregatorSide, BfvSlot]):
         try:
             words = slot.decrypted_sum()
         except ProtocolViolation as error:
+            self._is_dead = True  # Whoever has refused uses this key no more.
             raise RoundAborted(self._disagreement(slot, str(error))) from None
         self._save(slot)
         self._drop_liars(slot, task)

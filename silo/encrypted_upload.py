@@ -68,6 +68,12 @@ class EncryptedUpload(SecureUpload[BfvSiloSide]):
         finally:
             super().close()
 
+    def check_setup(self, setup: int) -> None:
+        """Refuse a round of a setup that is over for this silo, before it trains."""
+        super().check_setup(setup)
+        with self._in_order("ready") as side:
+            side.check_unrefused()
+
     def send(self, request: BytesLike, upload: Upload, parts: Parts | None) -> Sent:
         """Let a vector leave, encrypted; the slot is burnt before.
 
@@ -85,7 +91,8 @@ class EncryptedUpload(SecureUpload[BfvSiloSide]):
     def open_sum(self, request: BytesLike) -> Opened:
         """Decrypt the sum over the survivors; the round's update is destroyed.
 
-        So it is if the ciphertext is another one: this round is over for this silo.
+        So it is if the ciphertext is another one: this round is over for this silo,
+        and so is the setup.
 
         Raises:
             DecryptionRefused: what was to be decrypted is not that sum.

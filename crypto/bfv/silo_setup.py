@@ -58,6 +58,18 @@ class BfvSiloSetup(SiloStages[BfvSiloState]):
         """Have other processes encrypt and decrypt from here on."""
         self._workers = workers
 
+    def check_unrefused(self) -> None:
+        """Return unless this silo has refused a ciphertext in this setup.
+
+        Raises:
+            ProtocolViolation: it has; it does nothing more with the key.
+        """
+        number = self._setup.number
+        if self._journal.has_refused(number):
+            raise ProtocolViolation(
+                f"setup {number} is over for this silo: it has refused a ciphertext"
+            )
+
     @property
     def key_maker(self) -> int:
         """The silo that made the key of this setup.
@@ -122,9 +134,10 @@ class BfvSiloSetup(SiloStages[BfvSiloState]):
 
         Raises:
             CryptoError: the key does not open, or is not the one committed to; members
-                are too few or unknown, the maker or this silo is not one of them; or
-                another HANDED was accepted before.
+                are too few or unknown, the maker or this silo is not one of them;
+                another HANDED was accepted before; or a ciphertext was refused.
         """
+        self.check_unrefused()
         state = self._state
         require_call(bool(state.keys), "receive_shares() before share()")
         header = self._setup.aggregator_header(Kind.HANDED, recipient=self._index)

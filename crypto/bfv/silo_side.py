@@ -14,7 +14,8 @@ In place of rule 4:
    silo in common; so a round has one of them.
    A silo decrypts one ciphertext for each round, ever: the sum over that list. Before a
    value leaves the process that decrypts, both tags of every part and the noise that is
-   left are checked; what fails is answered with the one word "refused".
+   left are checked; what fails is answered with the one word "refused", and was the
+   last ciphertext of its setup: each refusal may tell a digit of the key.
    It accepts no other SUM than the one it has decrypted.
 
 ENCRYPTED is made anew when it is asked for again, from the very same words.
@@ -165,7 +166,7 @@ class BfvSiloSide(BfvSiloSetup):
 
         Raises:
             DecryptionRefused: another ciphertext than that sum, or too much noise in
-                it; nothing of it leaves, and the round is closed.
+                it; nothing of it leaves, round and setup are closed for this silo.
             CryptoError: this silo confirmed nothing, or another list; confirmations are
                 too few, forged, or of silos outside the cohort; another DECRYPT was
                 answered; or the slot was closed.
@@ -183,7 +184,11 @@ class BfvSiloSide(BfvSiloSetup):
         content = digest(labels.REQUEST_DIGEST, body)
         promised = self._survivors_body(progress) + content
         self._promise(Stage.REVEAL, progress, promised)
-        words = self._decrypt_sum(progress, layouts, message.ciphertexts)
+        try:
+            words = self._decrypt_sum(progress, layouts, message.ciphertexts)
+        except DecryptionRefused:
+            self._promise(Stage.REFUSED, progress, promised)
+            raise
         own_sum = sum_digest(progress.slot_digest, words.data.cast("B"))
         confirmed = Survivors(progress.slot_digest, progress.survivors)
         notice = SumNotice(confirmed, own_sum).to_bytes(self._config.num_silos)

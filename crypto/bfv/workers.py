@@ -94,7 +94,7 @@ class Workers:
         return [child.process_id for child in children if child and child.is_alive]
 
     def make_key(self) -> bytes:
-        """Return a new secret key: ``SECRET_KEY_BYTES``, to be sealed, never stored."""
+        """Return a new secret key: ``SECRET_KEY_BYTES``, to be sealed to the others."""
         work = self._lanes[0].submit(lambda child: child.request(Code.MAKE_KEY))
         key = work.result().body.tobytes()
         if len(key) != SECRET_KEY_BYTES:

@@ -9,7 +9,9 @@ same request gets the same answer again and another one is refused:
   one T3 and one vector, CONFIRM and REVEAL for one list of survivors;
 * slots only go up, over all setups of the run;
 * after REVEAL or SUM of a round no further slot serves that round or an earlier one;
-  with encryption neither does any after CONFIRM.
+  with encryption neither does any after CONFIRM;
+* after a ciphertext was refused no further slot of its setup is served: the key that
+  opens it is used no more.
 
 Keep the file apart from the state it guards, so that one backup does not restore both.
 It begins with 32 random bytes; records are 77 bytes::
@@ -49,6 +51,8 @@ class Stage(IntEnum):
 
     ``ONE_CONFIRM`` stands in for CONFIRM with encryption: one list for the whole round,
     since a single silo is enough to open the sum over a list that was confirmed.
+    ``REFUSED`` is the end of a setup for this silo: what it was to decrypt was not the
+    confirmed sum.
     """
 
     READY = 1
@@ -57,6 +61,7 @@ class Stage(IntEnum):
     REVEAL = 4
     SUM = 5
     ONE_CONFIRM = 6
+    REFUSED = 7
 
 
 CLOSING = (Stage.REVEAL, Stage.SUM, Stage.ONE_CONFIRM)
@@ -113,6 +118,7 @@ class Journal:
         self._promises: dict[tuple[int, int, Stage], Promise] = {}
         self._latest = (-1, -1)
         self._closed_round = NO_ROUND
+        self._refused: set[int] = set()
         self._descriptor: int | None = None
         if path is None:
             self._begin(os.urandom(NAME_BYTES))
@@ -163,6 +169,10 @@ class Journal:
         """Whether a stage of a slot was promised."""
         return (setup, slot, stage) in self._promises
 
+    def has_refused(self, setup: int) -> bool:
+        """Whether a ciphertext was refused in a setup."""
+        return setup in self._refused
+
     def promise(self, promise: Promise) -> None:
         """Make a promise; it is on disk when this returns.
 
@@ -170,7 +180,7 @@ class Journal:
 
         Raises:
             ProtocolViolation: the stage was promised otherwise, the slot is below a
-                later one, or the round is closed.
+                later one, or its round or setup is closed.
             OSError: the disk refuses; nothing was promised then.
         """
         key = (promise.setup, promise.slot, promise.stage)
@@ -200,6 +210,11 @@ class Journal:
                 "were revealed, its only list of survivors confirmed, or its sum "
                 "announced; no further slot serves it"
             )
+        if is_new_slot and self.has_refused(promise.setup):
+            raise ProtocolViolation(
+                f"setup {promise.setup}: a ciphertext was refused in it; no further "
+                "slot uses its key"
+            )
 
     def _begin(self, name: bytes) -> None:
         """Start the chain of links with the journal's name."""
@@ -215,6 +230,8 @@ class Journal:
         self._latest = max(self._latest, (promise.setup, promise.slot))
         if promise.stage in CLOSING:
             self._closed_round = max(self._closed_round, promise.round_number)
+        if promise.stage == Stage.REFUSED:
+            self._refused.add(promise.setup)
 
     def _append(self, record: bytes) -> None:
         """Write a record behind the last whole one, and wait for the disk."""

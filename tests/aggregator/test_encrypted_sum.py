@@ -212,6 +212,27 @@ def test_where_too_few_agree_the_round_is_lost_and_the_next_goes_on(made, way, r
     check(made, made.sum(task), (0, 1, 2, 3), task)
 
 
+@pytest.mark.parametrize("is_restarted", [False, True])
+def test_after_a_sum_that_silos_refuse_there_is_another_key(made, is_restarted):
+    """One silo spoils the sum. Who has refused it does nothing more in the setup."""
+
+    def spoiling(body):
+        body[-1] ^= 1  # Of the last seed.
+
+    def fault(moment, kind, silo):
+        if (moment, kind, silo) != ("after", Kind.ACTIVE, 0):
+            return None
+        return made.silos[0].signed(made.reply, spoiling)
+
+    with pytest.raises(RoundAborted, match="0 silos agree"):
+        made.sum(fault=fault)
+    if is_restarted:
+        made.restart()
+    task = make_round(made.plan, 2)
+    check(made, made.sum(task), (0, 1, 2, 3), task)
+    assert [record.setup for record in made.records(KeyShared)] == [1, 2]
+
+
 # ------------------------------------------------------------------------ the maker
 
 

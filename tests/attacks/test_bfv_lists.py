@@ -249,10 +249,9 @@ def test_wrong_tags_of_one_silo_spoil_the_round_and_nothing_more(workers):
         with pytest.raises(CryptoError, match="refused: not the sum"):
             f.silos[silo].decrypt(f.frames["confirms"][silo])
     assert f.workers.num_let_out == 0
-    f.slot, f.round_number = 1, 2
-    f.ready()
-    f.mask(f.everyone)
-    f.confirm(f.everyone)
+    f = BfvFederation(workers, setup=2, journals=f.journals)
+    f.round_number = 2
+    f.reach("confirms")
     assert (f.reveal() == f.plain_sum(f.everyone)).all()
 
 

@@ -10,8 +10,13 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from crypto.bfv.parameters import COEFF_MODULUS, MIN_NOISE_BUDGET_BITS
+from crypto.bfv.parameters import (
+    COEFF_MODULUS,
+    MIN_NOISE_BUDGET_BITS,
+    POLY_DEGREE,
+)
 from crypto.bfv.residues import pack_residues
+from crypto.bfv.silo_side import BfvSiloSide
 from crypto.bfv.sum_tags import SumTags
 from crypto.bfv.workers import Workers
 from crypto.errors import (
@@ -130,12 +135,13 @@ def test_another_ciphertext_is_refused(made, name):
         assert str(raised.value) == REFUSED and raised.value.silo is None
     assert f.workers.num_let_out == let_out
     assert victim.latest_slot == progress
-    # It was the one DECRYPT of the round, which is closed.
+    # It was the one DECRYPT of the round, and the last of the setup.
     with pytest.raises(ProtocolViolation, match=r"REVEAL in slot 1.*otherwise"):
         victim.decrypt(f.frames["confirms"][0])
     with pytest.raises(ProtocolViolation, match="no further slot"):
         victim.ready(2, 2, f.model)
-    assert victim.ready(2, 3, f.model)
+    with pytest.raises(ProtocolViolation, match="a ciphertext was refused in it"):
+        victim.ready(2, 3, f.model)
 
 
 @pytest.mark.parametrize("name", HONEST)
@@ -144,6 +150,37 @@ def test_the_sum_is_decrypted_however_it_was_made(made, name):
     reply = victim.decrypt(c.sign_decrypt(made.f, HONEST[name](made)))
     words = np.frombuffer(reply[BODY][40:], "<u8")
     assert (words == made.f.plain_sum(EVERYONE)).all()
+
+
+def asking_the_key(m: c.Material, place: int) -> np.ndarray:
+    """The sum, to whose noise 200 s is added, and 420 more at one coefficient."""
+    noise = np.zeros((2, POLY_DEGREE), np.uint64)
+    noise[0, place], noise[1, 0] = 420, 200
+    return c.with_chunk(m.total, 0, c.plus(m.total[:1], noise[None]))
+
+
+def test_noise_that_asks_for_a_digit_of_the_key_is_refused_once(made):
+    """Whether a silo refuses tells if a coefficient of the key is 1, and for certain.
+
+    So it answers such questions up to the first refusal, and no more under that key,
+    also where its state, but not its journal, is put back.
+    """
+    answers = []
+    for place in range(24):
+        victim = c.fresh_victim(made)
+        try:
+            victim.decrypt(c.sign_decrypt(made.f, asking_the_key(made, place)))
+        except DecryptionRefused:
+            answers.append(1)
+            break
+        answers.append(0)
+    assert answers[-1] == 1, "no coefficient of 24 is 1"
+    arguments = (*made.f.silo_arguments(0)[:-1], victim._journal)
+    back = BfvSiloSide.from_bytes(made.saved[0], *arguments, **made.f.tools)
+    with pytest.raises(ProtocolViolation, match="a ciphertext was refused in it"):
+        back.ready(2, 3, made.f.model)
+    with pytest.raises(ProtocolViolation, match="setup 1 is over"):
+        back.receive_shares(made.f.frames["envelopes"][0])
 
 
 @pytest.mark.parametrize("name", ["too much noise", "too much noise in the last part"])

@@ -392,10 +392,26 @@ class TestDecryption:
     def test_the_next_round_goes_on(self, federation):
         federation.play("confirm")
         federation.sessions[0].handle(another_decrypt(federation))
-        federation.next_round().play("ready", first="ready")
+        federation.setup, federation.slot = 2, 0
+        federation.side = federation.new_side(2)
+        federation.play("handed")
+        federation.round_number = 2
+        federation.play("ready", first="ready")
         expected = sum_of(federation)
         federation.play("decrypt", first="encrypted")
         assert np.array_equal(federation.side.slot.decrypted_sum(), expected)
+
+    @pytest.mark.parametrize("restart", [False, True])
+    def test_the_setup_is_over_before_anything_is_trained(self, federation, restart):
+        federation.play("confirm")
+        federation.sessions[0].handle(another_decrypt(federation))
+        if restart:
+            federation.restart(0)
+        federation.next_round().make_requests("ready")
+        for stage in ("ready", "handed"):
+            reply = federation.ask(0, stage)
+            assert "setup 1 is over for this silo" in federation.refusal(reply).check
+        assert federation.store(0).load_trained().round_number == 1
 
     def test_the_same_round_has_no_further_slot(self, federation):
         federation.play("confirm")
