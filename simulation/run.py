@@ -30,6 +30,7 @@ from protocol.transcript import read_records
 from protocol.transport import Transport
 from silo.data import ImageSet
 from simulation.display import Display
+from simulation.encryption import check_encryption
 from simulation.errors import SettingsRejected
 from simulation.federation import Federation
 from simulation.settings import SimulationConfig
@@ -91,7 +92,13 @@ def _train(
     device: str,
     weights: Path | None,
 ) -> None:
-    """Carry out the rounds that are left, with a display."""
+    """Carry out the rounds that are left, with a display.
+
+    Raises:
+        EncryptionFailed: the plan encrypts, and this machine cannot.
+    """
+    if plan.protection.is_encrypted:
+        check_encryption()
     display = Display(plan, console)
     settings = RunSettings(
         device=choose_device(device),
