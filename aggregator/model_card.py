@@ -130,7 +130,7 @@ def _training(plan: RunPlan, num_rounds: int) -> Iterable[tuple[str, str]]:
         f"{protection.max_colluding} colluding): only sums were seen",
         "bfv": f"secure aggregation by homomorphic encryption, exact BFV "
         f"({protection.trust} aggregator, up to {protection.max_colluding} silos that "
-        "lie): only sums were seen, and no silo gave the aggregator its key",
+        "lie): only sums were seen, if no silo gave the aggregator the shared key",
     }[protection.method]
     rotated = ", rotated" if update.rotation else ""
     yield "Digest of the plan", plan.digest.hex()

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -14,15 +13,13 @@ from aggregator.evaluation import Reference, load_reference
 from aggregator.exchanges import Exchanges, Stage
 from aggregator.rounds import Run, Watcher
 from aggregator.state import RoundState
+from crypto.bfv.installed import check_installed
 from crypto.bfv.workers import Workers
 from crypto.keys import IdentityKey
 from diffusion.features import FeatureExtractor, load_extractor
 from protocol.plan import RunPlan
 from protocol.transcript import TranscriptWriter
 from protocol.transport import Transport
-
-ENCRYPTING = ("tenseal", "zstandard")
-"""Libraries that child processes import."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,13 +111,15 @@ def check_encryption(plan: RunPlan) -> None:
     Raises:
         ConfigRejected: a library of the extra "aggregator" is not.
     """
-    for name in ENCRYPTING if plan.protection.is_encrypted else ():
-        if find_spec(name) is None:
-            raise ConfigRejected(
-                f'the plan encrypts updates (protection.method "bfv"), and {name} is '
-                "not installed; it comes with the extra [aggregator]: pip install "
-                "'cloister[aggregator]'"
-            )
+    if not plan.protection.is_encrypted:
+        return
+    try:
+        check_installed()
+    except ModuleNotFoundError as error:
+        raise ConfigRejected(
+            f'the plan encrypts updates (protection.method "bfv"), and {error}; it '
+            "comes with the extra [aggregator]: pip install 'cloister[aggregator]'"
+        ) from None
 
 
 def check_evaluation(plan: RunPlan, settings: RunSettings) -> Reference | None:

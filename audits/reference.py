@@ -68,7 +68,7 @@ def sentence(pooled: ReferencePooled) -> str:
     return (
         f"Evaluated against {count(pooled.count, 'image')} of "
         f"{count(len(pooled.survivors), 'silo')}, whose feature statistics "
-        f"({pooled.extractor}) were summed once, masked. {noise}"
+        f"({pooled.extractor}) were summed once, in a secure sum. {noise}"
     )
 
 

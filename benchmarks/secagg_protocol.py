@@ -110,10 +110,10 @@ def message_bytes(num_silos: int, num_slots: int) -> Rows:
         federation.add_masked(federation.mask(index, active, upload))
     federation.finish(federation.everyone)
     directions = {"up": 0.0, "down": 0.0}
-    for kind in Kind:
+    for kind, sizes in federation.sent.items():
         share = 1 / num_slots if kind in SETUP else 1
         direction = "up" if kind in UP else "down"
-        directions[direction] += share * max(federation.sent[kind].values())
+        directions[direction] += share * max(sizes.values())
     name = f"bytes of a silo and round beside the vector, n = {num_silos}, "
     name += f"R = {num_slots}"
     both = sum(directions.values())

@@ -124,7 +124,7 @@ class UpdateConfig:
         )
         require(
             self.weights != "secret",
-            'weights: "secret" hides in a masked sum, which form "float32" does not '
+            'weights: "secret" hides in a secure sum, which form "float32" does not '
             'have; use "declared" or "equal"',
         )
         require(

@@ -17,6 +17,7 @@ from protocol.update_settings import UpdateConfig
 from silo.canary_plan import canary_sentences
 from silo.check_protection import (
     besides,
+    besides_down,
     protection_sentences,
     sums_sentence,
     upload_bytes,
@@ -336,7 +337,7 @@ def _down_sentence(plan: RunPlan) -> str:
     return (
         "What comes: nothing before the first round, whose model this silo makes by "
         f"itself; then the global parameters {form}, {later:,} bytes before each round "
-        f"and {end:,} at the end, and the same kB of the protocol."
+        f"and {end:,} at the end, and {besides_down(plan)}."
     )
 
 

@@ -29,8 +29,16 @@ def besides(plan: RunPlan) -> str:
     return (
         "a few kB of signatures; where this silo makes the key, the key sealed to each "
         f"other silo, {SEALED_KEY_BYTES:,} bytes each; and where it is asked to "
-        "decrypt, the sum over all"
+        "decrypt, the sum over all in the clear"
     )
+
+
+def besides_down(plan: RunPlan) -> str:
+    """Say what else comes with the global model."""
+    same = "the same kB of the protocol"
+    if not plan.protection.is_encrypted:
+        return same
+    return f"{same}; where this silo is asked to decrypt, the encrypted sum"
 
 
 def protection_sentences(plan: RunPlan) -> list[str]:
@@ -59,7 +67,8 @@ def _encryption_sentences(plan: RunPlan, lost: str) -> list[str]:
     return [
         f"Protection: secure aggregation by ENCRYPTION (BFV); {lost} in a round. The "
         "aggregator learns the sum and nothing else, as long as no silo gives it the "
-        "key.",
+        f"key and at most {colluding} sign{'s' * (colluding == 1)} for it what is not "
+        "so.",
         f"Updates are encrypted under a key that all {number} silos hold: any one of "
         "them that gives it to the aggregator opens every update of the run; masks "
         f"would withstand {colluding} such silo{'s' * (colluding != 1)}. Silo {maker} "

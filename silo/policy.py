@@ -123,7 +123,8 @@ def refusals(policy: Policy, plan: RunPlan) -> list[str]:
     if protection.method not in policy.permitted_protections:
         reasons.append(
             f'protection.method is "{protection.method}", this silo permits '
-            f"{', '.join(policy.permitted_protections) or 'none at all'}"
+            f"{', '.join(policy.permitted_protections) or 'none at all'} "
+            "(permitted_protections in policy.toml)"
         )
     if protection.min_cohort < policy.min_cohort:
         reasons.append(

@@ -93,7 +93,8 @@ class Witness:
             return
         other = _read_head(ready.head)
         other.check(self._plan.digest, self._plan.aggregator_key)
-        self._contradict(_read_head(own.head), other, own.round_number, "masked")
+        stage = "encrypted" if self._plan.protection.is_encrypted else "masked"
+        self._contradict(_read_head(own.head), other, own.round_number, stage)
 
     def _verify(
         self, seen: Head, shown: ShownHead, round_number: int, stage: str

@@ -17,6 +17,7 @@ from protocol.plan_files import load_draft
 from silo.errors import SiloError
 from simulation.deal import deal
 from simulation.display import table
+from simulation.encryption import check_encryption
 from simulation.errors import SimulationError
 from simulation.federation import Federation, make_federation
 from simulation.quality import measure
@@ -219,6 +220,8 @@ def _simulate(
         raise click.UsageError("give either --out or --resume")
     draft, settings = load_draft(plan_path)
     config = load_settings(settings, plan_path, data)
+    if draft.protection.is_encrypted:
+        check_encryption()
     if resume is not None:
         federation = Federation(resume)
     else:

@@ -10,6 +10,7 @@ import aggregator.serve
 from aggregator.errors import ConfigRejected
 from aggregator.model_card import model_card
 from aggregator.serve import RunSettings, check_encryption, run_plan
+from crypto.bfv import installed
 from crypto.keys import IdentityKey
 from protocol.plan import SiloParty, make_plan
 from protocol.transcript import TranscriptWriter
@@ -62,9 +63,9 @@ def test_processes_end_with_the_run(tmp_path, monkeypatch, key, error):
 def test_a_missing_library_is_one_line_before_the_run_begins(
     tmp_path, monkeypatch, key
 ):
-    found = aggregator.serve.find_spec
+    found = installed.find_spec
     monkeypatch.setattr(
-        aggregator.serve,
+        installed,
         "find_spec",
         lambda name: None if name == "tenseal" else found(name),
     )

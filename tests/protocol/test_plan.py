@@ -113,7 +113,7 @@ FEEDBACK = {"update.error_feedback": True}
         ({"update.form": "float16"}, "update.form: "),
         ({"update.form": "float32"}, 'update.form: "float32" needs protection.method'),
         (FLOAT32 | {"update.rotation": True}, "update.rotation: spreads an update"),
-        (FLOAT32 | SECRET, 'update.weights: "secret" hides in a masked sum'),
+        (FLOAT32 | SECRET, 'update.weights: "secret" hides in a secure sum'),
         (FLOAT32 | {"update.selection": "usplit"}, 'update.selection: "usplit" deals'),
         (FLOAT32 | FEEDBACK, "update.error_feedback: makes up for a quantisation"),
         ({"protection.method": "none"} | FEEDBACK, "update.error_feedback: needs"),
