@@ -175,12 +175,14 @@ class BfvSiloSide(BfvSiloSetup):
         layouts = self._layouts_of(progress.round_number, progress.parts)
         num_ciphertexts = sum(chunks_in(layout) for layout in layouts)
         header = self._setup.aggregator_header(Kind.DECRYPT, progress.slot)
-        body = self._setup.open_from_aggregator(request, header, num_ciphertexts)
+        body, body_digest = self._setup.open_from_aggregator(
+            request, header, num_ciphertexts
+        )
         message = Decrypt.from_bytes(body, self._config.num_silos, num_ciphertexts)
         check_confirms(self._setup, progress, message.confirms)
         if progress.sum_digest:
             raise ProtocolViolation(f"slot {progress.slot} is closed")
-        content = digest(labels.REQUEST_DIGEST, body)
+        content = digest(labels.REQUEST_DIGEST, body_digest)
         promised = self._survivors_body(progress) + content
         self._promise(Stage.REVEAL, progress, promised)
         words = self._decrypt_sum(progress, layouts, message.ciphertexts)
