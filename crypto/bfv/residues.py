@@ -40,9 +40,11 @@ def pack_residues(residues: Residues, out: Packed | None = None) -> Packed:
         uint8 ``[..., POLY_BYTES]``.
 
     Raises:
-        ValueError: another shape or type, or a residue of q or more.
+        ValueError: another shape or type, or a residue of q or more; ``out`` is
+            incomplete then.
     """
-    _check_residues(residues)
+    if residues.dtype != np.uint64 or residues.shape[-1:] != (POLY_DEGREE,):
+        raise ValueError(f"residues: {residues.dtype} {residues.shape}")
     shape = (*residues.shape[:-1], POLY_BYTES)
     packed = np.empty(shape, np.uint8) if out is None else out
     if packed.shape != shape or not packed.flags.c_contiguous:
@@ -145,6 +147,8 @@ def _low_words(packed: Packed) -> npt.NDArray[np.uint64]:
 
 def _pack(residues: Residues, packed: Packed) -> None:
     """Pack a block; neighbours agree on the byte they share, whichever comes last."""
+    if residues.max() >= _Q:
+        raise ValueError("residues: one is q or more")
     words, tops = residues.copy(), residues.view(np.uint8)[:, 7::8]
     words.view(np.uint8)[:, 7:-1:8] = residues.view(np.uint8)[:, 8::8]
     words[:, -1] &= _LOW_MASK
@@ -159,14 +163,6 @@ def _unpack(packed: Packed, residues: Residues) -> None:
     tops[:, 0::2] = packed[:, _LOW_BYTES:] & 15
     tops[:, 1::2] = packed[:, _LOW_BYTES:] >> 4
     check_range(residues)
-
-
-def _check_residues(residues: Residues) -> None:
-    """Refuse what is not residues: our bug, not a peer's."""
-    if residues.dtype != np.uint64 or residues.shape[-1:] != (POLY_DEGREE,):
-        raise ValueError(f"residues: {residues.dtype} {residues.shape}")
-    if residues.size and residues.max() >= _Q:
-        raise ValueError("residues: one is q or more")
 
 
 def _rows(total: Residues, residues: Residues) -> tuple[Residues, Residues]:
