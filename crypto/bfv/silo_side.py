@@ -33,10 +33,10 @@ from crypto.bfv.digits import (
     BLOCK_CHUNKS,
     Layout,
     LayoutsOf,
+    add_words,
     check_layouts,
     chunks_in,
     slot_blocks,
-    sum_words,
     values_in,
     words_in,
 )
@@ -209,7 +209,7 @@ class BfvSiloSide(BfvSiloSetup):
         own = list(own_places(progress.parts, self._index))
         num_ciphertexts = sum(chunks_in(layouts[part]) for part, _, _ in own)
         size = ENCRYPTED_PREFIX_BYTES + num_ciphertexts * FRESH_BYTES
-        frame = memoryview(bytearray(HEADER_BYTES + size + SIGNATURE_BYTES))
+        frame = np.zeros(HEADER_BYTES + size + SIGNATURE_BYTES, np.uint8).data
         at = HEADER_BYTES + ENCRYPTED_PREFIX_BYTES
         frame[HEADER_BYTES:at] = encrypted_prefix(progress.slot_digest, num_ciphertexts)
         for part, place, _ in own:
@@ -335,10 +335,10 @@ def summed_blocks(ciphertexts: memoryview) -> Iterator[Residues]:
 
 def _words_of(opened: Sequence[Decrypted], layouts: tuple[Layout, ...]) -> Words:
     """Return the words of all parts in a row, let out of the processes."""
-    words = np.empty(sum(words_in(layout) for layout in layouts), np.uint64)
+    words = np.zeros(sum(words_in(layout) for layout in layouts), np.uint64)
     at = 0
     for found, layout in zip(opened, layouts, strict=True):
         size = words_in(layout)
-        words[at : at + size] = sum_words(found.slots(), layout)
+        add_words(words[at : at + size], found.slots(), layout)
         at += size
     return words
