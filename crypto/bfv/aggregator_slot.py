@@ -144,7 +144,7 @@ class BfvSlot(AggregatorStages):
         )
         at = HEADER_BYTES + len(prefix)
         size = at + len(total) * SUMMED_BYTES + SIGNATURE_BYTES
-        frame = np.zeros(size, np.uint8).data
+        frame = memoryview(bytearray(size))
         frame[HEADER_BYTES:at] = prefix
         packed = np.frombuffer(frame[at:-SIGNATURE_BYTES], np.uint8)
         pack_residues(total, packed.reshape(-1, 2, POLY_BYTES))

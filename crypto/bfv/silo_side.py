@@ -209,7 +209,7 @@ class BfvSiloSide(BfvSiloSetup):
         own = list(own_places(progress.parts, self._index))
         num_ciphertexts = sum(chunks_in(layouts[part]) for part, _, _ in own)
         size = ENCRYPTED_PREFIX_BYTES + num_ciphertexts * FRESH_BYTES
-        frame = np.zeros(HEADER_BYTES + size + SIGNATURE_BYTES, np.uint8).data
+        frame = memoryview(bytearray(HEADER_BYTES + size + SIGNATURE_BYTES))
         at = HEADER_BYTES + ENCRYPTED_PREFIX_BYTES
         frame[HEADER_BYTES:at] = encrypted_prefix(progress.slot_digest, num_ciphertexts)
         for part, place, _ in own:
