@@ -160,6 +160,14 @@ def open_frame(
         MalformedMessage: too long, too short, or not a frame of this version.
         InvalidSignature: header or body were not signed by ``public``.
     """
+    header, body, _ = _open(public, data, max_bytes)
+    return header, body
+
+
+def _open(
+    public: bytes, data: BytesLike, max_bytes: int
+) -> tuple[Header, memoryview, bytes]:
+    """Return header, body and SHA-256(body) of a frame, as :func:`open_frame`."""
     view = memoryview(data).cast("B")
     if view.nbytes > max_bytes:
         raise MalformedMessage(
@@ -167,25 +175,26 @@ def open_frame(
         )
     header = read_header(view)
     body = view[HEADER_BYTES:-SIGNATURE_BYTES]
-    verify_frame(public, header, body, view[-SIGNATURE_BYTES:])
-    return header, body
+    return header, body, verify_frame(public, header, body, view[-SIGNATURE_BYTES:])
 
 
 def verify_frame(
     public: bytes, header: Header, body: BytesLike, signature: BytesLike
-) -> None:
-    """Return if the holder of ``public`` made a frame of just this header and body.
+) -> bytes:
+    """Return SHA-256(body) if the holder of ``public`` made a frame of header and body.
 
     Raises:
         InvalidSignature: otherwise; the message names kind and sender.
     """
-    message = header.to_bytes() + hashlib.sha256(body).digest()
+    body_digest = hashlib.sha256(body).digest()
+    message = header.to_bytes() + body_digest
     try:
         verify(public, FRAME_SIGNATURE, message, signature)
     except InvalidSignature:
         raise InvalidSignature(
             f"the signature of {describe(header)} is not the sender's"
         ) from None
+    return body_digest
 
 
 def open_expected(
@@ -198,7 +207,18 @@ def open_expected(
         ProtocolViolation: authentic, but for another kind, run, setup, slot, sender or
             recipient.
     """
-    header, body = open_frame(public, data, max_bytes=max_bytes)
+    body, _ = open_digested(public, data, expected, max_bytes=max_bytes)
+    return body
+
+
+def open_digested(
+    public: bytes, data: BytesLike, expected: Header, *, max_bytes: int
+) -> tuple[memoryview, bytes]:
+    """Return the body as :func:`open_expected` does, and SHA-256 of it.
+
+    It was computed for the signature: a body of 175 MB is not read twice.
+    """
+    header, body, body_digest = _open(public, data, max_bytes)
     for field in fields(Header):
         found, wanted = getattr(header, field.name), getattr(expected, field.name)
         if found != wanted:
@@ -206,7 +226,7 @@ def open_expected(
                 f"{describe(header)} has another {field.name} than "
                 f"{describe(expected)}, which is expected here"
             )
-    return body
+    return body, body_digest
 
 
 def describe(header: Header) -> str:

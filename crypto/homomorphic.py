@@ -77,13 +77,12 @@ class PublicContext:
             or not len(seeds)
         ):
             raise ValueError(f"seeds: {seeds.dtype} {seeds.shape}")
-        c0 = bytes(_WORD_BYTES)
         total, term = sealapi.Ciphertext(), sealapi.Ciphertext()
         sums = np.empty((seeds.shape[1], POLY_DEGREE), np.uint64)
         for chunk in range(seeds.shape[1]):
-            self.seal.load_fresh(total, c0, seeds[0, chunk].tobytes())
+            self.seal.load_seed(total, seeds[0, chunk].tobytes())
             for seed in seeds[1:, chunk]:
-                self.seal.load_fresh(term, c0, seed.tobytes())
+                self.seal.load_seed(term, seed.tobytes())
                 self._evaluator.add_inplace(total, term)
             sums[chunk] = self.seal.residues(total)[1]
         return sums
@@ -167,7 +166,7 @@ class SecretContext:
         budgets = []
         summed, plain = sealapi.Ciphertext(), sealapi.Plaintext()
         for index, pair in enumerate(residues):
-            self._seal.load_summed(summed, pair.tobytes())
+            self._seal.load_summed(summed, pair)
             budgets.append(int(self._decryptor.invariant_noise_budget(summed)))
             self._decryptor.decrypt(summed, plain)
             values = self._encoder.decode_uint64(plain)
@@ -198,9 +197,12 @@ class _Seal:
 
     def __init__(self) -> None:
         self.context = _make_context()
-        self._file = _MemoryFile()
+        self._file, self._seed_file = _MemoryFile(), _MemoryFile()
         self._unpack = zstandard.ZstdDecompressor()
         self._learn_prefixes()
+        c0 = bytes(_WORD_BYTES)
+        stream = self._fresh_prefix + c0 + self._generator + bytes(SEED_BYTES)
+        self._seed_file.write(self._header(len(stream)), stream)
 
     def _learn_prefixes(self) -> None:
         """Have SEAL write a key and ciphertexts that are thrown away, and compare."""
@@ -224,18 +226,19 @@ class _Seal:
         tails = [stream[-_GENERATOR_BYTES - SEED_BYTES :] for stream in streams]
         self._generator = _prefix(tails, _GENERATOR_BYTES, SEED_BYTES)
 
-    def load_fresh(self, ciphertext: Any, c0: bytes, seed: bytes) -> None:
-        """Have SEAL read c0 and the seed that c1 follows from."""
-        self._load(ciphertext, self._fresh_prefix + c0 + self._generator + seed)
+    def load_seed(self, ciphertext: Any, seed: bytes) -> None:
+        """Have SEAL read the c1 that follows from a seed, beside a c0 of zeros."""
+        self._seed_file.replace_end(seed)
+        ciphertext.load(self.context, self._seed_file.path)
 
-    def load_summed(self, ciphertext: Any, residues: bytes) -> None:
-        """Have SEAL read c0 and c1."""
-        self._load(ciphertext, self._summed_prefix + residues)
+    def load_summed(self, ciphertext: Any, residues: Residues) -> None:
+        """Have SEAL read c0 and c1: ``[2, N]``, contiguous."""
+        self._load(ciphertext, self._summed_prefix, residues.data)
 
     def load_key(self, residues: bytes) -> Any:
         """Return the secret key of some residues."""
         key = sealapi.SecretKey()
-        self._load(key, self._key_prefix + residues)
+        self._load(key, self._key_prefix, residues)
         self._file.wipe()
         return key
 
@@ -263,11 +266,15 @@ class _Seal:
         data = _after(stream, self._summed_prefix, 2 * _WORD_BYTES)
         return _words(data).reshape(2, POLY_DEGREE)
 
-    def _load(self, target: Any, stream: bytes) -> None:
+    def _load(self, target: Any, prefix: bytes, rest: bytes | memoryview) -> None:
         """Have SEAL read a stream of ours, not compressed."""
-        size = _HEADER_BYTES + len(stream)
-        self._file.write(self._plain_header + size.to_bytes(8, "little") + stream)
+        size = len(prefix) + memoryview(rest).nbytes
+        self._file.write(self._header(size) + prefix, rest)
         target.load(self.context, self._file.path)
+
+    def _header(self, size: int) -> bytes:
+        """Return the header of a stream of so many bytes that is not compressed."""
+        return self._plain_header + (_HEADER_BYTES + size).to_bytes(8, "little")
 
     def _written(self, save: Callable[[str], None]) -> bytes:
         """Return what SEAL writes, without its header and compression."""
@@ -305,13 +312,21 @@ class _MemoryFile:
             self.path = str(Path(folder) / "ciphertext")
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
             self._file = os.open(self.path, flags, 0o600)
+        self._size = 0
         weakref.finalize(self, os.close, self._file)
 
-    def write(self, data: bytes) -> None:
+    def write(self, first: bytes, rest: bytes | memoryview) -> None:
         """Replace what the file holds."""
-        if os.pwrite(self._file, data, 0) != len(data):
+        size = len(first) + memoryview(rest).nbytes
+        if os.pwritev(self._file, [first, rest], 0) != size:
             raise WorkerFailed("a file in memory could not be written")
-        os.ftruncate(self._file, len(data))
+        os.ftruncate(self._file, size)
+        self._size = size
+
+    def replace_end(self, data: bytes) -> None:
+        """Replace the last bytes of what was written last."""
+        if os.pwrite(self._file, data, self._size - len(data)) != len(data):
+            raise WorkerFailed("a file in memory could not be written")
 
     def read_after(self, save: Callable[[str], None]) -> bytes:
         """Return what ``save`` writes to the file."""

@@ -11,11 +11,12 @@ aggregator holds no key.
 """
 
 from collections.abc import Collection, Iterator
+from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
 
-from crypto.bfv.digits import BLOCK_CHUNKS, Layout, check_layouts, chunks_in
+from crypto.bfv.digits import Layout, check_layouts, chunks_in
 from crypto.bfv.messages import decrypt_prefix, read_encrypted
 from crypto.bfv.parameters import (
     FRESH_BYTES,
@@ -24,7 +25,13 @@ from crypto.bfv.parameters import (
     SEED_BYTES,
     SUMMED_BYTES,
 )
-from crypto.bfv.residues import add_residues, pack_residues, unpack_residues
+from crypto.bfv.residues import (
+    Packed,
+    add_residues,
+    pack_residues,
+    subtract_residues,
+    unpack_rows,
+)
 from crypto.bfv.workers import Workers
 from crypto.encoding import BytesLike
 from crypto.errors import MalformedMessage, ProtocolViolation
@@ -41,6 +48,8 @@ from crypto.signatures import SIGNATURE_BYTES
 
 Words = npt.NDArray[np.uint64]
 Seeds = npt.NDArray[np.uint8]
+_BLOCK_POLYS = 8
+"""Polynomials unpacked and added together: 256 KiB, which stay in the cache."""
 
 
 class BfvSlot(AggregatorStages):
@@ -109,10 +118,8 @@ class BfvSlot(AggregatorStages):
             self._check_digest(found)
             if is_new(state.masked, silo, signed.signature, bool(state.survivors)):
                 fresh = np.frombuffer(view, np.uint8).reshape(number, FRESH_BYTES)
-                for _ in _first_polynomials(fresh):
-                    pass  # Every residue is in range, before any is added.
+                self._add(fresh[:, :POLY_BYTES], places)
                 self._seeds[silo] = fresh[:, POLY_BYTES:].copy()
-                self._add(fresh, places)
                 state.masked[silo] = signed.signature
 
     @property
@@ -139,10 +146,8 @@ class BfvSlot(AggregatorStages):
         size = at + len(total) * SUMMED_BYTES + SIGNATURE_BYTES
         frame = memoryview(bytearray(size))
         frame[HEADER_BYTES:at] = prefix
-        for first in range(0, len(total), BLOCK_CHUNKS):
-            packed = pack_residues(total[first : first + BLOCK_CHUNKS])
-            frame[at : at + packed.nbytes] = packed.data.cast("B")
-            at += packed.nbytes
+        packed = np.frombuffer(frame[at:-SIGNATURE_BYTES], np.uint8)
+        pack_residues(total, packed.reshape(-1, 2, POLY_BYTES))
         header = self._setup.aggregator_header(Kind.DECRYPT, self._state.slot)
         finish_frame(self._identity, header, frame)
         return frame.toreadonly()
@@ -256,14 +261,32 @@ class BfvSlot(AggregatorStages):
                 own += length
         return found
 
-    def _add(self, fresh: Seeds, places: list[tuple[int, int]]) -> None:
-        """Add the first polynomials of a silo's ciphertexts."""
-        first = self._total.reshape(-1, 2, POLY_DEGREE)[:, 0]
-        rows = [row for place, length in places for row in range(place, place + length)]
-        for at, residues in _first_polynomials(fresh):
-            own = rows[at : at + len(residues)]
-            for row, polynomial in zip(own, residues, strict=True):
-                add_residues(first[row], polynomial)
+    def _add(self, packed: Packed, places: list[tuple[int, int]]) -> None:
+        """Add the first polynomials of a silo's ciphertexts.
+
+        Raises:
+            MalformedMessage: a residue out of range; the sum is as it was.
+        """
+        num_added = 0
+        try:
+            for rows, block in self._blocks(packed, places):
+                add_residues(rows, unpack_rows(block))
+                num_added += 1
+        except MalformedMessage:
+            for rows, block in islice(self._blocks(packed, places), num_added):
+                subtract_residues(rows, unpack_rows(block))
+            raise
+
+    def _blocks(
+        self, packed: Packed, places: list[tuple[int, int]]
+    ) -> Iterator[tuple[Words, Packed]]:
+        """Yield what is to be added to, and the packed polynomials, block by block."""
+        first, own = self._total.reshape(-1, 2, POLY_DEGREE)[:, 0], 0
+        for place, length in places:
+            for at in range(0, length, _BLOCK_POLYS):
+                size = min(_BLOCK_POLYS, length - at)
+                yield first[place + at :][:size], packed[own : own + size]
+                own += size
 
     def _places(self, silos: Collection[int]) -> Iterator[tuple[int, int]]:
         """Yield first chunk and number of chunks of the parts of these silos."""
@@ -286,14 +309,3 @@ def decoded(data: bytes, setup: Setup) -> SlotState:
         MalformedMessage: torn, or of another setup.
     """
     return decode_slot(data, setup.digest, setup.config.num_silos)
-
-
-def _first_polynomials(fresh: Seeds) -> Iterator[tuple[int, Words]]:
-    """Yield the first polynomials of fresh ciphertexts, with the first one's index.
-
-    Raises:
-        MalformedMessage: a residue out of range.
-    """
-    for at in range(0, len(fresh), BLOCK_CHUNKS):
-        block = np.ascontiguousarray(fresh[at : at + BLOCK_CHUNKS, :POLY_BYTES])
-        yield at, unpack_residues(block.data.cast("B"), len(block))

@@ -147,13 +147,23 @@ def sum_words(blocks: Iterable[Slots], layout: Layout) -> Words:
         blocks: ``[c, N]`` each, all chunks of the part in order.
     """
     words = np.zeros(words_in(layout), np.uint64)
+    add_words(words, blocks, layout)
+    return words
+
+
+def add_words(words: Words, blocks: Iterable[Slots], layout: Layout) -> None:
+    """Add what :func:`sum_words` returns to words, modulo 2^64, in place.
+
+    Args:
+        words: uint64 ``[W]`` of all stretches.
+        blocks: as for :func:`sum_words`.
+    """
     first = 0
     for block in blocks:
         flat = block.reshape(-1)
         for digits, own, place, begin in _overlaps(layout, first, flat.size):
             _add_digits(words[own], digits, flat[place], begin)
         first += len(block)
-    return words
 
 
 def _overlaps(

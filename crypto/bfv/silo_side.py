@@ -34,10 +34,10 @@ from crypto.bfv.digits import (
     BLOCK_CHUNKS,
     Layout,
     LayoutsOf,
+    add_words,
     check_layouts,
     chunks_in,
     slot_blocks,
-    sum_words,
     values_in,
     words_in,
 )
@@ -176,12 +176,14 @@ class BfvSiloSide(BfvSiloSetup):
         layouts = self._layouts_of(progress.round_number, progress.parts)
         num_ciphertexts = sum(chunks_in(layout) for layout in layouts)
         header = self._setup.aggregator_header(Kind.DECRYPT, progress.slot)
-        body = self._setup.open_from_aggregator(request, header, num_ciphertexts)
+        body, body_digest = self._setup.open_from_aggregator(
+            request, header, num_ciphertexts
+        )
         message = Decrypt.from_bytes(body, self._config.num_silos, num_ciphertexts)
         check_confirms(self._setup, progress, message.confirms)
         if progress.sum_digest:
             raise ProtocolViolation(f"slot {progress.slot} is closed")
-        content = digest(labels.REQUEST_DIGEST, body)
+        content = digest(labels.REQUEST_DIGEST, body_digest)
         promised = self._survivors_body(progress) + content
         self._promise(Stage.REVEAL, progress, promised)
         try:
@@ -338,10 +340,10 @@ def summed_blocks(ciphertexts: memoryview) -> Iterator[Residues]:
 
 def _words_of(opened: Sequence[Decrypted], layouts: tuple[Layout, ...]) -> Words:
     """Return the words of all parts in a row, let out of the processes."""
-    words = np.empty(sum(words_in(layout) for layout in layouts), np.uint64)
+    words = np.zeros(sum(words_in(layout) for layout in layouts), np.uint64)
     at = 0
     for found, layout in zip(opened, layouts, strict=True):
         size = words_in(layout)
-        words[at : at + size] = sum_words(found.slots(), layout)
+        add_words(words[at : at + size], found.slots(), layout)
         at += size
     return words

@@ -31,7 +31,7 @@ learns which tag failed, or by how much (each trial costs a round).
 
 import numpy as np
 import numpy.typing as npt
-from cryptography.hazmat.primitives.ciphers import Cipher
+from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext
 from cryptography.hazmat.primitives.ciphers.algorithms import AES256
 from cryptography.hazmat.primitives.ciphers.modes import CTR
 
@@ -41,8 +41,8 @@ from crypto.labels import BFV_TAG_PADS, BFV_TAG_WEIGHTS
 
 NUM_TAGS = 2
 TAG_SEED_BYTES = 32
-_BLOCK_CHUNKS = 2
-"""Chunks that are worked on together; sums of products of 45 bits are exact up to 128
+_BLOCK_SLOTS = 2 * POLY_DEGREE
+"""Slots that are worked on together; sums of products of 45 bits are exact up to 128
 chunks."""
 _BLOCKS_PER_CHUNK = NUM_TAGS * POLY_DEGREE * 8 // 16
 _BLOCK_SLACK = 16
@@ -73,14 +73,14 @@ def residuals(
     _check(slots, tag_seed, first_chunk, num_values)
     flat = slots.reshape(-1)
     sums = [0] * NUM_TAGS
-    step = _BLOCK_CHUNKS * POLY_DEGREE
     first_slot = first_chunk * POLY_DEGREE
-    for start in range(0, flat.size, step):
-        values = flat[start : start + step][: max(0, num_values - first_slot - start)]
-        if values.size:
-            chunk = first_chunk + start // POLY_DEGREE
-            for tag, product in enumerate(_products(values, tag_seed, chunk)):
-                sums[tag] += product
+    keystream = _keystream(tag_seed, first_chunk)
+    values = flat[: max(0, num_values - first_slot)]
+    for start in range(0, values.size, _BLOCK_SLOTS):
+        block = values[start : start + _BLOCK_SLOTS]
+        words = _next_words(keystream, -(-block.size // POLY_DEGREE))
+        for tag, product in enumerate(_products(block, words)):
+            sums[tag] += product
     for tag in range(NUM_TAGS):
         column = num_values + tag - first_slot
         if 0 <= column < flat.size:
@@ -114,37 +114,43 @@ def weight_words(tag_seed: bytes, first_chunk: int, num_chunks: int) -> Words:
     uniform bits, so that there is no bias. The keystream is AES-256 in counter mode
     under a key derived from the seed, from the block at which the first chunk begins.
     """
+    return _next_words(_keystream(tag_seed, first_chunk), num_chunks)
+
+
+def _keystream(tag_seed: bytes, first_chunk: int) -> CipherContext:
+    """Return the cipher, at the block at which a chunk begins."""
     key = derive(tag_seed, BFV_TAG_WEIGHTS, b"", 32)
     counter = (first_chunk * _BLOCKS_PER_CHUNK).to_bytes(16, "big")
+    return Cipher(AES256(key), CTR(counter)).encryptor()
+
+
+def _next_words(keystream: CipherContext, num_chunks: int) -> Words:
+    """Return the keystream of the next chunks: uint64 ``[num_chunks, N, 2]``."""
     size = num_chunks * _BLOCKS_PER_CHUNK * 16
     buffer = bytearray(size + _BLOCK_SLACK)
-    Cipher(AES256(key), CTR(counter)).encryptor().update_into(bytes(size), buffer)
+    keystream.update_into(bytes(size), buffer)
     words = np.frombuffer(buffer, "<u8", size // 8)
     return words.reshape(num_chunks, POLY_DEGREE, NUM_TAGS)
 
 
-def _products(values: Slots, tag_seed: bytes, first_chunk: int) -> list[int]:
-    """Return Σ_j v_τj * w_j of at most ``_BLOCK_CHUNKS`` chunks, for both tags."""
-    num_chunks = -(-values.size // POLY_DEGREE)
-    words = weight_words(tag_seed, first_chunk, num_chunks).reshape(-1, NUM_TAGS)
-    low = values & np.uint64((1 << _LOW_BITS) - 1)
-    high = values >> np.uint64(_LOW_BITS)
-    return [
-        _dot(np.ascontiguousarray(words[: values.size, tag]), low, high)
-        for tag in range(NUM_TAGS)
-    ]
+def _products(values: Slots, words: Words) -> list[int]:
+    """Return Σ_j v_τj * w_j of at most ``_BLOCK_SLOTS`` slots, for both tags.
 
-
-def _dot(words: Words, low: Words, high: Words) -> int:
-    """Return the sum of products of 44 and 45 bits, from products of 22 and 23 bits."""
-    total = 0
-    for shift, half in (
+    From products of 22 and 23 bits, the sums of which are exact.
+    """
+    words = words.reshape(-1, NUM_TAGS)[: values.size]
+    halves = (
         (0, words & np.uint64((1 << _HALF_BITS) - 1)),
         (_HALF_BITS, words >> np.uint64(64 - _HALF_BITS)),
-    ):
-        total += int(np.dot(half, low)) << shift
-        total += int(np.dot(half, high)) << (shift + _LOW_BITS)
-    return total
+    )
+    low = values & np.uint64((1 << _LOW_BITS) - 1)
+    high = values >> np.uint64(_LOW_BITS)
+    totals = [0] * NUM_TAGS
+    for tag in range(NUM_TAGS):
+        for shift, half in halves:
+            totals[tag] += int(np.dot(half[:, tag], low)) << shift
+            totals[tag] += int(np.dot(half[:, tag], high)) << (shift + _LOW_BITS)
+    return totals
 
 
 def _check(slots: Slots, tag_seed: bytes, first_chunk: int, num_values: int) -> None:

@@ -16,6 +16,7 @@ from crypto.frame import (
     OVERHEAD_BYTES,
     Header,
     Kind,
+    open_digested,
     open_expected,
     read_header,
     verify_frame,
@@ -82,8 +83,8 @@ class Setup:
 
     def open_from_aggregator(
         self, data: BytesLike, expected: Header, num_ciphertexts: int = 0
-    ) -> memoryview:
-        """Return the body of a frame of the aggregator with this header.
+    ) -> tuple[memoryview, bytes]:
+        """Return the body of a frame of the aggregator with this header, and SHA-256.
 
         Raises:
             MalformedMessage, InvalidSignature, ProtocolViolation: as ``open_expected``.
@@ -91,7 +92,7 @@ class Setup:
         limit = max_frame_bytes(
             Kind(expected.kind), self.config, num_ciphertexts=num_ciphertexts
         )
-        return open_expected(self.aggregator_public, data, expected, max_bytes=limit)
+        return open_digested(self.aggregator_public, data, expected, max_bytes=limit)
 
     def open_from_silo(
         self,

@@ -234,7 +234,8 @@ class SiloStages(ABC, Generic[S]):
 
     def _open(self, data: BytesLike, header: Header) -> memoryview:
         """Return the body of a frame of the aggregator with this header."""
-        return self._setup.open_from_aggregator(data, header)
+        body, _ = self._setup.open_from_aggregator(data, header)
+        return body
 
     def _owner(self) -> bytes:
         """Return the digest of setup and silo that the state belongs to."""

@@ -15,6 +15,7 @@ from crypto.frame import (
     Kind,
     describe,
     make_frame,
+    open_digested,
     open_expected,
     open_frame,
     read_header,
@@ -53,6 +54,15 @@ def test_known_frames_open(case):
     public, frame = bytes.fromhex(case["public"]), bytes.fromhex(case["frame"])
     _, body = open_frame(public, frame, max_bytes=len(frame))
     assert body.hex() == case["body"]
+
+
+def test_the_digest_of_a_body_comes_with_it_and_only_if_the_signature_is_right():
+    frame = make_frame(KEY, HEADER, b"a body")
+    body, found = open_digested(KEY.public, frame, HEADER, max_bytes=len(frame))
+    assert (bytes(body), found) == (b"a body", hashlib.sha256(b"a body").digest())
+    damaged = frame[:-1] + bytes([frame[-1] ^ 1])
+    with pytest.raises(errors.InvalidSignature):
+        open_digested(KEY.public, damaged, HEADER, max_bytes=len(frame))
 
 
 @pytest.mark.parametrize("case", load("frame", "invalid"), ids=lambda c: c["why"])

@@ -67,7 +67,8 @@ def test_addition_is_seals_own_bit_for_bit(secret, public):
     for row in fresh:
         ciphertexts.append(sealapi.Ciphertext())
         c0 = unpack_residues(row[:POLY_BYTES].tobytes(), 1).tobytes()
-        seal.load_fresh(ciphertexts[-1], c0, row[POLY_BYTES:].tobytes())
+        rest = c0 + seal._generator + row[POLY_BYTES:].tobytes()
+        seal._load(ciphertexts[-1], seal._fresh_prefix, rest)
     for other in ciphertexts[1:]:
         evaluator.add_inplace(ciphertexts[0], other)
     assert (seal.residues(ciphertexts[0]) == total).all()

@@ -8,7 +8,9 @@ from crypto.bfv.residues import (
     add_residues,
     check_range,
     pack_residues,
+    subtract_residues,
     unpack_residues,
+    unpack_rows,
 )
 from crypto.errors import MalformedMessage
 
@@ -67,12 +69,42 @@ def test_a_residue_of_q_or_more_is_refused_both_ways(value, place):
         pack_residues(residues)
 
 
-def test_addition_is_modulo_q_in_place():
+def test_packing_fills_what_it_is_given_and_nothing_of_another_shape():
+    residues, out = polys(5), np.empty((6, POLY_BYTES), np.uint8)
+    assert pack_residues(residues, out[:5]).base is out
+    assert (out[:5] == pack_residues(residues)).all()
+    for bad in (out, out[1::2], out[:5, :-1]):
+        with pytest.raises(ValueError, match="out"):
+            pack_residues(residues, bad)
+
+
+def test_rows_with_other_bytes_between_them_are_unpacked():
+    residues = polys(5)
+    rows = np.full((5, POLY_BYTES + 3), 255, np.uint8)
+    rows[:, :-3] = pack_residues(residues)
+    assert (unpack_rows(rows[:, :-3]) == residues).all()
+    rows[4, :7], rows[4, 7 * POLY_DEGREE] = 255, 15
+    with pytest.raises(MalformedMessage, match="q or more"):
+        unpack_rows(rows[:, :-3])
+
+
+def test_addition_is_modulo_q_in_place_and_subtraction_undoes_it():
     first, second = polys(9, 1), polys(9, 2)
     second.flat[:4] = [0, 1, Q - 1, Q - 1]
+    before = first.copy()
     expected = (first.astype(object) + second.astype(object)) % Q
     add_residues(first, second)
     assert (first == expected).all()
+    subtract_residues(first, second)
+    assert (first == before).all()
+
+
+def test_polynomials_apart_from_each_other_are_added_to():
+    total, more = polys(18).reshape(9, 2, POLY_DEGREE), polys(9, 2)
+    expected = total.copy()
+    expected[:, 1] = (expected[:, 1].astype(object) + more.astype(object)) % Q
+    add_residues(total[:, 1], more)
+    assert (total == expected).all()
 
 
 def test_addition_refuses_other_shapes_types_and_layouts():
@@ -80,8 +112,10 @@ def test_addition_refuses_other_shapes_types_and_layouts():
     for other in (polys(1), total.astype(np.int64), total[:, :8]):
         with pytest.raises(ValueError, match="residues"):
             add_residues(total, other)
-    with pytest.raises(ValueError, match="total"):
-        add_residues(polys(4)[::2], polys(2))
+    apart = polys(8).reshape(4, 2, POLY_DEGREE)[::2]
+    for other in (apart, total.astype(np.int64)):
+        with pytest.raises(ValueError, match="total"):
+            add_residues(other, other.astype(np.uint64))
 
 
 def test_what_is_not_residues_is_not_packed():

@@ -5,9 +5,10 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
+from crypto.bfv.parameters import FRESH_BYTES, POLY_BYTES
 from crypto.bfv.workers import Workers
 from crypto.errors import CryptoError, MalformedMessage, ProtocolViolation, WorkerFailed
-from crypto.frame import Kind
+from crypto.frame import Kind, make_frame
 from crypto.secagg.journal import Journal
 from crypto.secagg.messages import SumNotice
 from crypto.secagg.parts import Part
@@ -103,6 +104,24 @@ def test_two_ciphertexts_in_a_part(workers):
     )
     f.reach("confirms")
     assert is_sum(f, f.reveal(), f.everyone)
+
+
+def test_an_upload_that_turns_out_damaged_is_taken_back(workers, monkeypatch):
+    monkeypatch.setattr("crypto.bfv.aggregator_slot._BLOCK_POLYS", 1)
+    parts = (Part(TWO_CHUNKS, (0, 1, 2, 3, 4)), Part(5, (1, 2, 3)))
+    f = BfvFederation(workers, parts=parts, layouts=whole_words).reach("active")
+    slot = f.aggregator.slot
+    slot.add_encrypted(f.masked(0, f.frames["active"][0]))
+    before, good = slot.total.copy(), f.masked(1, f.frames["active"][1])
+    body = bytearray(good[BODY])
+    for place in (36 + FRESH_BYTES, 36 + 2 * FRESH_BYTES):
+        damaged = body[:place] + b"\xff" * POLY_BYTES + body[place + POLY_BYTES :]
+        header = f.silos[1]._setup.silo_header(Kind.ENCRYPTED, 1, 0)
+        with pytest.raises(MalformedMessage, match="q or more"):
+            slot.add_encrypted(make_frame(f.identities[1], header, damaged))
+        assert (slot.total == before).all()
+    slot.add_encrypted(good)
+    assert (slot.total != before).any()
 
 
 def test_two_rounds_in_one_setup_and_the_next_setup(workers):
