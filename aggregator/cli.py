@@ -179,6 +179,7 @@ def run(
         RunSettings,
         check_encryption,
         check_evaluation,
+        is_over,
         open_folder,
         run_plan,
     )
@@ -213,8 +214,9 @@ def run(
         locked(run_folder),
         LocalSockets(listen, signed, identity, spool=run_folder) as transport,
     ):
-        missing = transport.wait_for_silos(wait)
-        terminal.say(_attendance(signed, missing))
+        if not is_over(run_folder, signed):
+            missing = transport.wait_for_silos(wait)
+            terminal.say(_attendance(signed, missing))
         with terminal.shown():
             run_plan(signed, identity, run_folder, transport, settings)
     click.echo(f"model: {run_folder / 'model.safetensors'}")

@@ -129,8 +129,8 @@ def _training(plan: RunPlan, num_rounds: int) -> Iterable[tuple[str, str]]:
         "mask": f"secure aggregation ({protection.trust} aggregator, up to "
         f"{protection.max_colluding} colluding): only sums were seen",
         "bfv": f"secure aggregation by homomorphic encryption, exact BFV "
-        f"({protection.trust} aggregator, up to {protection.max_colluding} silos that "
-        "lie): only sums were seen, if no silo gave the aggregator the shared key",
+        f"({protection.trust} aggregator, sums that {protection.threshold} silos "
+        "have signed): only sums were seen, if no silo gave the aggregator the key",
     }[protection.method]
     rotated = ", rotated" if update.rotation else ""
     yield "Digest of the plan", plan.digest.hex()

@@ -12,6 +12,7 @@ from aggregator.errors import ConfigRejected
 from aggregator.evaluation import Reference, load_reference
 from aggregator.exchanges import Exchanges, Stage
 from aggregator.rounds import Run, Watcher
+from aggregator.said import Said
 from aggregator.state import RoundState
 from crypto.bfv.installed import check_installed
 from crypto.bfv.workers import Workers
@@ -103,6 +104,16 @@ def run_plan(
             auxiliary=settings.auxiliary,
         )
         return run.run()
+
+
+def is_over(folder: Path, plan: RunPlan) -> bool:
+    """Return whether a run has told its silos of the end: it needs them no more.
+
+    Raises:
+        StateBroken, TranscriptBroken: what is on disk cannot be read.
+    """
+    store = CheckpointStore(folder, plan)
+    return store.transcript.exists() and Said.read(store, 1).is_finished
 
 
 def check_encryption(plan: RunPlan) -> None:

@@ -9,9 +9,10 @@ import torch
 import aggregator.serve
 from aggregator.errors import ConfigRejected
 from aggregator.model_card import model_card
-from aggregator.serve import RunSettings, check_encryption, run_plan
+from aggregator.serve import RunSettings, check_encryption, is_over, run_plan
 from crypto.bfv import installed
 from crypto.keys import IdentityKey
+from protocol import records
 from protocol.plan import SiloParty, make_plan
 from protocol.transcript import TranscriptWriter
 from protocol.update_settings import ProtectionConfig
@@ -93,3 +94,18 @@ def test_a_card_says_how_updates_were_protected(tmp_path, key, method, words):
         tmp_path, party="aggregator", plan_digest=plan.digest, identity=key
     ).close()
     assert words in model_card(plan, tmp_path, [], [], 2)
+
+
+def test_a_run_is_over_when_its_transcript_says_so(tmp_path, key):
+    plan = plan_with(key, "mask")
+    assert not is_over(tmp_path, plan)
+    end = records.Finished(round_number=2, parameters="00" * 32, average="00" * 32)
+    for record, over in ((records.Resumed(software="x"), False), (end, True)):
+        with TranscriptWriter(
+            tmp_path / "transcript",
+            party="aggregator",
+            plan_digest=plan.digest,
+            identity=key,
+        ) as transcript:
+            transcript.append(record)
+        assert is_over(tmp_path, plan) == over
