@@ -186,6 +186,7 @@ def train(
         raise click.UsageError("--plan needs --connect, the aggregator's socket")
     from silo import join
 
+    join.leave_no_dump()
     files = SiloFolder(folder)
     config = _config(files, data, device, threads, must_exist=plan_path is not None)
     _use_threads(config.compute.threads)

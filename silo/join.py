@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import resource
 import secrets
 import shutil
 import sys
@@ -211,6 +212,12 @@ def _train_privately_alone(
             initial=resources.initial,
             private=private,
         )
+
+
+def leave_no_dump() -> None:
+    """Write no core dump if this process crashes: keys and images are in its memory."""
+    _, most = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, most))
 
 
 def end_with_parent() -> None:
