@@ -6,15 +6,15 @@ as long as the journal is not older too.
 
 from dataclasses import dataclass
 
-from crypto import labels
-from crypto.encoding import Reader, Writer, digest
-from crypto.errors import MalformedMessage
+from crypto.encoding import Writer
 from crypto.keys import AgreementKey
 from crypto.secagg.messages import DIGEST_BYTES, decode_silos, encode_silos
 from crypto.secagg.silo_state import (
     MAX_STATE_FIELD_BYTES,
     StagesState,
     read_progress,
+    read_state,
+    whole_state,
     write_progress,
 )
 
@@ -60,8 +60,7 @@ def encode_state(state: BfvSiloState, owner: bytes, num_silos: int) -> bytes:
     writer.prefixed(state.dealt, MAX_DEALT_BYTES)
     writer.fixed(state.journal_link, DIGEST_BYTES)
     write_progress(writer, state.progress, num_silos)
-    body = writer.to_bytes()
-    return body + digest(labels.SILO_STATE, body)
+    return whole_state(writer)
 
 
 def decode_state(data: bytes, owner: bytes, num_silos: int) -> BfvSiloState:
@@ -70,12 +69,7 @@ def decode_state(data: bytes, owner: bytes, num_silos: int) -> BfvSiloState:
     Raises:
         MalformedMessage: torn, altered, or of another setup or silo.
     """
-    body = data[:-DIGEST_BYTES]
-    if digest(labels.SILO_STATE, body) != data[-DIGEST_BYTES:]:
-        raise MalformedMessage("a silo state that is torn or of another version")
-    reader = Reader(body)
-    if reader.fixed(DIGEST_BYTES) != owner:
-        raise MalformedMessage("a silo state of another setup or silo")
+    reader = read_state(data, owner)
     advertisement, channel, keys, handed, commitment, secret_key, members = (
         reader.prefixed(MAX_STATE_FIELD_BYTES) for _ in range(7)
     )

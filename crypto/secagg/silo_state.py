@@ -138,8 +138,7 @@ def encode_state(state: SiloState, owner: bytes, num_silos: int) -> bytes:
     _write_secrets(writer, state)
     _write_held(writer, state, num_silos)
     write_progress(writer, state.progress, num_silos)
-    body = writer.to_bytes()
-    return body + digest(labels.SILO_STATE, body)
+    return whole_state(writer)
 
 
 def decode_state(data: bytes, owner: bytes, num_silos: int) -> SiloState:
@@ -148,12 +147,7 @@ def decode_state(data: bytes, owner: bytes, num_silos: int) -> SiloState:
     Raises:
         MalformedMessage: torn, altered, or of another setup or silo.
     """
-    body = data[:-DIGEST_BYTES]
-    if digest(labels.SILO_STATE, body) != data[-DIGEST_BYTES:]:
-        raise MalformedMessage("a silo state that is torn or of another version")
-    reader = Reader(body)
-    if reader.fixed(DIGEST_BYTES) != owner:
-        raise MalformedMessage("a silo state of another setup or silo")
+    reader = read_state(data, owner)
     advertisement, channel, dealing_seed, keys, shares, envelopes, members = (
         reader.prefixed(MAX_STATE_FIELD_BYTES) for _ in range(7)
     )
@@ -174,6 +168,27 @@ def decode_state(data: bytes, owner: bytes, num_silos: int) -> SiloState:
     )
     reader.end()
     return state
+
+
+def whole_state(writer: Writer) -> bytes:
+    """Return a state that begins with its owner, with a digest at its end."""
+    body = writer.to_bytes()
+    return body + digest(labels.SILO_STATE, body)
+
+
+def read_state(data: bytes, owner: bytes) -> Reader:
+    """Return a reader of a whole state, behind its owner.
+
+    Raises:
+        MalformedMessage: torn, altered, or of another setup or silo.
+    """
+    body = data[:-DIGEST_BYTES]
+    if digest(labels.SILO_STATE, body) != data[-DIGEST_BYTES:]:
+        raise MalformedMessage("a silo state that is torn or of another version")
+    reader = Reader(body)
+    if reader.fixed(DIGEST_BYTES) != owner:
+        raise MalformedMessage("a silo state of another setup or silo")
+    return reader
 
 
 def _write_secrets(writer: Writer, state: SiloState) -> None:
