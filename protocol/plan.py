@@ -339,7 +339,8 @@ def make_plan(
 ) -> RunPlan:
     """Return the plan of a new run: the draft, its parties, and a fresh nonce.
 
-    The noise of a target epsilon is found here, once for all silos.
+    The noise of a target epsilon is found here, once for all silos; and the threshold
+    and the maker of a key, where the draft leaves them open.
 
     Raises:
         PlanRejected: the draft cannot be carried out by these parties.
@@ -348,6 +349,8 @@ def make_plan(
     protection = dataclasses.replace(
         draft.protection, threshold=draft.protection.threshold_for(len(silos))
     )
+    if protection.is_encrypted and silos and not protection.key_maker:
+        protection = dataclasses.replace(protection, key_maker=silos[0].name)
     sections |= {"protection": protection}
     try:
         privacy = calibrated(draft)

@@ -6,11 +6,12 @@ from hypothesis import strategies as st
 
 from crypto.bfv.digits import Digits, words_in
 from crypto.bfv.parameters import SLOT_BITS
+from crypto.keys import IdentityKey
 from crypto.secagg.parts import whole
 from protocol.encoding import from_table
 from protocol.errors import EncodingError
 from protocol.packing import layouts
-from protocol.plan import PlanDraft, RunPlan
+from protocol.plan import PlanDraft, RunPlan, SiloParty, make_plan
 from protocol.update_settings import MAX_VALUE_BITS, ProtectionConfig, UpdateConfig
 from tests.protocol.examples import draft_table, make_example
 from tests.protocol.test_noise_plan import RECORD
@@ -113,3 +114,20 @@ def test_a_secret_weight_is_a_whole_word():
     assert (weight.num_words, weight.digit_bits, weight.sum_bits) == (1, 32, 35)
     assert fields.sum_bits == (5 * (2**16 - 1)).bit_length() == 19
     assert words_in(layout) == num_words
+
+
+@pytest.mark.parametrize(
+    ("method", "asked", "found"),
+    [("bfv", "", "b-1"), ("bfv", "b-2", "b-2"), ("mask", "", "")],
+)
+def test_a_finished_plan_names_the_maker_of_the_key(method, asked, found):
+    draft = from_table(
+        PlanDraft,
+        draft_table({"protection.method": method, "protection.key_maker": asked}),
+    )
+    keys = [IdentityKey.generate().public for _ in range(4)]
+    silos = [
+        SiloParty(name=f"b-{place}", identity_key=key.hex())
+        for place, key in enumerate(keys[1:], 1)
+    ]
+    assert make_plan(draft, keys[0], silos).protection.key_maker == found
