@@ -136,7 +136,7 @@ def test_the_decrypted_sum_is_the_plain_one(part, outcome):
 
 
 def test_the_decrypted_sum_is_the_unmasked_one(draft, part, outcome):
-    protection = replace(part.plan.protection, method="mask")
+    protection = replace(part.plan.protection, method="mask", key_maker="")
     parties = Parties.of(3)
     plan = parties.plan(replace(bare(draft, 3), protection=protection))
     np.testing.assert_array_equal(hidden_sum(plan, parties, outcome[0])[1], outcome[2])
