@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from typing import TypeAlias, TypeVar
 
 from crypto.bfv.pipes import Code
@@ -69,6 +69,14 @@ class Lane:
         return self.child
 
 
+def _result(future: Future[_T]) -> _T:
+    """Return a result; work that never began because its lane was closed is refused."""
+    try:
+        return future.result()
+    except CancelledError:
+        raise WorkerFailed("closed while there was work") from None
+
+
 def in_order(
     jobs: Iterator[tuple[Lane, Future[_T]]], num_in_flight: int
 ) -> Iterator[tuple[Lane, _T]]:
@@ -82,10 +90,10 @@ def in_order(
             under_way.append(job)
             if len(under_way) >= num_in_flight:
                 lane, future = under_way.popleft()
-                yield lane, future.result()
+                yield lane, _result(future)
         while under_way:
             lane, future = under_way.popleft()
-            yield lane, future.result()
+            yield lane, _result(future)
     finally:
         for _, future in under_way:
             future.cancel()

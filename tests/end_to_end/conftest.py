@@ -1,7 +1,7 @@
 """A tiny federation on real digits, and a transport that can crash or lose silos."""
 
 import os
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,8 +9,11 @@ from typing import Any
 import pytest
 import torch
 
+import aggregator.serve
+import silo.run_parts as silo_parts
 from aggregator.serve import RunSettings, run_plan
 from aggregator.state import RoundState
+from crypto.bfv.workers import Workers
 from crypto.encoding import BytesLike
 from crypto.frame import Kind, read_header
 from diffusion.config import UNetConfig
@@ -18,6 +21,7 @@ from protocol.files import load_identity
 from protocol.plan import PlanDraft, RunPlan
 from protocol.settings import TrainingConfig
 from protocol.update_settings import ProtectionConfig, UpdateConfig
+from silo.encrypted_upload import EncryptedUpload
 from silo.session import SiloSession
 from simulation.federation import Federation, make_federation
 from simulation.settings import SimulationConfig
@@ -134,6 +138,36 @@ def one_thread_and_no_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     """
     torch.set_num_threads(1)
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+
+
+class LentWorkers(Workers):
+    """Processes that many runs use one after the other: to start some takes 0.1 s."""
+
+    def close(self) -> None:
+        """Go on."""
+
+    def end(self) -> None:
+        """End the processes."""
+        super().close()
+
+
+@pytest.fixture(scope="session")
+def one_child() -> Iterator[LentWorkers]:
+    """Return one child process for all who encrypt and decrypt."""
+    workers = LentWorkers(1)
+    yield workers
+    workers.end()
+
+
+@pytest.fixture
+def lent_workers(monkeypatch: pytest.MonkeyPatch, one_child: LentWorkers) -> None:
+    """Have silos and aggregator of encrypted runs use one child process."""
+
+    def lend(*arguments: Any) -> EncryptedUpload:
+        return EncryptedUpload(*arguments[:-1], lambda: one_child)
+
+    monkeypatch.setattr(silo_parts, "EncryptedUpload", lend)
+    monkeypatch.setattr(aggregator.serve, "Workers", lambda: one_child)
 
 
 @pytest.fixture(scope="module")

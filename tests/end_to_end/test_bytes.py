@@ -174,6 +174,7 @@ def counted(folder, silo):
     return dict(found)
 
 
+@pytest.mark.usefixtures("lent_workers")
 @pytest.mark.parametrize("name", DRAFTS)
 def test_predicted_is_counted_on_both_sides(tmp_path, name):
     num_silos, draft = DRAFTS[name]

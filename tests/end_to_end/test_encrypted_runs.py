@@ -68,6 +68,7 @@ def test_the_model_is_that_of_masks_bit_for_bit(
     assert not any(isinstance(record, Revealed) for record in said)
 
 
+@pytest.mark.usefixtures("lent_workers")
 def test_secret_weights_and_what_silos_measure_are_those_of_masks(
     harness: Callable[..., Harness],
 ) -> None:
@@ -80,6 +81,7 @@ def test_secret_weights_and_what_silos_measure_are_those_of_masks(
     check_audit(made)
 
 
+@pytest.mark.usefixtures("lent_workers")
 def test_parts_that_are_dealt_are_encrypted_for_their_groups(
     harness: Callable[..., Harness],
 ) -> None:
@@ -89,6 +91,7 @@ def test_parts_that_are_dealt_are_encrypted_for_their_groups(
     check_audit(made)
 
 
+@pytest.mark.usefixtures("lent_workers")
 @pytest.mark.parametrize(
     ("kind", "moment"),
     [
@@ -120,6 +123,7 @@ def test_a_silo_that_is_lost_costs_nothing(
     check_audit(made)
 
 
+@pytest.mark.usefixtures("lent_workers")
 @pytest.mark.parametrize("moment", ["before", "after"])
 @pytest.mark.parametrize("kind", STAGES, ids=lambda kind: kind.name.lower())
 def test_all_processes_die_at_a_stage(
@@ -140,6 +144,7 @@ def test_all_processes_die_at_a_stage(
     check_audit(made)
 
 
+@pytest.mark.usefixtures("lent_workers")
 def test_a_child_that_crashes_costs_one_silo_one_attempt(
     harness: Callable[..., Harness],
     undisturbed: RoundState,

@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from crypto.bfv import process
+from crypto.bfv.lanes import Lane, in_order
 from crypto.bfv.parameters import (
     FRESH_BYTES,
     PLAIN_MODULUS,
@@ -203,8 +205,18 @@ def test_closing_ends_a_child_that_hangs():
         (number,) = hanging.process_ids
         os.kill(number, signal.SIGSTOP)
         running = hanging._lanes[0].submit(lambda child: child.request(Code.MAKE_KEY))
+        while not running.running():
+            time.sleep(0.001)
     with pytest.raises(WorkerFailed):
         running.result()
+
+
+def test_work_that_closing_has_cancelled_is_refused():
+    never_begun: Future[int] = Future()
+    never_begun.cancel()
+    jobs = iter([(Lane(MEMORY_BYTES, 60), never_begun)])
+    with pytest.raises(WorkerFailed, match="closed while there was work"):
+        next(in_order(jobs, 1))
 
 
 REQUESTS = {
