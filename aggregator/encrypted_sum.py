@@ -65,20 +65,6 @@ class EncryptedSum(SecureSum[BfvAggregatorSide, BfvSlot]):
             layouts_of=partial(layouts, plan),
         )
 
-    def _saved_side(self, state: bytes, setup: int) -> BfvAggregatorSide:
-        """Return the aggregator's side of a setup that was saved."""
-        plan = self._plan
-        return BfvAggregatorSide.from_bytes(
-            state,
-            self._config,
-            plan.roster,
-            self._exchanges.identity,
-            plan.run,
-            setup,
-            workers=self._workers,
-            layouts_of=partial(layouts, plan),
-        )
-
     def _note_dealt(self, side: BfvAggregatorSide, dealt: Collection[int]) -> None:
         """Leave a silo alone that was to make the key and did not.
 

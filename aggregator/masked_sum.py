@@ -29,13 +29,6 @@ class MaskedSum(SecureSum[AggregatorSide, AggregatorSlot]):
             self._config, plan.roster, self._exchanges.identity, plan.run, setup
         )
 
-    def _saved_side(self, state: bytes, setup: int) -> AggregatorSide:
-        """Return the aggregator's side of a setup that was saved."""
-        plan, identity = self._plan, self._exchanges.identity
-        return AggregatorSide.from_bytes(
-            state, self._config, plan.roster, identity, plan.run, setup
-        )
-
     def _collect_vectors(self, slot: AggregatorSlot, task: Task) -> None:
         """Take the masked updates as they arrive; fix the survivors."""
 

@@ -62,7 +62,7 @@ class SecureSetup(ABC, Generic[SideT]):
             len(self._plan.silos), self._config.max_colluding, excluded
         )
         self._side: SideT | None
-        self._setup, self._side = load_side(store, self._saved_side)
+        self._setup, self._side = load_side(store, self._new_side)
         self._given_up: tuple[int, int] | None = None
         self._last_notice = b""
         self._joined: set[int] = set()
@@ -71,14 +71,6 @@ class SecureSetup(ABC, Generic[SideT]):
     @abstractmethod
     def _new_side(self, setup: int) -> SideT:
         """Return the aggregator's side of a new setup."""
-
-    @abstractmethod
-    def _saved_side(self, state: bytes, setup: int) -> SideT:
-        """Return the aggregator's side of a setup that was saved.
-
-        Raises:
-            MalformedMessage: torn, or of another run.
-        """
 
     def _note_dealt(self, side: SideT, dealt: Collection[int]) -> None:
         """Look at who of a setup has dealt its secrets."""

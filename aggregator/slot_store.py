@@ -141,12 +141,12 @@ class SlotStore:
 
 
 def load_side(
-    store: SlotStore, side_of: Callable[[bytes, int], SideT]
+    store: SlotStore, new_side: Callable[[int], SideT]
 ) -> tuple[int, SideT | None]:
     """Return the newest saved setup, its slot taken up again; 0 and None before any.
 
     Args:
-        side_of: returns the aggregator's side of its state and number.
+        new_side: returns the aggregator's side of a setup by its number.
 
     Raises:
         StateBroken: the files are damaged.
@@ -156,7 +156,7 @@ def load_side(
         return 0, None
     setup, state = saved
     try:
-        side = side_of(state, setup)
+        side = new_side(setup).restore(state)
         if (slot := store.load_slot(setup)) is not None:
             side.resume_slot(*slot)
     except MalformedMessage as error:

@@ -134,9 +134,3 @@ class EncryptedUpload(SecureUpload[BfvSiloSide]):
         return BfvSiloSide(
             *arguments, workers=self._workers, layouts_of=self._layouts_of
         )
-
-    def _saved_side(self, state: bytes, arguments: SideArguments) -> BfvSiloSide:
-        """Return the side of a setup as it was saved."""
-        return BfvSiloSide.from_bytes(
-            state, *arguments, workers=self._workers, layouts_of=self._layouts_of
-        )

@@ -46,7 +46,3 @@ class MaskedUpload(SecureUpload[SiloSide]):
     def _new_side(self, arguments: SideArguments) -> SiloSide:
         """Return the side of a setup that begins."""
         return SiloSide(*arguments)
-
-    def _saved_side(self, state: bytes, arguments: SideArguments) -> SiloSide:
-        """Return the side of a setup as it was saved."""
-        return SiloSide.from_bytes(state, *arguments)

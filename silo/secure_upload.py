@@ -218,14 +218,6 @@ class SecureUpload(ABC, Generic[SideT]):
     def _new_side(self, arguments: SideArguments) -> SideT:
         """Return the side of a setup that begins."""
 
-    @abstractmethod
-    def _saved_side(self, state: bytes, arguments: SideArguments) -> SideT:
-        """Return the side of a setup as it was saved.
-
-        Raises:
-            MalformedMessage: as ``SiloSide.from_bytes``.
-        """
-
     def _at_work(self, stage: str) -> AbstractContextManager[SideT]:
         """Lend the side for a stage that may take other processes."""
         return self._in_order(stage)
@@ -247,7 +239,7 @@ class SecureUpload(ABC, Generic[SideT]):
             return None
         setup, state = saved
         try:
-            return self._saved_side(state, self._arguments(setup))
+            return self._new_side(self._arguments(setup)).restore(state)
         except MalformedMessage as error:
             raise StateBroken(
                 f"{self._store.folder}: {error}; put the newest files of this run "

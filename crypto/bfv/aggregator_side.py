@@ -15,7 +15,7 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from crypto.bfv.aggregator_slot import BfvSlot, decoded
+from crypto.bfv.aggregator_slot import BfvSlot
 from crypto.bfv.digits import LayoutsOf
 from crypto.bfv.messages import Dealt, Handed
 from crypto.bfv.shared_key import key_maker
@@ -24,8 +24,7 @@ from crypto.errors import ProtocolViolation
 from crypto.frame import Kind
 from crypto.keys import IdentityKey
 from crypto.secagg.aggregator_base import AggregatorBase
-from crypto.secagg.aggregator_setup import publics_of
-from crypto.secagg.aggregator_state import SlotState, decode_setup
+from crypto.secagg.aggregator_state import SlotState, decode_slot
 from crypto.secagg.config import SecAggConfig
 from crypto.secagg.digests import keys_digest
 
@@ -59,38 +58,6 @@ class BfvAggregatorSide(AggregatorBase[BfvSlot]):
     ) -> None:
         super().__init__(config, roster, identity, run, setup)
         self._workers, self._layouts_of = workers, layouts_of
-
-    @classmethod
-    def from_bytes(
-        cls,
-        data: bytes,
-        config: SecAggConfig,
-        roster: Sequence[bytes],
-        identity: IdentityKey,
-        run: bytes,
-        setup: int,
-        *,
-        workers: Workers,
-        layouts_of: LayoutsOf,
-    ) -> "BfvAggregatorSide":
-        """Return the aggregator's side as it was when :meth:`to_bytes` was called.
-
-        Raises:
-            ValueError: the arguments do not fit together.
-            MalformedMessage: torn, or the state of other arguments.
-        """
-        side = cls(
-            config,
-            roster,
-            identity,
-            run,
-            setup,
-            workers=workers,
-            layouts_of=layouts_of,
-        )
-        side._state = decode_setup(data, side._owner())
-        side._publics = publics_of(side._setup, side._state)
-        return side
 
     @property
     def key_maker(self) -> int:
@@ -146,8 +113,9 @@ class BfvAggregatorSide(AggregatorBase[BfvSlot]):
 
     def _resume(self, data: bytes, total: Words | None) -> BfvSlot:
         """Return a slot that was saved."""
-        slot = self._slot_of(decoded(data, self._setup))
-        slot.resume(data, total)
+        saved = decode_slot(data, self._setup.digest, self._config.num_silos)
+        slot = self._slot_of(saved)
+        slot.resume(total)
         return slot
 
     def _slot_of(self, state: SlotState) -> BfvSlot:

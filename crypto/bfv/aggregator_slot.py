@@ -38,7 +38,7 @@ from crypto.errors import MalformedMessage, ProtocolViolation
 from crypto.frame import HEADER_BYTES, Kind, finish_frame
 from crypto.keys import IdentityKey
 from crypto.secagg.aggregator_stages import AggregatorStages, digest_of
-from crypto.secagg.aggregator_state import SlotState, decode_slot
+from crypto.secagg.aggregator_state import SlotState
 from crypto.secagg.checks import check_part, is_new, naming, require_call
 from crypto.secagg.digests import sum_digest
 from crypto.secagg.messages import Confirms, Masked
@@ -213,7 +213,7 @@ class BfvSlot(AggregatorStages):
         self._state.sum_digest = found
         return self._sums[found]
 
-    def resume(self, data: bytes, total: Words | None) -> None:
+    def resume(self, total: Words | None) -> None:
         """Take up the sum again that was saved when the survivors were closed.
 
         What was decrypted is asked for again: silos give the identical answer.
@@ -300,12 +300,3 @@ class BfvSlot(AggregatorStages):
         """Return the silos that decrypted one sum."""
         reveals = self._state.reveals.items()
         return tuple(sorted(silo for silo, digest in reveals if digest == found))
-
-
-def decoded(data: bytes, setup: Setup) -> SlotState:
-    """Return the state of a slot that was saved.
-
-    Raises:
-        MalformedMessage: torn, or of another setup.
-    """
-    return decode_slot(data, setup.digest, setup.config.num_silos)

@@ -17,15 +17,13 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from crypto.bfv.parameters import POLY_DEGREE, SLOT_BITS, Slots
+from crypto.bfv.parameters import BLOCK_CHUNKS, POLY_DEGREE, SLOT_BITS, Slots
 from crypto.bfv.tags import NUM_TAGS
 from crypto.ring import WORD_BITS
 from crypto.secagg.config import MAX_WORDS
 from crypto.secagg.parts import Parts, check_parts
 
 HALF_WORD_BITS = 32
-BLOCK_CHUNKS = 32
-"""Ciphertexts that are made at a time: 1 MiB of slots."""
 
 Words: TypeAlias = npt.NDArray[np.uint64]
 

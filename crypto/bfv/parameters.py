@@ -26,6 +26,9 @@ SLOT_BITS = 44
 MIN_NOISE_BUDGET_BITS = 5
 """What must be left after the sum: 2^5 times the noise that was found decrypts yet."""
 
+BLOCK_CHUNKS = 32
+"""Ciphertexts that are worked on at a time: 1 MiB of slots."""
+
 SEED_BYTES = 64
 RESIDUE_BITS = 60
 POLY_BYTES = POLY_DEGREE * RESIDUE_BITS // 8

@@ -31,7 +31,6 @@ import numpy.typing as npt
 from crypto import labels
 from crypto.bfv.decrypted import Decrypted
 from crypto.bfv.digits import (
-    BLOCK_CHUNKS,
     Layout,
     LayoutsOf,
     add_words,
@@ -47,6 +46,7 @@ from crypto.bfv.messages import (
     encrypted_prefix,
 )
 from crypto.bfv.parameters import (
+    BLOCK_CHUNKS,
     FRESH_BYTES,
     MIN_NOISE_BUDGET_BITS,
     SUMMED_BYTES,
@@ -264,49 +264,13 @@ class BfvSiloSide(BfvSiloSetup):
                 raise DecryptionRefused
             return _words_of(opened, layouts)
 
-    def to_bytes(self) -> bytes:
-        """Return the whole state. SECRET: the shared key."""
-        state = replace(self._state, journal_link=self._journal.link)
+    def _encode(self, state: BfvSiloState) -> bytes:
+        """Return a state as bytes. SECRET: the shared key."""
         return encode_state(state, self._owner(), self._config.num_silos)
 
-    @classmethod
-    def from_bytes(
-        cls,
-        data: bytes,
-        config: SecAggConfig,
-        roster: Sequence[bytes],
-        aggregator_public: bytes,
-        identity: IdentityKey,
-        index: int,
-        run: bytes,
-        setup: int,
-        journal: Journal,
-        *,
-        workers: Workers,
-        layouts_of: LayoutsOf,
-    ) -> "BfvSiloSide":
-        """Return the silo's side as it was when :meth:`to_bytes` was called.
-
-        Raises:
-            ValueError: the arguments do not fit together.
-            MalformedMessage: torn, the state of other arguments, or newer than the
-                journal: an older journal, or an empty one, was put in its place.
-        """
-        side = cls(
-            config,
-            roster,
-            aggregator_public,
-            identity,
-            index,
-            run,
-            setup,
-            journal,
-            workers=workers,
-            layouts_of=layouts_of,
-        )
-        side._state = decode_state(data, side._owner(), config.num_silos)
-        journal.check_link(side._state.journal_link)
-        return side
+    def _decode(self, data: bytes) -> BfvSiloState:
+        """Return the state of :meth:`_encode`."""
+        return decode_state(data, self._owner(), self._config.num_silos)
 
     def _check_sum(self, progress: SlotProgress, notice: SumNotice) -> SlotProgress:
         """Return the closed slot; SUM must be the sum that this silo decrypted."""

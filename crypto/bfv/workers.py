@@ -18,6 +18,7 @@ import numpy.typing as npt
 from crypto.bfv.decrypted import Decrypted, polynomials
 from crypto.bfv.lanes import IN_FLIGHT, Lane, Work, in_order
 from crypto.bfv.parameters import (
+    BLOCK_CHUNKS,
     FRESH_BYTES,
     PLAIN_MODULUS,
     POLY_DEGREE,
@@ -32,8 +33,6 @@ from crypto.bfv.tags import TAG_SEED_BYTES
 from crypto.errors import WorkerFailed
 from crypto.prg import num_processors
 
-BLOCK_CIPHERTEXTS = 32
-"""A good size of a block: 1 MiB of slots."""
 MEMORY_BYTES = 1 << 30
 """Of address space, for each child; it needs 0.1 GB and 32 KiB for each ciphertext that
 was decrypted and is held."""
@@ -107,7 +106,7 @@ class Workers:
         Args:
             key: the silos' secret key.
             blocks: uint64 ``[c, N]``, each slot below t; c from 1 to
-                ``MAX_BLOCK_CIPHERTEXTS``, best ``BLOCK_CIPHERTEXTS``.
+                ``MAX_BLOCK_CIPHERTEXTS``, best ``BLOCK_CHUNKS``.
 
         Yields:
             For each block, ``c * FRESH_BYTES`` bytes of fresh ciphertexts.
@@ -165,7 +164,7 @@ class Workers:
         most = MAX_BODY_BYTES // SEED_BYTES
         if not 1 <= num_silos <= most:
             raise ValueError(f"seeds of {num_silos} silos")
-        return self._expand_sum(seeds, min(BLOCK_CIPHERTEXTS, most // num_silos))
+        return self._expand_sum(seeds, min(BLOCK_CHUNKS, most // num_silos))
 
     def _expand_sum(
         self, seeds: npt.NDArray[np.uint8], step: int

@@ -6,7 +6,7 @@ What the silos deal to each other, and what a slot is, are those of ``aggregator
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar, Generic, TypeVar
+from typing import ClassVar, Generic, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,11 +19,13 @@ from crypto.secagg.aggregator_setup import (
     check_publics,
     make_keys,
     parse_entry,
+    publics_of,
 )
 from crypto.secagg.aggregator_stages import AggregatorStages
 from crypto.secagg.aggregator_state import (
     SetupState,
     SlotState,
+    decode_setup,
     encode_setup,
 )
 from crypto.secagg.checks import (
@@ -234,6 +236,16 @@ class AggregatorBase(ABC, Generic[SlotT]):
     def to_bytes(self) -> bytes:
         """Return the state of the setup, without its slot. Keep it private."""
         return encode_setup(self._state, self._owner())
+
+    def restore(self, data: bytes) -> Self:
+        """Take up the state of :meth:`to_bytes`; return this side.
+
+        Raises:
+            MalformedMessage: torn, or the state of other arguments.
+        """
+        self._state = decode_setup(data, self._owner())
+        self._publics = publics_of(self._setup, self._state)
+        return self
 
     def _owner(self) -> bytes:
         """Return the digest of the setup that the state belongs to."""

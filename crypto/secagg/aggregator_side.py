@@ -28,9 +28,9 @@ import numpy.typing as npt
 from crypto.frame import Kind
 from crypto.keys import IdentityKey
 from crypto.secagg.aggregator_base import AggregatorBase
-from crypto.secagg.aggregator_setup import check_shares, make_envelopes, publics_of
+from crypto.secagg.aggregator_setup import check_shares, make_envelopes
 from crypto.secagg.aggregator_slot import AggregatorSlot
-from crypto.secagg.aggregator_state import SlotState, decode_setup
+from crypto.secagg.aggregator_state import SlotState
 from crypto.secagg.config import SecAggConfig
 from crypto.secagg.setup import Setup
 
@@ -65,10 +65,7 @@ class AggregatorSide(AggregatorBase[AggregatorSlot]):
             ValueError: the arguments do not fit together.
             MalformedMessage: torn, or the state of other arguments.
         """
-        side = cls(config, roster, identity, run, setup)
-        side._state = decode_setup(data, side._owner())
-        side._publics = publics_of(side._setup, side._state)
-        return side
+        return cls(config, roster, identity, run, setup).restore(data)
 
     def _check_dealt(self, silo: int, body: bytes) -> None:
         """Check SHARES."""

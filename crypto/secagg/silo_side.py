@@ -196,10 +196,13 @@ class SiloSide(SiloSetup):
         agreed = keys_digest(self._setup.digest, self._state.keys)
         return members_digest(agreed, self.members, self._config.num_silos)
 
-    def to_bytes(self) -> bytes:
-        """Return the whole state. SECRET: keys, seeds and shares."""
-        state = replace(self._state, journal_link=self._journal.link)
+    def _encode(self, state: SiloState) -> bytes:
+        """Return a state as bytes. SECRET: keys, seeds and shares."""
         return encode_state(state, self._owner(), self._config.num_silos)
+
+    def _decode(self, data: bytes) -> SiloState:
+        """Return the state of :meth:`_encode`."""
+        return decode_state(data, self._owner(), self._config.num_silos)
 
     @classmethod
     def from_bytes(
@@ -224,9 +227,7 @@ class SiloSide(SiloSetup):
         side = cls(
             config, roster, aggregator_public, identity, index, run, setup, journal
         )
-        side._state = decode_state(data, side._owner(), config.num_silos)
-        journal.check_link(side._state.journal_link)
-        return side
+        return side.restore(data)
 
     def _is_spent(self, slot: int) -> bool:
         """Return whether the slot's secrets are gone."""

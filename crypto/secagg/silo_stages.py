@@ -10,7 +10,7 @@ The two stages in brackets, and the secrets behind them, are those of ``silo_sid
 
 from abc import ABC, abstractmethod
 from dataclasses import replace
-from typing import ClassVar, Generic, TypeVar
+from typing import ClassVar, Generic, Self, TypeVar
 
 from crypto import labels
 from crypto.encoding import BytesLike, Writer, digest
@@ -69,8 +69,32 @@ class SiloStages(ABC, Generic[S]):
         """Return the state without the secrets of the slots below one."""
 
     @abstractmethod
+    def _encode(self, state: S) -> bytes:
+        """Return a state as bytes. SECRET."""
+
+    @abstractmethod
+    def _decode(self, data: bytes) -> S:
+        """Return the state of :meth:`_encode`.
+
+        Raises:
+            MalformedMessage: torn, or the state of other arguments.
+        """
+
     def to_bytes(self) -> bytes:
         """Return the whole state. SECRET."""
+        return self._encode(replace(self._state, journal_link=self._journal.link))
+
+    def restore(self, data: bytes) -> Self:
+        """Take up the state of :meth:`to_bytes`; return this side.
+
+        Raises:
+            MalformedMessage: torn, the state of other arguments, or newer than the
+                journal: an older journal, or an empty one, was put in its place.
+        """
+        state = self._decode(data)
+        self._journal.check_link(state.journal_link)
+        self._state = state
+        return self
 
     def ready(
         self,

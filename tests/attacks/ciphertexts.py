@@ -76,7 +76,7 @@ def fresh_victim(m: Material, silo: int = 0) -> BfvSiloSide:
     """Return a silo that awaits DECRYPT, with a journal of its own."""
     arguments = list(m.f.silo_arguments(silo))
     arguments[-1] = copy.deepcopy(m.f.journals[silo])
-    return BfvSiloSide.from_bytes(m.saved[silo], *arguments, **m.f.tools)
+    return BfvSiloSide(*arguments, **m.f.tools).restore(m.saved[silo])
 
 
 def sign_decrypt(

@@ -176,7 +176,7 @@ def test_noise_that_asks_for_a_digit_of_the_key_is_refused_once(made):
         answers.append(0)
     assert answers[-1] == 1, "no coefficient of 24 is 1"
     arguments = (*made.f.silo_arguments(0)[:-1], victim._journal)
-    back = BfvSiloSide.from_bytes(made.saved[0], *arguments, **made.f.tools)
+    back = BfvSiloSide(*arguments, **made.f.tools).restore(made.saved[0])
     with pytest.raises(ProtocolViolation, match="a ciphertext was refused in it"):
         back.ready(2, 3, made.f.model)
     with pytest.raises(ProtocolViolation, match="setup 1 is over"):

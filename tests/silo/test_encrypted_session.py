@@ -473,8 +473,7 @@ class TestRefused:
         federation = Federation(tmp_path, plan, workers).play("handed")
         federation.make_requests("ready")
         replies = [federation.ask(index, "ready") for index in federation.everyone]
-        copy = BfvAggregatorSide.from_bytes(
-            federation.side.to_bytes(),
+        copy = BfvAggregatorSide(
             plan.secagg_config(),
             plan.roster,
             federation.aggregator,
@@ -482,7 +481,7 @@ class TestRefused:
             1,
             workers=workers,
             layouts_of=functools.partial(layouts, plan),
-        )
+        ).restore(federation.side.to_bytes())
         slot = federation.side.slot
         for reply in replies:
             slot.add_ready(reply)

@@ -143,13 +143,13 @@ class BfvFederation(Federation):
         """Load what was saved at some time, beside the journal of now."""
         data = self.silos[silo].to_bytes() if saved is None else saved
         arguments = self.silo_arguments(silo)
-        self.silos[silo] = BfvSiloSide.from_bytes(data, *arguments, **self.tools)
+        self.silos[silo] = BfvSiloSide(*arguments, **self.tools).restore(data)
         return self.silos[silo]
 
     def restart_aggregator(self) -> None:
         """Load what it saved: the sum once the survivors are closed, no uploads."""
         old, arguments = self.aggregator, self.aggregator_arguments()
-        side = BfvAggregatorSide.from_bytes(old.to_bytes(), *arguments, **self.tools)
+        side = BfvAggregatorSide(*arguments, **self.tools).restore(old.to_bytes())
         if old.has_slot:
             is_closed = bool(old.slot.survivor_indices)
             total = old.slot.total.copy() if is_closed else None

@@ -6,7 +6,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crypto.bfv.digits import (
-    BLOCK_CHUNKS,
     Digits,
     Layout,
     check_layouts,
@@ -16,7 +15,7 @@ from crypto.bfv.digits import (
     values_in,
     words_in,
 )
-from crypto.bfv.parameters import PLAIN_MODULUS, POLY_DEGREE, SLOT_BITS
+from crypto.bfv.parameters import BLOCK_CHUNKS, PLAIN_MODULUS, POLY_DEGREE, SLOT_BITS
 from crypto.ring import FIELD_BITS, pack, unpack
 from crypto.secagg.parts import Part
 
